@@ -1,0 +1,51 @@
+"""From the recipe's `backbone:` block to a network."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+
+from torch import nn
+
+from unlabeled.config.recipe import Backbone
+from unlabeled.config.tables import BACKBONES
+from unlabeled.errors import UserError
+
+
+def build_backbone(cfg: Backbone) -> nn.Module:
+    """Build a network with random weights: forward [b, 3, S, S] -> [b, num_features], `forward_features` -> the map.
+
+    Raises UserError for a name that neither the table nor timm knows, and for options the network does not have.
+    """
+    if cfg.name in BACKBONES:
+        module, _, function = BACKBONES[cfg.name][0].partition(":")
+        model = getattr(import_module(module), function)(cfg)
+    else:
+        model = _from_timm(cfg)
+    if cfg.grad_checkpointing:
+        model.set_grad_checkpointing()
+    return model
+
+
+def loading_lines(cfg: Backbone, weights: str) -> str:
+    """Return the Python lines that load exported `weights` into timm without this package."""
+    if cfg.name in BACKBONES:
+        module = import_module(BACKBONES[cfg.name][0].partition(":")[0])
+        return module.loading_lines(cfg, weights)
+    return (
+        f'import timm\nfrom safetensors.torch import load_file\n'
+        f'model = timm.create_model("{cfg.name}", num_classes=0)\nmodel.load_state_dict(load_file("{weights}"))'
+    )
+
+
+def _from_timm(cfg: Backbone) -> nn.Module:
+    import timm
+
+    if not timm.is_model(cfg.name):
+        known = [*BACKBONES, *timm.list_models()]
+        near = difflib.get_close_matches(cfg.name, known, 3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() names timm's."
+        raise UserError(f"backbone.name: no network '{cfg.name}' here or in timm. {hint}")
+    if cfg.width != 1 or cfg.stem != "imagenet":
+        raise UserError(f"backbone '{cfg.name}' has no width factor and no other stem; those with: {', '.join(BACKBONES)}")
+    return timm.create_model(cfg.name, num_classes=0)

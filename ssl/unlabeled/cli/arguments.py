@@ -1,0 +1,63 @@
+"""What the commands share in reading their arguments."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from unlabeled.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with examples below the help, and errors in the form of all others."""
+
+    def __init__(self, prog: str, summary: str, examples: Sequence[str]) -> None:
+        word = "example" if len(examples) == 1 else "examples"
+        super().__init__(
+            prog, description=summary, epilog="\n".join([f"{word}:", *(f"  {line}" for line in examples)]),
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(f"{self.prog}: {message}. Settings have the form key=value; '{self.prog} --help' says more")
+
+
+def take(settings: Sequence[str], own: Mapping[str, str | None]) -> tuple[list[str], dict[str, str | None]]:
+    """Part `key=value` settings into overrides of the file and the command's own, with the defaults `own`."""
+    found, overrides = dict(own), []
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if equals and key in own:
+            if not value:
+                raise UserError(f"'{text}' has no value")
+            found[key] = value
+        else:
+            overrides.append(text)
+    return overrides, found
+
+
+def truth(key: str, value: str | None) -> bool:
+    """Read true or false. Raises UserError for anything else."""
+    if value not in ("true", "false"):
+        raise UserError(f"'{key}' needs true or false, given '{value}'")
+    return value == "true"
+
+
+def existing(path: Path) -> None:
+    """Raise UserError if there is no such run or file, naming the nearest beside it."""
+    if path.exists():
+        return
+    beside = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, 1, 0.6)
+    hint = f" Did you mean '{path.parent / near[0]}'?" if near else ""
+    raise UserError(f"'{path}' does not exist.{hint}")
+
+
+def first_process() -> bool:
+    """Return whether this is the one process of a launch that talks."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,40 @@
+"""unlabeled features."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from unlabeled.cli.arguments import existing, take
+from unlabeled.errors import UserError
+
+SUMMARY = "Write the features of every image in a folder, with their keys."
+EXAMPLES = ["unlabeled features runs/cifar10-simclrv2-s0 photos out=photos.npy"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or a checkpoint")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of images, flat or nested")
+    parser.add_argument(
+        "settings", metavar="key=value", nargs="*",
+        help="out=FILE, .npy or .safetensors (default features/FOLDER.npy in the run's folder); the paths of the "
+        "images go into a .txt beside it",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Embed the folder with the run's default export."""
+    unknown, own = take(arguments.settings, {"out": None})
+    if unknown:
+        raise UserError(f"unlabeled features: unknown setting '{unknown[0]}'. Known: out=FILE")
+    run, folder = arguments.run, arguments.folder
+    existing(run)
+    existing(folder)
+    home = run if run.is_dir() else run.parent.parent  # of a checkpoint
+    out = Path(own["out"]) if own["out"] else home / "features" / f"{folder.resolve().name}.npy"
+
+    from unlabeled.evaluation.export_features import export_features
+
+    export_features(run, folder, out)
+    return 0

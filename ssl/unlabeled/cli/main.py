@@ -1,0 +1,72 @@
+"""The `unlabeled` command: finds the sub-command, runs it, and prints what a user did wrong without a traceback.
+
+Nothing is imported before it is needed: help, version, a list of recipes and a wrong key are answered without torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from unlabeled import __version__
+from unlabeled.cli import evaluate, features, pretrain, recipes, schema
+from unlabeled.cli.arguments import Parser, first_process
+from unlabeled.errors import UserError
+
+COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "features": features, "recipes": recipes, "schema": schema}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        if first_process():
+            print(error, file=sys.stderr)
+        else:
+            time.sleep(1)  # a launcher ends all processes when one has ended: the first must have spoken by then
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] not in COMMANDS:
+        return _top(arguments)
+    name, command = arguments[0], COMMANDS[arguments[0]]
+    parser = Parser(f"unlabeled {name}", command.SUMMARY, command.EXAMPLES)
+    command.configure(parser)
+    code: int = command.run(parser.parse_intermixed_args(arguments[1:]))
+    sys.stdout.flush()
+    return code
+
+
+def _top(arguments: Sequence[str]) -> int:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:{width}}  {command.SUMMARY}" for name, command in COMMANDS.items())
+    examples = [command.EXAMPLES[0] for command in COMMANDS.values()]
+    summary = f"Self- and semi-supervised pretraining of vision backbones.\n\ncommands:\n{listed}"
+    parser = Parser("unlabeled", summary, examples)
+    parser.usage = "unlabeled COMMAND ... (unlabeled COMMAND --help says more)"
+    parser.add_argument("--version", action="version", version=f"unlabeled {__version__}")
+    if not arguments:
+        parser.print_help()
+        return 2
+    if not arguments[0].startswith("-"):
+        near = difflib.get_close_matches(arguments[0], COMMANDS, 1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(COMMANDS)}"
+        raise UserError(f"unlabeled: no command '{arguments[0]}'. {hint}")
+    parser.parse_args(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

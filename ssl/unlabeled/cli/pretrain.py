@@ -1,0 +1,91 @@
+"""unlabeled pretrain."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlabeled.cli.arguments import first_process, take, truth
+
+if TYPE_CHECKING:
+    from unlabeled.config.recipe import Recipe
+
+SUMMARY = "Pretrain a backbone by a recipe; the same command goes on with a run that was cut short."
+EXAMPLES = [
+    "unlabeled pretrain demo/simclrv2",
+    "unlabeled pretrain cifar10/simclrv2 optim.weight_decay=1e-6 train.seed=1 run=runs/trial",
+    "accelerate launch pretrain.py recipes/simclrv2.yaml data.train.root=/data/imagenet",
+]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("recipe", metavar="RECIPE", help="name or path of a recipe (unlabeled recipes lists them)")
+    parser.add_argument(
+        "settings", metavar="key=value", nargs="*",
+        help="overrides of the recipe; run=FOLDER (default runs/RECIPE-sSEED) names the run's folder, "
+        "fresh=true sets an earlier run there aside and starts anew",
+    )
+    parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
+    parser.add_argument("--dry-run", action="store_true", help="build everything, try it, report memory and images/s")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read the recipe, train, and run the protocols that it lists for its end."""
+    overrides, own = take(arguments.settings, {"run": None, "fresh": "false"})
+    fresh = truth("fresh", own["fresh"])
+
+    from unlabeled.config.files import find, run_name
+    from unlabeled.config.read import read_recipe
+
+    recipe = read_recipe(arguments.recipe, overrides, check_files=True)
+    if arguments.show:
+        print(resolved(recipe), end="")
+        return 0
+    folder = Path(own["run"] or f"runs/{run_name(find('recipes', arguments.recipe))}-s{recipe.train.seed}")
+
+    from unlabeled.engine.train import train
+
+    result = train(recipe, folder, fresh=fresh, dry_run=arguments.dry_run)
+    if result.finished:
+        _report(recipe, folder)
+    return result.exit_code
+
+
+def resolved(recipe: Recipe) -> str:
+    """Return the recipe as YAML, with what follows from it and from the size of its data as comments."""
+    from unlabeled.config.write import to_yaml
+    from unlabeled.engine.build import method_class, open_streams
+    from unlabeled.engine.plan import describe, make_plan
+    from unlabeled.errors import UserError
+
+    clock = method_class(recipe).clock
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = recipe.data.streams()[clock].batch
+    notes: dict[tuple[str | int, ...], str] = {
+        ("optim", "lr"): f"peak {recipe.optim.lr.peak(batch):g} at {batch} images per update",
+        ("data", clock, "batch"): f"{batch // world} per process with {world} process{'es' * (world > 1)}",
+    }
+    try:
+        plan = make_plan(recipe, clock, len(open_streams(recipe)[clock].source), world)
+    except UserError as error:  # the recipe can be shown where its data is not
+        lines = ["lengths in updates are not known here:", *str(error).splitlines()]
+    else:
+        lines = describe(plan, recipe)
+        notes["optim", "warmup_epochs"] = f"{plan.warmup} updates"
+        notes["train", "updates" if recipe.train.updates else "epochs"] = (
+            f"{plan.total} updates, {plan.updates_per_epoch} per epoch"
+        )
+    return "".join(f"# {line}\n" for line in lines) + to_yaml(recipe, notes)
+
+
+def _report(recipe: Recipe, folder: Path) -> None:
+    from unlabeled.evaluation.evaluate import evaluate_many
+    from unlabeled.report.curves import write_curves
+
+    if recipe.eval.at_end:
+        evaluate_many(recipe.eval.at_end, folder)
+    if first_process():
+        print(f"curves: {write_curves(folder)}")

@@ -1,0 +1,64 @@
+"""Options of crops, shared by all methods; `augment.geometry.build` makes the geometry from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator
+
+from unlabeled.config.recipe import Strict
+
+
+class ResizedCrop(Strict):
+    """Random resized crop with flip, in torchvision's law: area, log-uniform aspect, ten tries, centre fallback."""
+
+    kind: Literal["resized"] = "resized"
+    size: int = Field(224, gt=0, description="side of the view, pixels")
+    area: tuple[float, float] = Field((0.08, 1.0), description="share of the image's area")
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+    @field_validator("area")
+    @classmethod
+    def _area_is_a_share(cls, area: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < area[0] <= area[1] <= 1:
+            raise ValueError(f"area is a range of shares, 0 < smallest <= largest <= 1; got {list(area)}")
+        return area
+
+    @field_validator("aspect")
+    @classmethod
+    def _aspect_is_positive(cls, aspect: tuple[float, float]) -> tuple[float, float]:
+        return _positive_range("aspect", aspect)
+
+
+class AffineCrop(Strict):
+    """Random affine warp of the whole image, for sets in which a crop would cut the object, such as digits."""
+
+    kind: Literal["affine"]
+    size: int = Field(gt=0, description="side of the view, pixels")
+    degrees: float = Field(0.0, ge=0, le=180, description="rotation is drawn from +-degrees")
+    translate: float = Field(0.0, ge=0, le=1, description="shift is drawn from +- this share of the side")
+    scale: tuple[float, float] = (1.0, 1.0)
+    shear: float = Field(0.0, ge=0, lt=90, description="shear along x is drawn from +-degrees")
+
+    @field_validator("scale")
+    @classmethod
+    def _scale_is_positive(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        return _positive_range("scale", scale)
+
+
+def kind(value: Any) -> Any:
+    """Return the kind of a crop; `resized` where none is given, so that `method.crop.size=96` suffices."""
+    return value.get("kind", "resized") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+def _positive_range(name: str, values: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < values[0] <= values[1]:
+        raise ValueError(f"{name} is a range, 0 < smallest <= largest; got {list(values)}")
+    return values
+
+
+Crop = Annotated[
+    Annotated[ResizedCrop, Tag("resized")] | Annotated[AffineCrop, Tag("affine")], Discriminator(kind)
+]

@@ -1,0 +1,136 @@
+"""The typed data card: where the images of a set are, and what is known of them. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from unlabeled.config.recipe import Strict
+from unlabeled.errors import UserError
+
+
+class Shards(Strict):
+    """Local webdataset tar shards; a split's path is a brace pattern, such as x-train-{000000..000007}.tar."""
+
+    kind: Literal["shards"]
+    image: tuple[str, ...] = Field(("jpg", "jpeg", "png", "webp", "ppm"), description="extensions of the image member")
+    label: str | None = Field(None, description="cls (a number as text), json:KEY (a number in a JSON member), or none")
+
+    @model_validator(mode="after")
+    def _label_form(self) -> Shards:
+        if self.label is not None and not re.fullmatch(r"cls|json:.+", self.label):
+            raise ValueError(f"label is '{self.label}'; allowed: cls, json:KEY")
+        return self
+
+
+class Folder(Strict):
+    """A flat or nested folder of images without labels."""
+
+    kind: Literal["folder"]
+
+
+class ClassFolder(Strict):
+    """One sub-folder per class, images at any depth below it."""
+
+    kind: Literal["classfolder"]
+
+
+class Torchvision(Strict):
+    """Files in the layout that torchvision's own data-set class keeps under its root."""
+
+    kind: Literal["torchvision"]
+    dataset: Literal["cifar10", "cifar100", "stl10", "svhn", "fashionmnist", "imagenet"]
+
+
+class Array(Strict):
+    """A .npz file with `images` and perhaps `labels`, or a .npy file of images, uint8 [n, H, W, 3] or [n, H, W]."""
+
+    kind: Literal["array"]
+
+
+class Digits(Strict):
+    """scikit-learn's 1,797 scanned digits, 8 x 8 pixels, divided class by class."""
+
+    kind: Literal["digits"]
+    held_out: int = Field(500, gt=0, lt=1797, description="images in the split val; the others are train")
+    seed: int = Field(0, ge=0, description="of the division")
+
+
+class Shapes(Strict):
+    """Rendered objects: outline and texture belong to the kind, all else is free."""
+
+    kind: Literal["shapes"]
+    size: int = Field(48, ge=8, description="side of the image, pixels")
+    objects: tuple[int, int] = Field((1, 1), description="fewest and most objects in one image")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _count(self) -> Shapes:
+        if not 1 <= self.objects[0] <= self.objects[1] <= 5:
+            raise ValueError(f"objects is {list(self.objects)}; allowed: [fewest, most] within 1 to 5")
+        return self
+
+
+class Split(Strict):
+    """One split of a set."""
+
+    path: str | None = Field(
+        None,
+        description="below the root: pattern of shards, folder or file; torchvision: its own name of the split; "
+        "if not given, the name of the split",
+    )
+    labels: str | None = Field(None, description="array in .npy: the .npy file of labels beside it")
+    samples: int | None = Field(None, gt=0, description="how many images it holds; checked where given")
+    about: str = Field("", description="one sentence for people")
+
+
+class Card(Strict):
+    """A data set: storage, splits, classes and statistics."""
+
+    name: str
+    about: str = Field("", description="one sentence for people")
+    source: Annotated[
+        Shards | Folder | ClassFolder | Torchvision | Array | Digits | Shapes, Field(discriminator="kind")
+    ]
+    root: str | None = Field(None, description="folder of the data; may hold $VARIABLES")
+    splits: dict[str, Split] = Field(min_length=1)
+    classes: list[str] | None = Field(None, description="names of the classes, in the order of the labels")
+    image_size: int | None = Field(None, gt=0, description="side of the images in pixels, where all are equal")
+    mean: tuple[float, float, float] | None = Field(None, description="of the training images in [0, 1], per channel")
+    std: tuple[float, float, float] | None = None
+    in_memory: bool = Field(False, description="decode all images at start into one array (small sets, equal sizes)")
+
+    @model_validator(mode="after")
+    def _options_have_a_user(self) -> Card:
+        made = self.source.kind in ("digits", "shapes")
+        if made and self.root is not None:
+            raise ValueError(f"'root' has no effect with {self.source.kind}, which reads no files")
+        if self.source.kind != "array" and any(split.labels for split in self.splits.values()):
+            raise ValueError("'labels' of a split belongs to source kind array")
+        if self.source.kind == "shapes" and any(split.samples is None for split in self.splits.values()):
+            raise ValueError("source kind shapes needs 'samples' in every split: the number of images to render")
+        if self.source.kind == "digits" and set(self.splits) - {"train", "val"}:
+            raise ValueError(f"source kind digits has the splits train and val, not {', '.join(self.splits)}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give both mean and std, or neither")
+        return self
+
+    def folder(self, root: str | None = None) -> Path:
+        """Return the folder of the data: `root` if given, else the card's, with $VARIABLES and ~ resolved.
+
+        Raises UserError if there is none or a variable in it is not set.
+        """
+        text = self.root if root is None else root
+        cure = "give the folder with data.train.root=FOLDER"
+        if text is None:
+            raise UserError(f"data card '{self.name}' names no folder of its own: {cure}")
+        unset = sorted({a or b for a, b in re.findall(r"\$(?:(\w+)|\{(\w+)\})", text)} - set(os.environ))
+        if unset:
+            raise UserError(
+                f"data card '{self.name}' reads from {text}, but ${unset[0]} is not set: set it, or {cure}"
+            )
+        return Path(os.path.expandvars(text)).expanduser()

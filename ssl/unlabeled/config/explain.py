@@ -1,0 +1,209 @@
+"""pydantic's errors in plain words: which key, what was given, what is allowed, what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from unlabeled.config.yaml_lines import Key, dotted
+
+Problem = tuple[Key, str]
+Roots = Mapping[Key, Any]  # where a model (or another annotation) stands in the file: {(): Recipe, ("method",): Config}
+
+_NEEDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "frozen_set_type": "a list",
+    "dict_type": "a block of keys",
+    "model_type": "a block of keys",
+    "model_attributes_type": "a block of keys",
+    "finite_number": "a finite number",
+}
+_BOUNDS = {
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+    "multiple_of": ("a multiple of", "multiple_of"),
+}
+
+
+def explain(error: ValidationError, value: Any, prefix: Key, roots: Roots) -> list[Problem]:
+    """Turn a validation error of `value`, which stands at `prefix`, into key paths and messages."""
+    problems: list[Problem] = []
+    needs: dict[Key, list[str]] = {}  # a plain union fails once per member: one message for all
+    given: dict[Key, Any] = {}
+    suggested: set[Key] = set()
+    missing: list[tuple[Key, str]] = []
+    for item in error.errors(include_url=False):
+        kind, location = item["type"], item["loc"]
+        path = prefix + _path(location, value, kind)
+        if kind == "extra_forbidden":
+            message, key = _unknown(path, _fields(roots[prefix], location[:-1]), roots)
+            suggested.add(key)
+            problems.append((path, message))
+        elif kind == "missing":
+            missing.append((path, _missing(path, _fields(roots[prefix], location[:-1]).get(str(location[-1])))))
+        elif kind in _NEEDS:
+            keys = ", ".join(_fields(roots[prefix], location)) if kind == "model_type" else ""
+            needs.setdefault(path, []).append(_NEEDS[kind] + (f" ({keys})" if keys else ""))
+            given[path] = item["input"]
+        else:
+            problems.append((path, _other(path, kind, item)))
+    problems += [(path, message) for path, message in missing if path not in suggested]
+    for path, words in needs.items():
+        what = " or ".join(dict.fromkeys(words))
+        problems.append((path, f"{_quoted(path)} needs {what}, given {show(given[path])}{_cure(what, given[path])}"))
+    return problems
+
+
+def show(value: Any) -> str:
+    """Write a value as it would stand in YAML, shortened."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a block of keys" if value else "an empty block"
+    text = f"[{', '.join(show(part) for part in value)}]" if isinstance(value, list) else repr(value)
+    return text if len(text) <= 60 else text[:56] + " ..."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Name the nearest of the known names, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 1, 0.6)
+    return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(known)}"
+
+
+def _path(location: tuple[int | str, ...], value: Any, kind: str) -> Key:
+    """Keep of pydantic's location what stands in the file; it also names the members of unions."""
+    path: list[int | str] = []
+    for place, part in enumerate(location):
+        found = isinstance(value, dict) and part in value
+        if found or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
+            path.append(part)
+            value = value[part]
+        elif kind == "missing" and place == len(location) - 1:
+            path.append(part)
+    return tuple(path)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _fields(annotation: Any, location: tuple[int | str, ...]) -> dict[str, Any]:
+    """Return the fields of the block at a location of pydantic's, following union members by their tag."""
+    models = list(_models(annotation))
+    for part in location:
+        named = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        tagged = [model for model in models if any(part in get_args(f.annotation) for f in model.model_fields.values())]
+        if named:
+            models = [model for annotation in named for model in _models(annotation)]
+        elif tagged:
+            models = tagged
+    return {name: field for model in models for name, field in model.model_fields.items()}
+
+
+def _keys(annotation: Any, prefix: Key) -> Iterator[Key]:
+    for model in _models(annotation):
+        for name, field in model.model_fields.items():
+            yield (*prefix, name)
+            yield from _keys(field.annotation, (*prefix, name))
+
+
+def _unknown(path: Key, siblings: Mapping[str, Any], roots: Roots) -> tuple[str, Key]:
+    """Say what was probably meant; also return it as a path. A key in the wrong block is found by its name."""
+    name, message = str(path[-1]), f"unknown key '{dotted(path)}'."
+    elsewhere = sorted({key for prefix, root in roots.items() for key in _keys(root, prefix)})
+    exact = [dotted(key) for key in elsewhere if key[-1] == name and key[:-1] != path[:-1]]
+    for cutoff in (0.75, 0.5):
+        near = difflib.get_close_matches(name, siblings, 1, cutoff)
+        if near:
+            return f"{message} Did you mean '{near[0]}'?", (*path[:-1], near[0])
+        if exact and cutoff == 0.75:
+            return f"{message} Did you mean {' or '.join(repr(text) for text in exact[:3])}?", path
+    far = difflib.get_close_matches(name, [str(key[-1]) for key in elsewhere], 1, 0.8)
+    if far:
+        return f"{message} Did you mean '{dotted(next(key for key in elsewhere if key[-1] == far[0]))}'?", path
+    return f"{message} Known here: {', '.join(siblings)}", path
+
+
+def _missing(path: Key, field: Any) -> str:
+    if isinstance(path[-1], int):
+        return f"'{dotted(path[:-1])}' has too few values: number {path[-1] + 1} is missing"
+    block = field is not None and any(True for _ in _models(field.annotation))
+    description = f" ({field.description})" if field is not None and field.description else ""
+    allowed = [str(choice) for choice in get_args(field.annotation)] if field is not None and not block else []
+    choices = f"; allowed: {', '.join(allowed)}" if _is_literal(field) else ""
+    return f"missing {'block' if block else 'key'} '{dotted(path)}'{description}{choices}"
+
+
+def _is_literal(field: Any) -> bool:
+    return field is not None and all(isinstance(choice, str) for choice in get_args(field.annotation) or (0,))
+
+
+def _other(path: Key, kind: str, item: Any) -> str:
+    context, given = item.get("ctx", {}), show(item["input"])
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
+        return _choice(path, given, item["input"], allowed)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        key = context["discriminator"].strip("'()")  # 'kind' for a field, kind() for a function
+        if kind == "union_tag_not_found":
+            if not isinstance(item["input"], dict):
+                return f"{_quoted(path)} needs a block of keys, given {given}"
+            return f"missing key '{dotted((*path, key))}'"
+        allowed = re.findall(r"'([^']*)'", context["expected_tags"])
+        return _choice((*path, key), f"'{context['tag']}'", context["tag"], allowed)
+    if kind in _BOUNDS:
+        words, name = _BOUNDS[kind]
+        return f"{_quoted(path)} must be {words} {context[name]:g}, given {given}"
+    if kind in ("too_long", "too_short"):
+        most = kind == "too_long"
+        bound = f"at most {context['max_length']}" if most else f"at least {context['min_length']}"
+        return f"{_quoted(path)} needs {bound} values, given {context['actual_length']}"
+    if kind in ("value_error", "assertion_error"):
+        return f"{dotted(path)}: {context['error']}" if path else str(context["error"])
+    return f"{_quoted(path)}: {item['msg'][0].lower()}{item['msg'][1:]}, given {given}"
+
+
+def _choice(path: Key, given: str, value: Any, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(str(value), allowed, 1, 0.5)
+    hint = f". Did you mean '{near[0]}'?" if near else ""
+    return f"'{dotted(path)}' is {given}; allowed: {', '.join(allowed)}{hint}"
+
+
+def _cure(what: str, given: Any) -> str:
+    """Show how the value is written where it was nearly right."""
+    if "number" in what and isinstance(given, str):
+        try:
+            number = float(given)
+        except ValueError:
+            return ""
+        return f"; write {number:g}" if what != "a whole number" or number.is_integer() else ""
+    if what == "a whole number" and isinstance(given, float) and given.is_integer():
+        return f"; write {int(given)}"
+    if what == "true or false" and isinstance(given, str) and given.lower() in ("yes", "no", "on", "off"):
+        return f"; write {str(given.lower() in ('yes', 'on')).lower()}"
+    if what == "text" and isinstance(given, bool | int | float):
+        return f"; write '{show(given)}' with quotes"
+    return ""
+
+
+def _quoted(path: Key) -> str:
+    return f"'{dotted(path)}'" if path else "the file"

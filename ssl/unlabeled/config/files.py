@@ -1,0 +1,74 @@
+"""Where recipes, data cards and protocols stand: as given, at the root of the checkout, or inside the wheel."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+from unlabeled.errors import UserError
+
+Kind = Literal["recipes", "data", "eval"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_WORDS = {"recipes": "recipe", "data": "data card", "eval": "evaluation protocol"}
+_SUFFIXES = (".yaml", ".yml")
+
+
+def find(kind: Kind, name: str | Path) -> Path:
+    """Return the file of a recipe, data card or protocol; `.yaml` and the leading `recipes/` and so on are optional.
+
+    Raises UserError with the nearest names.
+    """
+    given = Path(name).expanduser()
+    short = given.relative_to(kind) if not given.is_absolute() and given.parts[:1] == (kind,) else given
+    candidates = (given, *(folder / short for folder in _folders(kind))) if given.name else ()
+    for candidate in candidates:
+        for path in (candidate, candidate.with_name(candidate.name + ".yaml")):
+            if path.suffix in _SUFFIXES and path.is_file():
+                return path
+    raise UserError(f"no {_WORDS[kind]} '{name}'. {_nearest(kind, given, short)}")
+
+
+def listing(kind: Kind) -> list[str]:
+    """Return the names that come with the project, without `.yaml`, sorted."""
+    for folder in _folders(kind):
+        return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return []
+
+
+def shown(path: Path) -> str:
+    """Write a path for messages: relative where it lies below the working directory."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)
+
+
+def run_name(recipe: Path) -> str:
+    """Return the recipe's part of its default run folder: cifar10-simclrv2 for recipes/cifar10/simclrv2.yaml."""
+    for folder in _folders("recipes"):
+        if recipe.resolve().is_relative_to(folder):
+            return "-".join(recipe.resolve().relative_to(folder).with_suffix("").parts)
+    return recipe.stem
+
+
+def _folders(kind: Kind) -> list[Path]:
+    """The folders that hold this kind, the checkout's first; an installed package knows of no checkout."""
+    folders = [_PACKAGE / "_files" / kind]
+    if _PACKAGE.parent.name == "ssl" and (_PACKAGE.parents[1] / "pyproject.toml").is_file():
+        folders.insert(0, _PACKAGE.parents[1] / kind)
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _nearest(kind: Kind, given: Path, short: Path) -> str:
+    if given.is_dir():
+        return f"'{given}' is a folder; name a .yaml file"
+    if given.is_file():
+        return f"'{given}' does not end in .yaml"
+    names = listing(kind)
+    wanted = short.with_suffix("").as_posix() if short.suffix in _SUFFIXES else short.as_posix()
+    near = difflib.get_close_matches(wanted, names, 3, 0.6) or [n for n in names if n.split("/")[-1] == short.stem]
+    if near:
+        return f"Did you mean {' or '.join(repr(n) for n in near)}?"
+    return f"Known: {', '.join(names) or 'none'}; or give the path of a .yaml file"

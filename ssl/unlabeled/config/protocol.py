@@ -1,0 +1,86 @@
+"""The typed evaluation protocols of eval/*.yaml. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unlabeled.config.recipe import Strict
+from unlabeled.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Protocol(Strict):
+    """What all protocols on frozen features share."""
+
+    protocol: str
+    export: str | None = Field(None, description="which of the method's exports; null: its default, the first")
+    card: str | None = Field(None, description="data card to evaluate on; null: the one that the run was trained on")
+    root: str | None = Field(None, description="folder of the data; overrides the card's own")
+    train: str | None = Field(None, description="split that gives the labels; null: train, else the run's own split")
+    test: str | None = Field(None, description="split that is scored; null: test, else val")
+    batch: int = Field(256, gt=0, description="images per forward pass and process; the result does not depend on it")
+    workers: int = Field(4, ge=0, description="loader processes per process; 0 reads in the process itself")
+    max_corrupt: float = Field(0.001, ge=0, le=1, description="share of unreadable images above which it stops")
+    random_init: bool = Field(True, description="score the same network, untrained, beside it")
+    raw_pixels: bool = Field(True, description="score the pixels themselves, at most 32 x 32, beside it")
+    seed: int = Field(0, ge=0, description="of everything that the protocol draws")
+
+    def check(self, counts: Sequence[int], names: Sequence[str]) -> None:
+        """Raise UserError if the labelled training images, `counts` per class `names`, are too few."""
+
+
+class Knn(Protocol):
+    """Vote of the k nearest training images by cosine, weighted by exp(cosine / temperature)."""
+
+    protocol: Literal["knn"]
+    k: list[Positive] = Field([20, 200], min_length=1)
+    temperature: float = Field(0.07, gt=0)
+    search: Literal["torch", "faiss"] = Field("torch", description="both are exact and give the same answer")
+
+    def check(self, counts: Sequence[int], names: Sequence[str]) -> None:
+        """Raise UserError if a k exceeds the labelled training images."""
+        n = sum(counts)
+        if max(self.k) > n:
+            fitting = [k for k in self.k if k <= n] or [max(1, n // 10)]
+            raise UserError(f"k is {max(self.k)}, but there are {n} labelled training images; use k={fitting}")
+
+
+class Linear(Protocol):
+    """Linear classifier on cached, standardised features: SGD over a grid of settings at once, chosen on held-out."""
+
+    protocol: Literal["linear"]
+    lr: list[Annotated[float, Field(gt=0)]] = Field([0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0], min_length=1)
+    weight_decay: list[Annotated[float, Field(ge=0)]] = Field([0.0, 1e-4, 1e-3], min_length=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    images_per_update: int = Field(1024, gt=0, description="at most the whole training set")
+    epochs: int = Field(10, gt=0)
+    min_updates: int = Field(500, gt=0, description="small sets get as many epochs as this takes")
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of every training class that chooses the setting")
+
+    def check(self, counts: Sequence[int], names: Sequence[str]) -> None:
+        """Raise UserError if no class can spare a held-out image."""
+        if max(counts, default=0) < 2:
+            raise UserError("the linear probe chooses its setting on held-out training images, but no class has two")
+
+
+class FewLabels(Protocol):
+    """Logistic regression on standardised features with k labels per class, over fixed draws of the labels."""
+
+    protocol: Literal["few-labels"]
+    labels_per_class: list[Positive] = Field([1, 4], min_length=1)
+    draws: int = Field(20, gt=1)
+    c: float = Field(1.0, gt=0, description="inverse regularisation, as in scikit-learn: loss sum + |W|^2 / (2 c)")
+
+    def check(self, counts: Sequence[int], names: Sequence[str]) -> None:
+        """Raise UserError if a class has too few labels."""
+        short = [i for i, count in enumerate(counts) if count < max(self.labels_per_class)]
+        if short:
+            raise UserError(f"{max(self.labels_per_class)} labels per class are asked, but class '{names[short[0]]}' "
+                            f"has {counts[short[0]]} labelled training images; lower labels_per_class")
+
+
+AnyProtocol = Annotated[Knn | Linear | FewLabels, Field(discriminator="protocol")]

@@ -1,0 +1,232 @@
+"""From YAML and `key=value` overrides to typed configuration: all errors at once, each with its place.
+
+Values go through the strict JSON mode of pydantic: a list may become a tuple, but text never becomes a number or a
+truth value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from pydantic import TypeAdapter, ValidationError
+
+from unlabeled.config.card import Card
+from unlabeled.config.explain import Problem, Roots, did_you_mean, explain, show
+from unlabeled.config.files import find, shown
+from unlabeled.config.protocol import AnyProtocol, Protocol
+from unlabeled.config.recipe import MethodConfig, Recipe
+from unlabeled.config.tables import BACKBONES, METHODS
+from unlabeled.config.yaml_lines import Key, dotted, parse, parse_file
+from unlabeled.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass
+class Values:
+    """Plain values of a file with overrides, and for every key path where it was said: (order, place)."""
+
+    where: str
+    value: dict[str, Any]
+    places: dict[Key, tuple[int, str]]
+    overrides: dict[Key, str] = field(default_factory=dict)
+
+    def place(self, path: Key) -> tuple[int, str]:
+        """Return where `path`, or the block that should hold it, stands."""
+        known = next(path[:n] for n in range(len(path), -1, -1) if path[:n] in self.places)
+        order, text = self.places[known]
+        below = [said for key, said in self.overrides.items() if len(key) > len(path) and key[: len(path)] == path]
+        if known == path and below and text not in below:  # a rule of a whole block, part of which was overridden
+            return order, f"{text} with {below[-1]}"
+        return order, text
+
+    def override(self, text: str, order: int) -> None:
+        """Apply one `key=value`; the value is YAML. Raises UserError."""
+        name, equals, written = text.partition("=")
+        path: Key = tuple(name.strip().split("."))
+        if not equals or not all(path):
+            raise UserError(f"'{text}' is not of the form key=value, such as optim.weight_decay=1e-6")
+        said = f"override '{text}'"
+        value = parse(written, said, numbered=False).value
+        block = self.value
+        for depth, part in enumerate(path[:-1], 1):
+            below = block.get(str(part))
+            if below is None:
+                below = block[str(part)] = {}
+                self.places[path[:depth]] = (order, said)
+            if not isinstance(below, dict):
+                raise UserError(f"{said}: '{dotted(path[:depth])}' is {show(below)}, not a block of keys")
+            block = below
+        block[str(path[-1])] = value
+        for old in [key for key in self.places if key[: len(path)] == path]:
+            del self.places[old]
+        self.places[path] = (order, said)
+        self.overrides[path] = said
+
+
+def read_values(path: Path, overrides: Sequence[str] = (), shorthand: str | None = None) -> Values:
+    """Read a file and apply overrides; `shorthand` is a block that may be given by its name alone.
+
+    Raises UserError if the file is no YAML, or with every override that cannot be applied.
+    """
+    where = shown(path)
+    document = parse_file(path, where)
+    if not isinstance(document.value, dict):
+        found = "is empty" if document.value is None else f"needs a block of keys, given {show(document.value)}"
+        raise UserError(f"{where}:1: the file {found}")
+    places = {key: (line, f"{where}:{line}") for key, line in document.lines.items()}
+    values = Values(where, document.value, places)
+    problems = []
+    for order, text in enumerate(overrides):
+        _expand(values, shorthand)
+        try:
+            values.override(text, 1_000_000 + order)
+        except UserError as error:
+            problems.append(str(error))
+    _expand(values, shorthand)
+    if problems:
+        raise UserError("\n".join(problems))
+    return values
+
+
+@overload
+def read_file(path: Path, model: type[T], overrides: Sequence[str] = ()) -> T: ...
+
+
+@overload
+def read_file(path: Path, model: Any, overrides: Sequence[str] = ()) -> Any: ...
+
+
+def read_file(path: Path, model: Any, overrides: Sequence[str] = ()) -> Any:
+    """Read a YAML file as `model` (a pydantic model, or a union of them). Raises UserError with all errors."""
+    values = read_values(path, overrides)
+    result, problems = _validate(values.value, model, (), {(): model})
+    if result is None or problems:
+        raise UserError(_report(values, problems))
+    return result
+
+
+def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files: bool = False) -> Recipe:
+    """Read a recipe by name or path; `recipe.method` is an instance of the method's own class.
+
+    check_files: also read the cards and protocols that it names (a run that was moved may be read without them).
+    Raises UserError with all errors of all blocks.
+    """
+    values = read_values(find("recipes", name), overrides, shorthand="method")
+    roots: dict[Key, Any] = {(): Recipe}
+    problems: list[Problem] = []
+    block, config_class = values.value.get("method"), None
+    if isinstance(block, dict) and "name" not in block:
+        problems.append((("method",), f"missing key 'method.name'. Known: {', '.join(METHODS)}"))
+    elif isinstance(block, dict):
+        try:
+            config_class = roots["method",] = method_config(block["name"])
+        except UserError as error:
+            problems.append((("method", "name"), str(error)))
+    elif "method" in values.value:
+        problems.append((("method",), f"'method' needs a name or a block of keys, given {show(block)}"))
+    recipe, found = _validate(values.value, Recipe, (), roots)
+    problems += found
+    config = None
+    if config_class is not None:
+        config, found = _validate(block, config_class, ("method",), roots)
+        problems += found
+    wrong = {path[0] for path, _ in problems if path}
+    if config_class is not None and not {"method", "data", "backbone"} & wrong:
+        problems += _mismatches(values.value, config_class)
+    if check_files and not {"data", "eval"} & wrong:
+        problems += _wrong_files(values.value)
+    if problems or recipe is None:
+        raise UserError(_report(values, problems))
+    return recipe.model_copy(update={"method": config})
+
+
+def read_protocol(name: str | Path, overrides: Sequence[str] = ()) -> Protocol:
+    """Read an evaluation protocol by name or path as the class that its `protocol` key names.
+
+    Raises UserError with all errors.
+    """
+    return read_file(find("eval", name), AnyProtocol, overrides)
+
+
+def method_config(name: Any) -> type[MethodConfig]:
+    """Return the configuration class of a method: a name of the table, or `module:Class` of one's own.
+
+    Raises UserError with the nearest name.
+    """
+    if isinstance(name, str) and name in METHODS:
+        return _import(METHODS[name][0])
+    if isinstance(name, str) and ":" in name:
+        found = _import(name)
+        return getattr(found, "Config", found)
+    raise UserError(f"no method {show(name)}. {did_you_mean(str(name), METHODS)}")
+
+
+def _import(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"'{path}' cannot be imported: {error}") from error
+
+
+def _expand(values: Values, shorthand: str | None) -> None:
+    """Write `method: simclrv2` as `method: {name: simclrv2}`."""
+    if shorthand is not None and isinstance(values.value.get(shorthand), str):
+        values.value[shorthand] = {"name": values.value[shorthand]}
+        values.places[shorthand, "name"] = values.places[shorthand,]
+
+
+def _validate(value: Any, model: Any, prefix: Key, roots: Roots) -> tuple[Any, list[Problem]]:
+    try:
+        return TypeAdapter(model).validate_json(json.dumps(value), strict=True), []
+    except ValidationError as error:
+        return None, explain(error, value, prefix, roots)
+
+
+def _report(values: Values, problems: Sequence[Problem]) -> str:
+    placed = [(*values.place(path), message) for path, message in problems]
+    return "\n".join(f"{text}: {message}" for _, text, message in sorted(placed, key=lambda item: item[0]))
+
+
+def _mismatches(value: dict[str, Any], config: type[MethodConfig]) -> list[Problem]:
+    """Check what no block can check alone: the method against the streams and the backbone."""
+    problems: list[Problem] = []
+    method, backbone = value["method"]["name"], value["backbone"]["name"]
+    given = [name for name, stream in value["data"].items() if isinstance(stream, dict)]
+    if set(given) != set(config.streams):
+        wanted, has = ", ".join(config.streams), ", ".join(given) or "none"
+        problems.append((("data",), f"method '{method}' reads the streams: {wanted}; 'data' has: {has}"))
+    offers = BACKBONES[backbone][1] if backbone in BACKBONES else config.needs  # others are checked once they are built
+    for need in sorted(config.needs - offers):
+        article = "an" if need[0] in "aeiou" else "a"
+        ones = [other for other, (_, offered) in BACKBONES.items() if config.needs <= offered]
+        others = f". {need.capitalize()} ones: {', '.join(ones[:6])}" if ones else ""
+        problems.append((("backbone", "name"), f"method '{method}' needs {article} {need} backbone; '{backbone}' "
+                         f"offers: {', '.join(sorted(offers)) or 'nothing more'}{others}"))
+    return problems
+
+
+def _wrong_files(value: dict[str, Any]) -> list[Problem]:
+    """Read the cards and protocols that a recipe names, so that a wrong one is known before and not after training."""
+    problems: list[Problem] = []
+    for name, stream in value["data"].items():
+        if isinstance(stream, dict):
+            try:
+                card, split = read_file(find("data", stream["card"]), Card), stream.get("split", "train")
+                if split not in card.splits:
+                    problems.append((("data", name, "split"), f"data card '{card.name}' has no split '{split}' "
+                                     f"(it has: {', '.join(card.splits)})"))
+            except UserError as error:
+                problems.append((("data", name, "card"), str(error)))
+    for i, protocol in enumerate((value.get("eval") or {}).get("at_end", ())):
+        try:
+            read_protocol(protocol)
+        except UserError as error:
+            problems.append((("eval", "at_end", i), str(error)))
+    return problems

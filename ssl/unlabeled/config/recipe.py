@@ -1,0 +1,178 @@
+"""The typed recipe: what a pretraining run is made of.
+
+Fields carry their units in the name or description. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+
+class Strict(BaseModel):
+    """A configuration block in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class MethodConfig(Strict):
+    """Base of every `method:` block; subclasses add the fields of their paper, with its defaults.
+
+    streams: names of the data streams that the method reads. needs: what the backbone must offer (see `tables`).
+    """
+
+    streams: ClassVar[tuple[str, ...]] = ("train",)
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    name: str
+
+
+class Backbone(Strict):
+    """The network that is trained and exported."""
+
+    name: str = Field(description="a name of the backbone table, or any timm model")
+    width: float = Field(1, gt=0, description="factor on every channel count (timm ResNets only)")
+    stem: Literal["imagenet", "cifar"] = Field("imagenet", description="cifar: 3x3 stride-1 convolution, no max-pool")
+    grad_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+
+
+class StreamData(Strict):
+    """Where one stream of training samples comes from."""
+
+    card: str = Field(description="name of a data card, or the path of one")
+    root: str | None = Field(None, description="folder of the data; overrides the card's own")
+    split: str = "train"
+    batch: int = Field(gt=0, description="images per update, over all processes")
+
+
+class Data(Strict):
+    """The streams of the run and how they are read."""
+
+    workers: int = Field(4, ge=0, description="loader processes per training process; 0 reads in the training process")
+    max_corrupt: float = Field(0.001, ge=0, le=1, description="share of unreadable samples above which the run stops")
+    train: StreamData | None = None
+
+    def streams(self) -> dict[str, StreamData]:
+        """Return the streams that the recipe names, by name."""
+        return {name: value for name, value in self if isinstance(value, StreamData)}
+
+
+class LearningRate(Strict):
+    """The peak learning rate as a rule of the global batch."""
+
+    base: float = Field(gt=0)
+    scaling: Literal["linear", "sqrt", "none"] = "none"
+    per: int | None = Field(None, gt=0, description="linear scaling: base is for this many images (256 if not given)")
+
+    @model_validator(mode="after")
+    def _per_belongs_to_linear(self) -> LearningRate:
+        if self.per is not None and self.scaling != "linear":
+            raise ValueError(f"'per' goes with scaling: linear only; with {self.scaling} it would have no effect")
+        return self
+
+    def peak(self, batch: int) -> float:
+        """Return the peak learning rate at a global batch of `batch` images (arXiv 2006.10029 section 3)."""
+        match self.scaling:
+            case "linear":
+                return self.base * batch / (self.per or 256)
+            case "sqrt":
+                return self.base * math.sqrt(batch)
+            case _:
+                return self.base
+
+
+class Lars(Strict):
+    """The switches in which published forms of LARS differ; the defaults are SimCLR's (arXiv 2006.10029 code)."""
+
+    eta: float = Field(0.001, gt=0, description="trust coefficient")
+    lr_in_momentum: bool = Field(True, description="true: the buffer holds lr times gradient; false: the gradient")
+    norm: Literal["decayed", "sum", "update"] = Field(
+        "decayed",
+        description="denominator of the trust ratio: |g + wd p|, |g| + wd |p|, or the norm of the momentum update",
+    )
+    eps: float = Field(0.0, ge=0, description="added to the denominator of the trust ratio")
+
+
+class Optim(Strict):
+    """Optimizer, learning rate and their schedule."""
+
+    name: Literal["lars", "sgd", "adamw"]
+    lr: LearningRate
+    warmup_epochs: float = Field(0, ge=0, description="linear warm-up from 0, in epochs")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    exclude_decay: list[str] = Field(
+        ["norm", "bias"], description="norm, bias, one_dimensional, or patterns of parameter names (fnmatch)"
+    )
+    exclude_lars: list[str] = Field(["norm", "bias"], description="as exclude_decay, for the LARS adaptation")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    lars: Lars = Lars()
+    clip: float | None = Field(None, gt=0, description="clip the gradient of every part to this norm")
+
+    @model_validator(mode="after")
+    def _options_have_a_user(self) -> Optim:
+        for key, names in _USERS.items():
+            if key in self.model_fields_set and self.name not in names:
+                raise ValueError(f"'{key}' has no effect with {self.name}; it belongs to {' and '.join(names)}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_options_without_user(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if self.name in _USERS.get(key, (self.name,))}
+
+
+# options of `optim` that only some optimizers know
+_USERS = {"momentum": ("lars", "sgd"), "nesterov": ("lars", "sgd"), "betas": ("adamw",), "lars": ("lars",),
+          "exclude_lars": ("lars",)}
+
+
+class Train(Strict):
+    """Length, numerics and bookkeeping of the run."""
+
+    epochs: int | None = Field(None, gt=0)
+    updates: int | None = Field(None, gt=0, description="instead of epochs: the number of optimizer updates")
+    schedule_scale: float = Field(1.0, gt=0, description="schedules run over total / schedule_scale updates")
+    seed: int = Field(0, ge=0)
+    processes: int | None = Field(None, gt=0, description="refuse to start with another number of processes")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    grad_accum: int = Field(1, gt=0, description="micro-batches per update")
+    sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
+    channels_last: bool = True
+    compile: bool = Field(False, description="torch.compile the backbones")
+    deterministic: bool = Field(False, description="bit-reproducible kernels on a GPU (slower)")
+    nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or infinity in loss or gradient does")
+    checkpoint_every: int = Field(1000, gt=0, description="updates between checkpoints")
+    keep: int = Field(2, gt=1, description="checkpoints kept; the newest may be damaged, so at least 2")
+    log_every: int = Field(10, gt=0, description="updates between lines of metrics.jsonl")
+    sinks: list[Literal["tensorboard", "wandb"]] = []
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.epochs is None) == (self.updates is None):
+            both = "; set the other to null" if self.epochs else ""
+            raise ValueError(f"give either epochs or updates{both}")
+        return self
+
+
+class Eval(Strict):
+    """What is measured while training, and the protocols that run at the end."""
+
+    every: float = Field(10, ge=0, description="epochs between online measurements (kNN, health); 0: none")
+    bank: int = Field(4096, gt=0, description="training images in the bank of the online kNN")
+    queries: int = Field(1024, gt=0, description="held-out training images that query it")
+    at_end: list[str] = Field([], description="protocols of eval/ to run after the last update")
+
+
+class Recipe(Strict):
+    """A complete experiment."""
+
+    method: Annotated[Any, Field(description="the method's name and its options")]
+    backbone: Backbone
+    data: Data
+    optim: Optim
+    train: Train
+    eval: Eval = Eval()

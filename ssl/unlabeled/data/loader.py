@@ -1,0 +1,66 @@
+"""Making batches in other processes, in order."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from unlabeled.data.batch import Batch
+from unlabeled.errors import UserError
+
+
+class Maker(Protocol):
+    """Makes one batch from the description of its samples; it is copied to the workers."""
+
+    def make(self, unit: Any) -> Batch:
+        """Return the batch of `unit`."""
+
+
+def batches(maker: Maker, units: Iterable[Any], workers: int, pin_memory: bool = False,
+            ) -> Generator[Batch, None, None]:
+    """Yield the batch of every unit in order, made by `workers` processes, or here if there are none."""
+    if workers == 0:
+        for unit in units:
+            batch = maker.make(unit)
+            yield batch.pin_memory() if pin_memory else batch
+        return
+    loader: DataLoader[Any] = DataLoader(
+        _Units(maker), batch_size=None, sampler=units, num_workers=workers, pin_memory=pin_memory,
+        collate_fn=_unchanged, worker_init_fn=_quiet,
+        generator=torch.Generator(),  # else the loader draws from torch's global generator
+    )
+    for made in loader:
+        if isinstance(made, UserError):
+            raise made
+        yield made
+
+
+class _Units(Dataset[Any]):
+    def __init__(self, maker: Maker) -> None:
+        self.maker = maker
+
+    def __getitem__(self, unit: Any) -> Batch | UserError:
+        try:
+            return self.maker.make(unit)
+        except UserError as error:  # raised in a worker it would arrive with the worker's traceback as its message
+            return error
+
+
+def _unchanged(made: Any) -> Any:
+    return made
+
+
+def _quiet(worker: int) -> None:
+    """Leave Ctrl-C and the scheduler's warning to the training process, which saves first; a worker just ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def split_evenly(total: int, parts: int) -> Sequence[int]:
+    """Return parts + 1 bounds of contiguous parts of range(total) whose lengths differ by one at most."""
+    return [total * part // parts for part in range(parts + 1)]

@@ -1,0 +1,148 @@
+"""Endless micro-batches of one stream for training, exactly repeatable from any update on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from unlabeled.data.base import CorruptSample, Source
+from unlabeled.data.batch import Batch, Stream
+from unlabeled.data.crops import TOGETHER, cut
+from unlabeled.data.loader import batches
+from unlabeled.data.order import Order
+from unlabeled.errors import UserError
+from unlabeled.ops.random import uniforms
+
+_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One micro-batch of one process: positions in the epoch's order and the samples there, int64 [b]."""
+
+    epoch: int
+    positions: np.ndarray
+    indices: np.ndarray
+
+
+class TrainStream:
+    """One stream of a run, for one of `world` processes.
+
+    Update u takes positions [k B, (k + 1) B) of the order of epoch u // updates_per_epoch, k = u % updates_per_epoch;
+    its micro-batches are contiguous parts of these, and the processes' shares contiguous parts of the micro-batches.
+    What a sample becomes depends on (seed, name, epoch, position) alone, so not on processes, workers or resumes.
+    Raises UserError if the batch does not divide, or an epoch holds none, or labels are wanted of a set without.
+    """
+
+    def __init__(self, source: Source, stream: Stream, *, name: str, seed: int, batch: int, rank: int, world: int,
+                 grad_accum: int, workers: int, updates_per_epoch: int, pin_memory: bool = False) -> None:
+        if batch % (world * grad_accum):
+            raise UserError(f"data.{name}.batch {batch} does not divide into {world} processes x {grad_accum} "
+                            "micro-batches")
+        if updates_per_epoch < 1:
+            raise UserError(f"data.{name}.batch is {batch}, but split '{source.split}' of '{source.name}' holds only "
+                            f"{len(source)} samples; use a smaller batch")
+        if stream.labels and source.labels is None:
+            raise UserError(f"data.{name} needs labels, but split '{source.split}' of data card '{source.name}' has "
+                            "none")
+        self.order = Order(len(source), seed, name)
+        self.maker = _TrainMaker(source, stream, self.order)
+        self.batch, self.rank, self.world, self.grad_accum = batch, rank, world, grad_accum
+        self.updates_per_epoch, self.pin_memory = updates_per_epoch, pin_memory
+        self.workers = workers if source.images is None else 0
+        self._running: Generator[Batch, None, None] | None = None
+
+    def updates(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of this process for each update in [start, stop)."""
+        self.close()
+        running = batches(self.maker, _Units(self, start, stop), self.workers, self.pin_memory)
+        self._running = running
+        try:
+            for _ in range(start, stop):
+                yield [next(running) for _ in range(self.grad_accum)]
+        finally:  # also when the caller stops early: workers that wait for the garbage collector take seconds to end
+            running.close()
+
+    def unit(self, update: int, micro: int) -> Unit:
+        """Return the samples of one micro-batch of this process."""
+        epoch, k = divmod(update, self.updates_per_epoch)
+        share = self.batch // (self.grad_accum * self.world)
+        first = k * self.batch + (micro * self.world + self.rank) * share
+        positions = np.arange(first, first + share)
+        return Unit(epoch, positions, self.order.indices(epoch, positions))
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+class _Units:
+    def __init__(self, stream: TrainStream, start: int, stop: int) -> None:
+        self.stream, self.start, self.stop = stream, start, stop
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.stream.grad_accum
+
+    def __iter__(self) -> Iterator[Unit]:
+        for update in range(self.start, self.stop):
+            for micro in range(self.stream.grad_accum):
+                yield self.stream.unit(update, micro)
+
+
+class _TrainMaker:
+    """Reads, replaces and cuts the samples of a unit."""
+
+    def __init__(self, source: Source, stream: Stream, order: Order) -> None:
+        self.source, self.stream, self.order = source, stream, order
+        self.bad = np.zeros(len(source), bool)
+        self.bad[list(source.unreadable)] = True
+
+    def make(self, unit: Unit) -> Batch:
+        """Return the batch of a unit."""
+        draws = [uniforms(unit.positions, geometry.draws, self.order.seed, self.order.name, "crop", c, unit.epoch)
+                 for c, geometry in enumerate(self.stream.crops)]
+        corrupt: list[str] = []
+        if self.source.images is None:
+            indices, cuts = self._from_files(unit, draws, corrupt)
+        else:
+            indices = unit.indices.copy()
+            for row in np.flatnonzero(self.bad[indices]):
+                indices[row] = self._readable(unit, int(row), corrupt)[0]
+            images = self.source.images[indices]
+            cuts = [cut(geometry, images, draw) for geometry, draw in zip(self.stream.crops, draws, strict=True)]
+        label = None
+        if self.stream.labels and self.source.labels is not None:
+            label = torch.from_numpy(self.source.labels[indices])
+        return Batch([crop for crop, _ in cuts], [box for _, box in cuts], torch.from_numpy(indices), label, corrupt)
+
+    def _from_files(self, unit: Unit, draws: list[np.ndarray], corrupt: list[str]) -> tuple[np.ndarray, list]:
+        indices = unit.indices.copy()
+        parts: list[list] = [[] for _ in draws]
+        for first in range(0, len(indices), TOGETHER):
+            images = []
+            for row in range(first, min(first + TOGETHER, len(indices))):
+                indices[row], image = self._readable(unit, row, corrupt)
+                images.append(image)
+            for part, geometry, draw in zip(parts, self.stream.crops, draws, strict=True):
+                part.append(cut(geometry, images, draw[first : first + TOGETHER]))
+        cuts = [(torch.cat([crop for crop, _ in part]),
+                 torch.cat([box for _, box in part]) if part[0][1] is not None else None) for part in parts]
+        return indices, cuts
+
+    def _readable(self, unit: Unit, row: int, corrupt: list[str]) -> tuple[int, np.ndarray]:
+        """Return the sample at a row or, if it is unreadable, the first readable substitute."""
+        index = int(unit.indices[row])
+        for attempt in range(_ATTEMPTS):
+            try:
+                return index, self.source.image(index)
+            except CorruptSample as error:
+                corrupt.append(error.key)
+                reason = str(error)
+            index = self.order.substitute(unit.epoch, int(unit.positions[row]), attempt)
+        raise UserError(f"split '{self.source.split}' of data card '{self.source.name}': {_ATTEMPTS} samples in a row "
+                        f"are unreadable, the last one {reason}")

@@ -1,0 +1,84 @@
+"""From a recipe to its data and its method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from unlabeled.backbones.build import build_backbone
+from unlabeled.config.card import Card
+from unlabeled.config.files import find
+from unlabeled.config.read import read_file
+from unlabeled.config.recipe import Recipe
+from unlabeled.config.tables import METHODS
+from unlabeled.data.source import Source, open_source
+from unlabeled.engine.steps import seed_everything
+from unlabeled.methods.base import Info, Method, StreamInfo
+
+
+@dataclass(frozen=True)
+class OpenStream:
+    """A stream's card and the opened split."""
+
+    card: Card
+    source: Source
+
+
+def method_class(recipe: Recipe) -> type[Method]:
+    """Return the class that the recipe's method names."""
+    module, _, name = METHODS[recipe.method.name][1].partition(":")
+    return getattr(import_module(module), name)
+
+
+def open_streams(recipe: Recipe) -> dict[str, OpenStream]:
+    """Open the split of every stream of the recipe."""
+    opened = {}
+    for name, stream in recipe.data.streams().items():
+        card = read_file(find("data", stream.card), Card)
+        opened[name] = OpenStream(card, open_source(card, stream.split, stream.root))
+    return opened
+
+
+def make_info(recipe: Recipe, opened: dict[str, OpenStream], rank: int, world: int) -> Info:
+    """Collect what the method may know of the run."""
+    clock = opened[method_class(recipe).clock]
+    streams = {}
+    for name, stream in opened.items():
+        labels = stream.source.labels
+        streams[name] = StreamInfo(len(stream.source), recipe.data.streams()[name].batch,
+                                   None if labels is None else torch.as_tensor(labels))
+    classes = clock.source.classes
+    return Info(recipe.train.seed, rank, world, len(classes) if classes else None, streams, clock.card.mean, clock.card.std)
+
+
+def info_record(info: Info) -> dict[str, Any]:
+    """Return what `run.json` keeps of `info`, so that the method can be built again without its data."""
+    streams = {name: {"samples": s.samples, "batch": s.batch} for name, s in info.streams.items()}
+    return {"classes": info.classes, "streams": streams, "mean": info.mean, "std": info.std}
+
+
+def info_from_record(record: dict[str, Any], seed: int) -> Info:
+    """Undo `info_record`, for one process and without labels."""
+    streams = {name: StreamInfo(**s) for name, s in record["streams"].items()}
+    mean, std = (tuple(x) if x else None for x in (record["mean"], record["std"]))
+    return Info(seed, 0, 1, record["classes"], streams, mean, std)
+
+
+def build_method(recipe: Recipe, info: Info) -> Method:
+    """Build the method with its random initial weights, the same on every rank."""
+    seed_everything(info.seed, "init")
+    backbones: list[nn.Module] = []
+
+    def make_backbone() -> nn.Module:
+        backbones.append(build_backbone(recipe.backbone))
+        return backbones[-1]
+
+    method = method_class(recipe)(recipe.method, make_backbone, info)
+    if recipe.train.compile:
+        for backbone in backbones:
+            backbone.compile()
+    return method

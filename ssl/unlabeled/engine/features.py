@@ -1,0 +1,175 @@
+"""Features of a whole split: every readable image once, in the order of the split, whatever the batch and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from unlabeled.augment.geometry import EvalCrop
+from unlabeled.augment.photometric import normalise, to_float
+from unlabeled.data.evaluation import eval_batches
+from unlabeled.data.source import Source
+from unlabeled.errors import UserError
+from unlabeled.methods.base import Export
+from unlabeled.ops.distributed import max_over_ranks, rank, sum_over_ranks, world
+from unlabeled.ops.precision import full_precision
+
+FORGIVEN = 10  # unreadable images that never stop an evaluation, however small the set
+_GATHERED = 1 << 14  # rows per message between processes
+
+
+@dataclass
+class Features:
+    """Features of the readable images of one split, in the order of the split.
+
+    x: float32 [n, F]. index: int64 [n], place in the split. label: int64 [n], -1 where unknown; None without labels.
+    corrupt: keys of the images left out.
+    """
+
+    x: Tensor
+    index: Tensor
+    label: Tensor | None = None
+    corrupt: list[str] = field(default_factory=list)
+
+    def labelled(self) -> Features:
+        """Return the rows whose label is known."""
+        assert self.label is not None
+        known = self.label >= 0
+        if bool(known.all()):
+            return self
+        return Features(self.x[known], self.index[known], self.label[known], self.corrupt)
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What turns crops, uint8 [b, 3, size, size] on the device, into features [b, F]."""
+
+    size: int
+    embed: Callable[[Tensor], Tensor]
+
+
+def network_embedder(export: Export, device: torch.device) -> Embedder:
+    """Return the exported network on its own input size and statistics. Raises UserError if it gives no vectors."""
+    if export.gives != "vector":
+        raise UserError(f"this protocol needs an export that gives a vector; the chosen one gives a {export.gives}")
+    network = export.build().to(device).to(memory_format=torch.channels_last).eval()
+    image = export.input
+
+    def embed(crops: Tensor) -> Tensor:
+        x = to_float(crops)
+        if image.mean is not None and image.std is not None:
+            x = normalise(x, image.mean, image.std)
+        return network(x.contiguous(memory_format=torch.channels_last))
+
+    return Embedder(image.size, embed)
+
+
+@torch.inference_mode()
+def extract(embedders: Mapping[str, Embedder], source: Source, *, batch: int, workers: int, device: torch.device,
+            max_corrupt: float) -> dict[str, Features]:
+    """Return the features of `source` by embedder: all of them on rank 0, on the others this process's part.
+
+    Embedders of one size share their crops. Raises UserError, on all ranks, if too many images cannot be read, and if
+    a network gives NaN or infinity.
+    """
+    found: dict[str, Features] = {}
+    for size in sorted({e.size for e in embedders.values()}):
+        together = {name: e for name, e in embedders.items() if e.size == size}
+        parts = _extract_part(together, source, size, batch, workers, device)
+        for name, part in parts.items():
+            _refuse_nonfinite(name, part.x, device)
+            found[name] = gather_features(part, device)
+    _refuse_corrupt(source, next(iter(found.values())).corrupt, max_corrupt)
+    return found
+
+
+def _extract_part(embedders: Mapping[str, Embedder], source: Source, size: int, batch: int, workers: int,
+                  device: torch.device) -> dict[str, Features]:
+    """Return the features of this process's part of the split."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in embedders}
+    index: list[Tensor] = []
+    corrupt: list[str] = []
+    with full_precision(device):
+        for part in eval_batches(source, EvalCrop(size), rank(), world(), batch, workers):
+            corrupt += part.corrupt
+            if len(part.index) == 0:
+                continue
+            crops = part.crops[0].to(device, non_blocking=True)
+            index.append(part.index)
+            for name, embedder in embedders.items():
+                rows[name].append(embedder.embed(crops).float().cpu())
+    places = torch.cat(index) if index else torch.empty(0, dtype=torch.int64)
+    label = None if source.labels is None else torch.from_numpy(source.labels)[places]
+    return {
+        name: Features(torch.cat(x) if x else torch.empty(0, 0), places, label, corrupt) for name, x in rows.items()
+    }
+
+
+def gather_features(part: Features, device: torch.device) -> Features:
+    """Bring the parts of all ranks together on rank 0, ordered by place; other ranks get their own part back.
+
+    The names of unreadable images reach all ranks, so that all of them stop together.
+    """
+    if world() == 1:
+        return join([part])
+    corrupt: list[list[str]] = [[] for _ in range(world())]
+    dist.all_gather_object(corrupt, part.corrupt)
+    names = [key for keys in corrupt for key in keys]
+    width = int(max_over_ranks(torch.tensor(part.x.shape[1], device=device)))
+    x = part.x if len(part.x) else part.x.new_empty(0, width)
+    columns = [x, part.index, *([] if part.label is None else [part.label])]
+    gathered = [gather_rows(column, device) for column in columns]
+    if rank() != 0:
+        return Features(x, part.index, part.label, names)
+    return join([Features(gathered[0], gathered[1], gathered[2] if part.label is not None else None, names)])
+
+
+def gather_rows(x: Tensor, device: torch.device) -> Tensor:
+    """Concatenate x [n of this rank, ...] of all ranks in rank order on rank 0's CPU; other ranks get x back.
+
+    Rows travel in messages of equal, bounded size, so that a GPU never holds more than one of them per rank.
+    """
+    counts = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(world())]
+    dist.all_gather(counts, torch.tensor(len(x), device=device))
+    sizes = [int(count) for count in counts]
+    parts: list[list[Tensor]] = [[] for _ in sizes]
+    for start in range(0, max(sizes), _GATHERED):
+        rows = min(_GATHERED, max(sizes) - start)
+        mine = torch.zeros(rows, *x.shape[1:], dtype=x.dtype, device=device)
+        held = x[start : start + rows]
+        mine[: len(held)] = held.to(device)
+        if rank() != 0:
+            dist.gather(mine)
+            continue
+        received = [torch.empty_like(mine) for _ in sizes]
+        dist.gather(mine, received)
+        for part, message, size in zip(parts, received, sizes, strict=True):
+            part.append(message[: max(0, min(rows, size - start))].cpu())
+    return torch.cat([message for part in parts for message in part]) if rank() == 0 and max(sizes) else x
+
+
+def join(parts: list[Features]) -> Features:
+    """Join parts of one split, of any sizes, in the order of their places."""
+    index = torch.cat([part.index for part in parts])
+    order = index.argsort()
+    labels = [part.label for part in parts]
+    label = None if any(each is None for each in labels) else torch.cat([x for x in labels if x is not None])[order]
+    x = torch.cat([part.x for part in parts if len(part.x)] or [parts[0].x])
+    return Features(x[order], index[order], label, [key for part in parts for key in part.corrupt])
+
+
+def _refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
+    if len(corrupt) > max(FORGIVEN, allowed * len(source)) or len(corrupt) == len(source):
+        raise UserError(f"data '{source.name}', split '{source.split}': {len(corrupt)} of {len(source)} images cannot "
+                        f"be read, more than max_corrupt {allowed:g} allows; the first: {', '.join(corrupt[:5])}")
+
+
+def _refuse_nonfinite(name: str, x: Tensor, device: torch.device) -> None:
+    bad = sum_over_ranks((~torch.isfinite(x)).any(1).sum().to(device))
+    if int(bad):
+        raise UserError(f"{name}: the features of {int(bad)} images are NaN or infinite; the run has diverged, so take "
+                        "an earlier checkpoint (RUN/checkpoints/...) or train again with a lower optim.lr.base")

@@ -1,0 +1,98 @@
+"""From a method's parameter groups and the recipe's `optim:` block to an optimizer."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from unlabeled.config.recipe import Optim
+from unlabeled.engine.lars import LARS
+from unlabeled.errors import UserError
+from unlabeled.methods.base import Group, Method
+
+
+def build_optimizer(method: Method, optim: Optim) -> Optimizer:
+    """Build the optimizer over all groups of `method`.
+
+    Raises ValueError if the groups do not hold every trainable parameter exactly once, UserError for a pattern of
+    `exclude_decay` or `exclude_lars` that matches nothing.
+    """
+    groups = method.param_groups()
+    named = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    held = [name for group in groups for name in group.names]
+    if sorted(held) != sorted(named):
+        odd = sorted(set(held) ^ set(named)) or sorted({name for name in held if held.count(name) > 1})
+        raise ValueError(f"param_groups of {type(method).__name__} must hold every parameter once; see {odd[:5]}")
+    no_decay = _matching(method, named, optim.exclude_decay, "exclude_decay")
+    no_lars = _matching(method, named, optim.exclude_lars, "exclude_lars")
+    split = [part for group in groups for part in _split(group, named, optim, no_decay, no_lars)]
+    match optim.name:
+        case "lars":
+            return LARS(split, momentum=optim.momentum, nesterov=optim.nesterov, **optim.lars.model_dump())
+        case "sgd":
+            return torch.optim.SGD(split, lr=0.0, momentum=optim.momentum, nesterov=optim.nesterov)
+        case "adamw":
+            return torch.optim.AdamW(split, lr=0.0, betas=optim.betas)
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float, epoch: float) -> None:
+    """Give every group the learning rate `lr` of this update times its own factor; 0 while it is frozen."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0 if epoch < group["frozen_epochs"] else lr * group["lr_mult"]
+
+
+@torch.no_grad()
+def clip_and_norm(optimizer: Optimizer, clip: float | None) -> Tensor:
+    """Clip the gradient of every part to the norm `clip`; return the norm of the whole gradient before, 0-d."""
+    parts: dict[str, list[Tensor]] = {}
+    for group in optimizer.param_groups:
+        parts.setdefault(group["part"], []).extend(p.grad for p in group["params"] if p.grad is not None)
+    norms = []
+    for grads in parts.values():
+        norm = torch.stack(torch._foreach_norm(grads)).norm()
+        norms.append(norm)
+        if clip is not None:
+            torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp_max(1.0))
+    return torch.stack(norms).norm()
+
+
+def _split(
+    group: Group, named: dict[str, Tensor], optim: Optim, no_decay: set[str], no_lars: set[str]
+) -> list[dict[str, Any]]:
+    kinds: dict[tuple[float, bool], list[Tensor]] = {}
+    for name in group.names:
+        decay = group.decay if group.decay is not None else 0.0 if name in no_decay else optim.weight_decay
+        adapt = group.lars if group.lars is not None else name not in no_lars
+        kinds.setdefault((decay, adapt), []).append(named[name])
+    return [
+        {"params": params, "weight_decay": decay, "adapt": adapt, "lr_mult": group.lr_mult, "part": group.part,
+         "frozen_epochs": group.frozen_epochs}
+        for (decay, adapt), params in kinds.items()
+    ]
+
+
+def _matching(method: nn.Module, named: dict[str, Tensor], rules: list[str], key: str) -> set[str]:
+    norms = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in method.named_modules() if "norm" in type(module).__name__.lower()
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    found: set[str] = set()
+    for rule in rules:
+        match rule:
+            case "norm":
+                found |= norms & set(named)
+            case "bias":
+                found |= {name for name in named if name.rpartition(".")[2] == "bias"}
+            case "one_dimensional":
+                found |= {name for name, p in named.items() if p.ndim <= 1}
+            case pattern:
+                hits = {name for name in named if fnmatchcase(name, pattern)}
+                if not hits:
+                    raise UserError(f"optim.{key}: no parameter is named like '{pattern}'; kinds: norm, bias, one_dimensional")
+                found |= hits
+    return found

@@ -1,0 +1,68 @@
+"""The numbers that follow from a recipe and the size of its data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from unlabeled.config.recipe import Recipe
+from unlabeled.engine.schedule import SCHEDULES
+from unlabeled.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lengths in updates. An epoch is the first floor(n / B) B samples of the clock stream's order."""
+
+    batch: int
+    batch_per_process: int
+    updates_per_epoch: int
+    total: int
+    horizon: int
+    warmup: int
+    peak_lr: float
+    schedule: str
+
+    @property
+    def epochs(self) -> int:
+        """Epochs begun by the end of the run."""
+        return math.ceil(self.total / self.updates_per_epoch)
+
+    def lr(self, update: int) -> float:
+        """Return the learning rate of `update`."""
+        return SCHEDULES[self.schedule](update, self.peak_lr, self.warmup, self.horizon)
+
+
+def make_plan(recipe: Recipe, clock: str, samples: int, world: int) -> Plan:
+    """Derive the plan from the number of samples in the clock stream and of processes.
+
+    Raises UserError if an epoch holds no full batch or the batch does not divide into the processes' micro-batches.
+    """
+    batch = recipe.data.streams()[clock].batch
+    train, optim = recipe.train, recipe.optim
+    if samples < batch:
+        raise UserError(f"data.{clock}.batch is {batch}, but the split holds only {samples} samples; use a smaller batch")
+    if batch % (world * train.grad_accum):
+        raise UserError(
+            f"data.{clock}.batch {batch} does not divide into {world} processes x {train.grad_accum} micro-batches"
+        )
+    per_epoch = samples // batch
+    total = train.updates or train.epochs * per_epoch
+    return Plan(batch, batch // world, per_epoch, total, int(total / train.schedule_scale),
+                int(optim.warmup_epochs * per_epoch), optim.lr.peak(batch), optim.schedule)
+
+
+def describe(plan: Plan, recipe: Recipe) -> list[str]:
+    """Return the plan in words, one line each."""
+    rule = recipe.optim.lr
+    how = {
+        "linear": f"{rule.base:g} x {plan.batch} / {rule.per or 256}",
+        "sqrt": f"{rule.base:g} x sqrt({plan.batch})",
+        "none": f"{rule.base:g}",
+    }[rule.scaling]
+    return [
+        f"{plan.total} updates ({plan.updates_per_epoch} per epoch), {plan.batch} images each, "
+        f"{plan.batch_per_process} per process",
+        f"learning rate {how} = {plan.peak_lr:g} after {plan.warmup} warm-up updates, {plan.schedule} "
+        f"over {plan.horizon}",
+    ]

@@ -1,0 +1,171 @@
+"""The folder of one run: what was asked, where it ran, its metrics, and whether it may be gone on with."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from unlabeled import __version__
+from unlabeled.config.recipe import Recipe
+from unlabeled.engine.checkpoint import disk_error, write_atomically
+from unlabeled.errors import UserError
+from unlabeled.ops.distributed import rank, world
+
+T = TypeVar("T")
+
+# what may change between a start and its resume without changing what is learned
+_FREE = ("data.workers", "train.processes", "train.checkpoint_every", "train.keep", "train.log_every", "train.sinks", "eval.")
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "webdataset", "pydantic")
+
+
+def on_rank0(work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 and give every rank its result; its UserError is raised on every rank."""
+    box: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            box[0] = work()
+        except UserError as error:
+            box[1] = str(error)
+    if world() > 1:
+        dist.broadcast_object_list(box)
+    if box[1] is not None:
+        raise UserError(box[1])
+    return box[0]
+
+
+class RunFolder:
+    """Paths and small files of a run; everything but reading happens on rank 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.export = path / "export"
+        self.metrics = path / "metrics.jsonl"
+        self.corrupt = path / "corrupt.jsonl"
+        self.done = path / "DONE"
+        self.requeue = path / "REQUEUE"
+
+    def open(self, recipe: Recipe, info: dict[str, Any], fresh: bool) -> None:
+        """Create the folder, or check that what stands there is the same run.
+
+        Raises UserError, with the keys that differ, if the folder holds a run of another recipe.
+        """
+        if fresh and self.path.exists():
+            self._set_aside()
+        resolved = recipe.model_dump(mode="json")
+        existing = self.path / "recipe.yaml"
+        if existing.exists():
+            _refuse_other_recipe(self.path, yaml.safe_load(existing.read_text()), resolved)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(self.path, error) from error
+        self.requeue.unlink(missing_ok=True)
+        self.write("recipe.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        self.write("run.json", json.dumps({**_environment(), **info}, indent=1))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small text file atomically."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, lambda file: file.write(text.encode()))
+
+    def append(self, file: Path, lines: list[dict[str, Any]]) -> None:
+        """Append JSON lines to `file`."""
+        try:
+            with open(file, "a") as stream:
+                stream.writelines(json.dumps(line) + "\n" for line in lines)
+        except OSError as error:
+            raise disk_error(file, error) from error
+
+    def read_lines(self, file: Path) -> list[dict[str, Any]]:
+        """Return the JSON lines of `file`; a last line cut off by a crash is left out."""
+        if not file.exists():
+            return []
+        lines = []
+        for line in file.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        return lines
+
+    def cut_back(self, update: int) -> None:
+        """Drop what `metrics.jsonl` and `corrupt.jsonl` say of updates from `update` on: they are done again."""
+        for file in (self.metrics, self.corrupt):
+            lines = self.read_lines(file)
+            if lines:
+                kept = [line for line in lines if line["update"] < update]
+                self.write(file.name, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _set_aside(self) -> None:
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.replaced-{number}")).exists():
+            number += 1
+        os.replace(self.path, aside)
+        print(f"fresh=true: the earlier run now stands in {aside}")
+
+
+def _refuse_other_recipe(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    before, now = _flat(old), _flat(new)
+    lines = [
+        f"  {key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(_FREE) and not key.endswith(".root")
+    ]
+    if lines:
+        raise UserError(
+            f"{path} holds a run of another recipe:\n" + "\n".join(lines)
+            + "\nUse another folder (run=FOLDER), or fresh=true to set that run aside and start anew"
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {key: value for name, sub in tree.items() for key, value in _flat(sub, f"{prefix}{name}.").items()}
+
+
+def _environment() -> dict[str, Any]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return {
+        "unlabeled": __version__,
+        "commit": _commit(),
+        "command": sys.argv,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": world(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        dirty = subprocess.run(["git", "-C", here, "diff", "--quiet", "HEAD"], capture_output=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() + ("-dirty" if dirty.returncode else "") if found.returncode == 0 else None

@@ -1,0 +1,49 @@
+"""Where metrics go: always `metrics.jsonl`, and TensorBoard or Weights & Biases on demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unlabeled.engine.run_folder import RunFolder
+from unlabeled.errors import UserError
+
+
+class Metrics:
+    """Write one line of numbers per logged update to every sink (rank 0 only)."""
+
+    def __init__(self, folder: RunFolder, sinks: list[str], start: int) -> None:
+        self.folder = folder
+        self.tensorboard = _tensorboard(folder, start) if "tensorboard" in sinks else None
+        self.wandb = _wandb(folder) if "wandb" in sinks else None
+
+    def write(self, update: int, values: dict[str, Any]) -> None:
+        """Record `values` of `update`."""
+        self.folder.append(self.folder.metrics, [{"update": update, **values}])
+        if self.tensorboard:
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, update)
+        if self.wandb:
+            self.wandb.log(values, step=update)
+
+    def close(self) -> None:
+        """Flush the sinks."""
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def _tensorboard(folder: RunFolder, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("train.sinks has tensorboard, which is not installed; pip install tensorboard") from error
+    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=start)
+
+
+def _wandb(folder: RunFolder) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("train.sinks has wandb, which is not installed; pip install wandb") from error
+    return wandb.init(dir=str(folder.path), name=folder.path.name, id=folder.path.name, resume="allow")

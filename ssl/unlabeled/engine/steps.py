@@ -1,0 +1,29 @@
+"""The moment of training that methods see, and the seeds that belong to it."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+from unlabeled.engine.plan import Plan
+from unlabeled.methods.base import Step
+from unlabeled.ops.random import generator, seed_of
+
+
+def make_step(plan: Plan, update: int, micro: int, seed: int, rank: int) -> Step:
+    """Return the step of micro-batch `micro` in `update`; its generators are functions of the arguments alone."""
+    return Step(
+        update=update, total=plan.total, horizon=plan.horizon, epoch=update // plan.updates_per_epoch,
+        epochs=plan.epochs, micro=micro, local=generator(seed, "local", update, micro, rank),
+        shared=generator(seed, "shared", update, micro),
+    )
+
+
+def seed_everything(*parts: int | str) -> None:
+    """Seed the global generators of Python, NumPy and torch, which libraries draw from, as a function of `parts`."""
+    seed = seed_of(*parts)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,140 @@
+"""One optimizer update: forward, backward, the check for NaN, the step, and what the method changes after it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from unlabeled.config.recipe import Recipe
+from unlabeled.data.batch import Batch
+from unlabeled.engine.optimizer import build_optimizer, clip_and_norm, set_learning_rate
+from unlabeled.engine.plan import Plan
+from unlabeled.engine.steps import make_step, seed_everything
+from unlabeled.errors import UserError
+from unlabeled.methods.base import Method
+from unlabeled.ops.batchnorm import batchnorm_buffers, convert, unsynchronised_buffers
+from unlabeled.ops.distributed import broadcast_buffers, gather, rank, world
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Values of one update for the log (this rank's, 0-d), whether it was dropped, and the ranks' notes, elementwise max."""
+
+    values: dict[str, Tensor]
+    dropped: bool
+    notes: list[int]
+
+
+class Updater:
+    """A method with its optimizer on this process's device, wrapped for data-parallel training."""
+
+    def __init__(self, method: Method, recipe: Recipe, plan: Plan, accelerator: Accelerator) -> None:
+        self.recipe, self.plan, self.accelerator, self.seed = recipe, plan, accelerator, recipe.train.seed
+        accum = recipe.train.grad_accum
+        if accum > 1 and method.couples_batch:
+            raise UserError(
+                f"train.grad_accum is {accum}, but {recipe.method.name} compares samples across the batch: the loss would "
+                f"see {plan.batch // accum} images, not {plan.batch}. Use more GPUs or a smaller batch"
+            )
+        if recipe.train.sync_bn and world() > 1:
+            convert(method, accelerator.device)
+        self.layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+        self.method = method.to(accelerator.device, memory_format=self.layout).train()
+        self.optimizer = build_optimizer(self.method, recipe.optim)
+        self.model = accelerator.prepare_model(self.method)
+        self.statistics = batchnorm_buffers(self.method)
+
+    @torch.no_grad()
+    def views(self, update: int, micro: int, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        """Return what the network sees of `batch`: a function of seed, update, micro-batch and rank alone."""
+        seed_everything(self.seed, "global", update, micro, rank())
+        step = make_step(self.plan, update, micro, self.seed, rank())
+        views = self.method.views({name: b.to(self.accelerator.device) for name, b in batch.items()}, step)
+        return {name: x.contiguous(memory_format=self.layout) if x.ndim == 4 else x for name, x in views.items()}
+
+    def prime(self, views: dict[str, Tensor]) -> None:
+        """Let DDP settle the order of its buckets, which it changes after the first backward, in a throw-away pass.
+
+        Without it a resumed run would sum gradients of three or more processes in another order than the first one did.
+        """
+        if world() == 1:
+            return
+        before = [b.clone() for b in self.method.buffers()]
+        losses = self.model(views, make_step(self.plan, 0, 0, self.seed, rank()))
+        sum(losses.terms.values()).backward()
+        with torch.no_grad():
+            for buffer, value in zip(self.method.buffers(), before, strict=True):
+                buffer.copy_(value)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def update(self, update: int, micros: list[dict[str, Batch]], notes: list[int]) -> Outcome:
+        """Do one update. `notes` are small numbers that all ranks learn the maximum of, at no further collective.
+
+        A non-finite loss or gradient on any rank drops the update on all ranks, or raises UserError (train.nonfinite).
+        """
+        set_learning_rate(self.optimizer, self.plan.lr(update), update / self.plan.updates_per_epoch)
+        before = [b.clone() for b in self.statistics]
+        terms, values, carry = self._forward_backward(update, micros)
+        scaler = self.accelerator.scaler
+        if scaler:
+            scaler.unscale_(self.optimizer)
+        norm = clip_and_norm(self.optimizer, self.recipe.optim.clip)
+        dropped, notes = self._agree(update, terms, norm, notes, before)
+        if not dropped:
+            scaler.step(self.optimizer) if scaler else self.optimizer.step()
+            broadcast_buffers(unsynchronised_buffers(self.method))
+            after = self.method.after_step(make_step(self.plan, update, len(micros), self.seed, rank()), carry)
+            values |= {name: norm.new_tensor(value) for name, value in after.items()}
+        if scaler:
+            scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        named = {f"loss/{name}": term for name, term in terms.items()}
+        return Outcome({"loss": sum(terms.values()), **named, "grad_norm": norm, **values}, dropped, notes)
+
+    def _forward_backward(self, update: int, micros: list[dict[str, Batch]]) -> tuple[dict[str, Tensor], ...]:
+        terms: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
+        carry: dict[str, list[Tensor]] = {}
+        for micro, batch in enumerate(micros):
+            views = self.views(update, micro, batch)
+            last = micro == len(micros) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                losses = self.model(views, make_step(self.plan, update, micro, self.seed, rank()))
+                loss = sum(losses.terms.values()) / len(micros)
+                (self.accelerator.scaler.scale(loss) if self.accelerator.scaler else loss).backward()
+            for into, found in ((terms, losses.terms), (values, losses.metrics)):
+                for name, value in found.items():
+                    into[name] = into.get(name, 0.0) + value.detach() / len(micros)
+            for name, tensor in losses.carry.items():
+                carry.setdefault(name, []).append(tensor)
+        return terms, values, {name: torch.cat(parts) for name, parts in carry.items()}
+
+    def _agree(
+        self, update: int, terms: dict[str, Tensor], norm: Tensor, notes: list[int], before: list[Tensor]
+    ) -> tuple[bool, list[int]]:
+        bad = torch.stack([*(t.to(norm.dtype) for t in terms.values()), norm]).isfinite().logical_not()
+        row = torch.cat([bad.long(), torch.tensor(notes, device=bad.device, dtype=torch.int64)])
+        ranks = gather(row[None]).tolist()
+        notes = [max(column) for column in zip(*(r[len(bad) :] for r in ranks), strict=True)]
+        flags = [r[: len(bad)] for r in ranks]
+        if not any(map(any, flags)):
+            return False, notes
+        # one non-finite forward poisons the running statistics
+        torch._foreach_copy_(self.statistics, before)
+        overflow = self.accelerator.scaler is not None and not any(any(f[:-1]) for f in flags)
+        if self.recipe.train.nonfinite == "stop" and not overflow:
+            raise UserError(self._nonfinite(update, [f"loss/{name}" for name in terms], flags))
+        return True, notes
+
+    def _nonfinite(self, update: int, names: list[str], flags: list[list[int]]) -> str:
+        where = next(r for r, row in enumerate(flags) if any(row))
+        which = ", ".join(name for name, bad in zip([*names, "gradient"], flags[where], strict=True) if bad)
+        return (
+            f"non-finite at update {update}: {which} (lr {self.plan.lr(update):.3g}, rank {where}); the weights are still "
+            f"those of update {update - 1}. Lower optim.lr.base, set optim.clip, or drop such updates with "
+            "train.nonfinite: skip"
+        )

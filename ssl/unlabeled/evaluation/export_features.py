@@ -1,0 +1,58 @@
+"""Embeddings of a user's own folder, as files for other programs."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from unlabeled.config.card import Card
+from unlabeled.data.source import open_source
+from unlabeled.engine.checkpoint import write_atomically
+from unlabeled.engine.features import extract, network_embedder
+from unlabeled.engine.restore import load_run
+from unlabeled.errors import UserError
+from unlabeled.evaluation.setup import pick_device, pick_export
+from unlabeled.ops.distributed import rank
+
+
+def export_features(run: Path, folder: Path, out: Path, *, export: str | None = None, batch: int = 256,
+                    workers: int = 4, max_corrupt: float = 1.0) -> int:
+    """Write the features of all images below `folder` and return how many there are.
+
+    OUT.npy: float32 [n, F]; OUT.safetensors: the same as tensor `features`. Beside it OUT.txt: the images' paths below
+    `folder`, one per row. Unreadable images are left out and printed. Raises UserError for bad input.
+    """
+    if out.suffix not in (".npy", ".safetensors"):
+        raise UserError(f"out={out}: the file must end in .npy or .safetensors")
+    folder = folder.expanduser()
+    card = Card.model_validate({"name": folder.name or "folder", "source": {"kind": "folder"}, "root": None,
+                                "splits": {"all": {"path": "."}}})
+    source = open_source(card, "all", str(folder.absolute()))
+    device = pick_device()
+    restored = load_run(Path(run), device=device)
+    name, chosen = pick_export(restored.method, export)
+    found = extract({"network": network_embedder(chosen, device)}, source, batch=batch, workers=workers, device=device,
+                    max_corrupt=max_corrupt)["network"]
+    if rank() != 0:
+        return len(found.x)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    keys = "".join(source.key(int(i)) + "\n" for i in found.index)
+    write_atomically(out.with_suffix(".txt"), lambda file: file.write(keys.encode("utf-8", "surrogateescape")))
+    content = _content(found.x.numpy(), out.suffix)
+    write_atomically(out, lambda file: file.write(content))
+    for key in found.corrupt:
+        print(f"left out, cannot be read: {key}")
+    print(f"{out}: {len(found.x)} x {found.x.shape[1]} float32 of export {name}, update {restored.update}; "
+          f"paths in {out.with_suffix('.txt')}")
+    return len(found.x)
+
+
+def _content(x: np.ndarray, suffix: str) -> bytes:
+    if suffix == ".safetensors":
+        return save({"features": x})
+    buffer = BytesIO()
+    np.save(buffer, x)
+    return buffer.getvalue()

@@ -1,0 +1,107 @@
+"""What an evaluation runs on: device, network, splits, labels; everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from unlabeled.config.card import Card
+from unlabeled.config.files import find
+from unlabeled.config.protocol import Protocol
+from unlabeled.config.read import read_file
+from unlabeled.data.source import Source, open_source
+from unlabeled.engine.restore import Restored
+from unlabeled.errors import UserError
+from unlabeled.methods.base import Export, Method
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The opened splits: train always, test if there are labels; classes: their number and names."""
+
+    card: str
+    train: Source
+    test: Source | None
+    names: list[str]
+
+    def check(self, cfg: Protocol) -> None:
+        """Raise UserError if there are too few labels for `cfg`."""
+        if self.test is not None and self.train.labels is not None:
+            known = self.train.labels[self.train.labels >= 0]
+            cfg.check(np.bincount(known, minlength=len(self.names)).tolist(), self.names)
+
+
+def pick_device(accelerator: Any = None) -> torch.device:
+    """Join the processes of the launch, if any, and return this one's device."""
+    if accelerator is None:
+        from accelerate import PartialState
+
+        accelerator = PartialState()
+    return accelerator.device
+
+
+def pick_export(method: Method, name: str | None) -> tuple[str, Export]:
+    """Return the export `name`, or the default one. Raises UserError with the nearest name."""
+    exports = method.exports()
+    if name is None:
+        return next(iter(exports.items()))
+    if name not in exports:
+        near = difflib.get_close_matches(name, exports, 1)
+        raise UserError(f"the method has no export '{name}' (it has: {', '.join(exports)})."
+                        + (f" Did you mean '{near[0]}'?" if near else ""))
+    return name, exports[name]
+
+
+def open_residuals(export: Export) -> Export:
+    """Return an untrained export with the scales that start at zero set to one.
+
+    Residual branches that end in a zero-initialised norm (arXiv 1706.02677 section 5.1) are closed at the start of
+    training. Such a network is hardly deeper than its stem, and a straw man as a baseline: on digits it scores up to 30
+    points below the same random weights with open branches.
+    """
+
+    def build() -> nn.Module:
+        network = export.build()
+        for module in network.modules():
+            scale = getattr(module, "weight", None)
+            if isinstance(scale, nn.Parameter) and scale.ndim == 1 and not bool(scale.any()):
+                nn.init.ones_(scale)
+        return network
+
+    return Export(build, export.gives, export.input)
+
+
+def open_splits(cfg: Protocol, restored: Restored) -> Splits:
+    """Open the splits of a protocol: its own card's, or the run's. Raises UserError if there is nothing to score."""
+    stream = restored.recipe.data.streams()[type(restored.method).clock]
+    own = cfg.card is None
+    card = read_file(find("data", stream.card if cfg.card is None else cfg.card), Card)
+    root = stream.root if own and cfg.root is None else cfg.root
+    train = open_source(card, cfg.train or ("train" if "train" in card.splits or not own else stream.split), root)
+    if train.labels is None or not (train.labels >= 0).any():
+        return Splits(card.name, train, None, [])
+    name = cfg.test or next((split for split in ("test", "val") if split in card.splits), None)
+    if name is None:
+        raise UserError(f"data card '{card.name}' has neither split test nor val (it has: {', '.join(card.splits)}); "
+                        "choose one with test=SPLIT")
+    test = open_source(card, name, root)
+    if test.labels is None or not (test.labels >= 0).any():
+        raise UserError(f"data card '{card.name}': split '{name}' has no labels to score against; "
+                        "choose another with test=SPLIT")
+    return Splits(card.name, train, test, _class_names(card.name, train, test))
+
+
+def _class_names(card: str, train: Source, test: Source) -> list[str]:
+    """Return the names of the classes, or their numbers. Raises UserError if the two splits number them differently."""
+    assert train.labels is not None and test.labels is not None
+    if train.classes is None:
+        return [str(i) for i in range(int(max(train.labels.max(), test.labels.max())) + 1)]
+    if train.classes != test.classes:
+        raise UserError(f"data card '{card}': splits '{train.split}' and '{test.split}' have different classes; "
+                        "name them in the card with 'classes'")
+    return train.classes

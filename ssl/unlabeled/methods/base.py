@@ -1,0 +1,127 @@
+"""The contract between a method and the engine; the engine uses nothing else of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.config.recipe import MethodConfig
+from unlabeled.data.batch import Batch, Stream
+
+MakeBackbone = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """One stream of the run: samples in its split, images per update over all processes, labels [samples] or None."""
+
+    samples: int
+    batch: int
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a method may know of the run when it is built; mean and std are those of the clock stream's card."""
+
+    seed: int
+    rank: int
+    world: int
+    classes: int | None
+    streams: dict[str, StreamInfo]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """The moment of training: `update` counts optimizer updates from 0 and is the same in views, forward, after_step.
+
+    total: updates of the run. horizon: length of cosine schedules. micro: micro-batch within the update.
+    local, shared: CPU generators that depend on (seed, update, micro) with and without the rank.
+    """
+
+    update: int
+    total: int
+    horizon: int
+    epoch: int
+    epochs: int
+    micro: int
+    local: torch.Generator
+    shared: torch.Generator
+
+
+@dataclass
+class Losses:
+    """Named terms whose sum is the loss; detached tensors for `after_step`; detached scalars for the log."""
+
+    terms: dict[str, Tensor]
+    carry: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share their treatment; None means what the recipe's `optim` says."""
+
+    names: tuple[str, ...]
+    lr_mult: float = 1.0
+    decay: float | None = None
+    lars: bool | None = None
+    part: str = "all"
+    frozen_epochs: float = 0.0
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a network expects: side of the square image in pixels, and mean and deviation (None: values in [0, 1])."""
+
+    size: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Export:
+    """A network to evaluate and to hand to users; `build` returns a standalone copy in evaluation mode."""
+
+    build: Callable[[], nn.Module]
+    gives: Literal["vector", "map", "tokens", "logits"]
+    input: Input
+
+
+class Method(nn.Module):
+    """Base of all methods (see docs/methods.md for the whole contract)."""
+
+    Config: ClassVar[type[MethodConfig]]
+    clock: ClassVar[str] = "train"
+    couples_batch: ClassVar[bool] = False
+
+    @classmethod
+    def streams(cls, cfg: MethodConfig) -> dict[str, Stream]:
+        """Return the streams that the method reads, by name."""
+        raise NotImplementedError
+
+    def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
+        """Make what the network sees from the crops: on the device, without gradient."""
+        raise NotImplementedError
+
+    def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
+        """Return the losses; changes nothing but BatchNorm statistics."""
+        raise NotImplementedError
+
+    def after_step(self, step: Step, carry: dict[str, Tensor]) -> dict[str, float]:
+        """Update queues, centres and EMA copies once per optimizer update; return scalars for the log."""
+        return {}
+
+    def param_groups(self) -> list[Group]:
+        """Put every trainable parameter into exactly one group."""
+        return [Group(tuple(name for name, p in self.named_parameters() if p.requires_grad))]
+
+    def exports(self) -> dict[str, Export]:
+        """Return what is evaluated during training and handed to users; the first is the default."""
+        raise NotImplementedError

@@ -1,0 +1,109 @@
+"""BatchNorm whose statistics cover the batch of all processes, on any device.
+
+`torch.nn.SyncBatchNorm` refuses tensors on the CPU, so on gloo this one takes its place; on a GPU torch's is faster.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from unlabeled.ops.distributed import gather, sum_over_ranks, world
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def convert(module: nn.Module, device: torch.device) -> nn.Module:
+    """Replace every plain BatchNorm of `module` by a synchronised one for `device`; parameters and buffers are kept."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for name, child in module.named_children():
+        if type(child) in _PLAIN:
+            setattr(module, name, _synchronised(child))
+        else:
+            convert(child, device)
+    return module
+
+
+def batchnorm_buffers(module: nn.Module) -> list[Tensor]:
+    """Return the running statistics of all BatchNorms in `module`."""
+    return [b for m in module.modules() if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False)]
+
+
+def unsynchronised_buffers(module: nn.Module) -> list[Tensor]:
+    """Return the running statistics that may differ between ranks."""
+    synchronised = (SyncBatchNorm, nn.SyncBatchNorm)
+    return [
+        b for m in module.modules() if isinstance(m, _BatchNorm) and not isinstance(m, synchronised)
+        for b in m.buffers(recurse=False)
+    ]
+
+
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm over the batches of all processes; input [N, C, ...], N may differ between ranks."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"expected [N, C, ...], got {tuple(x.shape)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x by the statistics of all ranks in training, by the running ones in evaluation."""
+        if not self.training or world() == 1:
+            return super().forward(x)
+        y, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+                unbiased = var * count / (count - 1).clamp_min(1)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        return y
+
+
+def _synchronised(bn: nn.Module) -> SyncBatchNorm:
+    new = SyncBatchNorm(bn.num_features, bn.eps, bn.momentum, bn.affine, bn.track_running_stats)
+    new.weight, new.bias = bn.weight, bn.bias
+    new.running_mean, new.running_var = bn.running_mean, bn.running_var
+    new.num_batches_tracked = bn.num_batches_tracked
+    return new.train(bn.training)
+
+
+class _Normalise(torch.autograd.Function):
+    """Means and squared deviations of the ranks are combined exactly (Chan et al. 1979), not by sums of squares."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        wide = x if x.dtype == torch.float64 else x.float()
+        dims = [d for d in range(x.dim()) if d != 1]
+        channels, count = x.shape[1], x.numel() // x.shape[1]
+        var, mean = torch.var_mean(wide, dims, correction=0)
+        counts, means, deviations = (
+            gather(torch.cat([mean.new_tensor([count]), mean, var * count])[None]).split([1, channels, channels], 1)
+        )
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total
+        var = (deviations + counts * (means - mean) ** 2).sum(0) / total
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), total)
+        y = F.batch_norm(wide, mean, var, weight, bias, training=False, eps=eps)
+        ctx.mark_non_differentiable(mean, var, total)
+        return y.to(x.dtype), mean, var, total
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, invstd, total = ctx.saved_tensors
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        dims = [d for d in range(x.dim()) if d != 1]
+        dy = dy.to(mean.dtype)
+        unit = (x.to(mean.dtype) - mean.view(shape)) * invstd.view(shape)
+        local = torch.stack([dy.sum(dims), (dy * unit).sum(dims)])
+        both = sum_over_ranks(local.clone()) / total
+        scale = invstd if weight is None else invstd * weight
+        dx = (dy - both[0].view(shape) - unit * both[1].view(shape)) * scale.view(shape)
+        grad_weight = None if weight is None else local[1].to(weight.dtype)
+        grad_bias = local[0].to(mean.dtype) if ctx.needs_input_grad[2] else None
+        return dx.to(x.dtype), grad_weight, grad_bias, None

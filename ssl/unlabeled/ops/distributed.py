@@ -1,0 +1,76 @@
+"""Collectives that losses and statistics may use; without a process group they are the identity.
+
+Every rank of a data-parallel run computes the loss of its own samples against everybody's, DDP averages the gradients;
+so a gather must pass gradients back as a sum over ranks (checked against one process with the whole batch).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate equal-shaped x [n, ...] of all ranks in rank order, without gradient: [world * n, ...]."""
+    if world() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x) for _ in range(world())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+def gather_with_grad(x: Tensor) -> Tensor:
+    """As `gather`, but the gradient of every rank's copy flows back to the rank that gave the rows, as a sum."""
+    return x if world() == 1 else _Gather.apply(x)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = x.shape[0]
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Add x of all ranks in place and return it; for numbers and statistics, not for use inside a gradient."""
+    if world() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def max_over_ranks(x: Tensor) -> Tensor:
+    """Take the elementwise maximum of x over all ranks in place and return it."""
+    if world() > 1:
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
+def broadcast_buffers(tensors: list[Tensor]) -> None:
+    """Give every rank rank 0's values of `tensors`, one message per dtype."""
+    if world() == 1:
+        return
+    for dtype in sorted({t.dtype for t in tensors}, key=str):
+        same = [t for t in tensors if t.dtype == dtype]
+        flat = torch.cat([t.reshape(-1) for t in same])
+        dist.broadcast(flat, 0)
+        for target, value in zip(same, flat.split([t.numel() for t in same]), strict=True):
+            target.copy_(value.view_as(target))

@@ -1,0 +1,26 @@
+"""Exponential moving average of a network."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def ema_update(
+    teacher: nn.Module, student: nn.Module, decay: float, buffers: Literal["keep", "copy", "average"] = "copy"
+) -> None:
+    """Move every parameter of `teacher` towards `student`: t <- decay t + (1 - decay) s.
+
+    buffers: keep the teacher's own, copy the student's, or average floating ones and copy the rest.
+    """
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
+    if buffers == "keep":
+        return
+    for t, s in zip(teacher.buffers(), student.buffers(), strict=True):
+        if buffers == "average" and t.is_floating_point():
+            t.lerp_(s, 1 - decay)
+        else:
+            t.copy_(s)

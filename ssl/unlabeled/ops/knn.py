@@ -1,0 +1,140 @@
+"""Exact cosine nearest neighbours and their temperature-weighted vote (arXiv 1805.01978, as in arXiv 2104.14294).
+
+Ties: bank entries whose similarity lies within `TIE` of the k-th one's share the places that are left, so neither the
+order of the bank nor the search library decides which of several equal images votes. Equal votes go to the lower class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlabeled.errors import UserError
+from unlabeled.ops.precision import full_precision
+
+Search = Literal["torch", "faiss"]
+
+TIE = 1e-6  # cosines this close are equal: rounding of float32 products is below it
+_QUERIES = 512  # queries per matrix product: the similarities stay near the cache
+_ELEMENTS = 1 << 26  # similarities held at once (256 MB), which bounds the chunk for large banks
+
+
+def predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: Sequence[int], temperature: float, classes: int,
+            search: Search = "torch") -> dict[int, Tensor]:
+    """Return the predicted class, int64 [m], for every k.
+
+    bank [n, F], queries [m, F]: features of any scale. bank_labels: int64 [n]; entries labelled -1 do not vote.
+    Raises UserError if a k exceeds the labelled bank.
+    """
+    scores = votes(bank, bank_labels, queries, k, temperature, classes, search)
+    return {each: score.argmax(1) for each, score in scores.items()}
+
+
+@torch.no_grad()
+def votes(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: Sequence[int], temperature: float, classes: int,
+          search: Search = "torch") -> dict[int, Tensor]:
+    """Return for every k the votes, float64 [m, classes]: sums of exp((cosine - the largest cosine) / temperature).
+
+    Arguments and errors as in `predict`. float32 inside, float64 if the bank is float64 (faiss: always float32).
+    """
+    bank_labels = bank_labels.to(bank.device)
+    known = bank_labels >= 0
+    if not bool(known.all()):
+        bank, bank_labels = bank[known], bank_labels[known]
+    n = len(bank)
+    if not k or min(k) < 1 or max(k) > n:
+        raise UserError(f"kNN with k = {', '.join(map(str, k))}, but the bank holds {n} labelled images: "
+                        f"allowed is 1 to {n}")
+    if bool((bank_labels >= classes).any()):
+        raise UserError(f"kNN over {classes} classes, but a label of the bank is {int(bank_labels.max())}")
+    bank, queries = _unit(bank), _unit(queries.to(bank.device))
+    parts: dict[int, list[Tensor]] = {each: [] for each in k}
+    for chunk, value, index in _search(bank, queries, min(max(k) + 1, n), search):
+        for each in k:
+            score = _vote(value, bank_labels[index], each, temperature, classes)
+            rows = _unfinished(value, each, n)
+            if len(rows):  # more ties than were fetched: look at the whole bank
+                with full_precision(bank.device):
+                    whole = chunk[rows] @ bank.T
+                score[rows] = _vote_all(whole, value[rows, each - 1], bank_labels, each, temperature, classes)
+            parts[each].append(score)
+    empty = torch.empty(0, classes, dtype=torch.float64, device=bank.device)
+    return {each: torch.cat(part) if part else empty for each, part in parts.items()}
+
+
+@torch.no_grad()
+def neighbors(bank: Tensor, queries: Tensor, k: int, search: Search = "torch") -> tuple[Tensor, Tensor]:
+    """Return cosines, falling, [m, k] and places in the bank, int64 [m, k]. Raises UserError if k exceeds the bank."""
+    if not 1 <= k <= len(bank):
+        raise UserError(f"{k} nearest neighbours asked of {len(bank)} images: allowed is 1 to {len(bank)}")
+    bank, queries = _unit(bank), _unit(queries.to(bank.device))
+    found = [(value, index) for _, value, index in _search(bank, queries, k, search)]
+    return torch.cat([value for value, _ in found]), torch.cat([index for _, index in found])
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)
+
+
+def _search(bank: Tensor, queries: Tensor, k: int, search: Search) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield (queries [c, F], cosines [c, k] falling, places [c, k]) for chunks of the queries."""
+    chunks = queries.split(max(1, min(_QUERIES, _ELEMENTS // len(bank))))
+    if search == "faiss":
+        index = _faiss_index(bank)
+        for chunk in chunks:
+            value, place = index.search(chunk.float().cpu().numpy(), k)
+            yield chunk, torch.from_numpy(value).to(bank.device), torch.from_numpy(place).to(bank.device)
+        return
+    for chunk in chunks:
+        with full_precision(bank.device):
+            similarity = chunk @ bank.T
+        # an unsorted topk and a sort of its short result are faster than a sorted topk
+        value, place = similarity.topk(k, dim=1, sorted=False)
+        value, order = value.sort(dim=1, descending=True, stable=True)
+        yield chunk, value, place.gather(1, order)
+
+
+def _faiss_index(bank: Tensor) -> Any:
+    try:
+        import faiss
+    except ImportError:
+        raise UserError("search: faiss needs faiss, which is not installed: pip install faiss-cpu, or search: torch "
+                        "(same answer)") from None
+    index: Any = faiss.IndexFlatIP(bank.shape[1])
+    if bank.is_cuda and getattr(faiss, "get_num_gpus", lambda: 0)() > 0 and hasattr(faiss, "GpuIndexFlatIP"):
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), bank.device.index or 0, index)
+    index.add(bank.float().cpu().numpy())
+    return index
+
+
+def _vote(value: Tensor, labels: Tensor, k: int, temperature: float, classes: int) -> Tensor:
+    """Sum the weights of the first k of value [c, fetched], falling, by label [c, fetched] -> float64 [c, classes]."""
+    weight = torch.exp((value - value[:, :1]).double() / temperature) * _share(value, value[:, k - 1], k)
+    score = torch.zeros(len(value), classes, dtype=torch.float64, device=value.device)
+    return score.scatter_add_(1, labels, weight)
+
+
+def _vote_all(value: Tensor, kth: Tensor, labels: Tensor, k: int, temperature: float, classes: int) -> Tensor:
+    """As `_vote`, but over cosines with the whole bank, value [r, n]; kth [r] is the k-th largest."""
+    weight = torch.exp((value - value.amax(1, keepdim=True)).double() / temperature) * _share(value, kth, k)
+    score = torch.zeros(len(value), classes, dtype=torch.float64, device=value.device)
+    return score.index_add_(1, labels, weight)
+
+
+def _share(value: Tensor, kth: Tensor, k: int) -> Tensor:
+    """Return the part of a place that each entry takes, float64 like value: 1, the ties' share, or 0."""
+    above = value > kth[:, None] + TIE
+    tied = (value - kth[:, None]).abs() <= TIE
+    left = k - above.sum(1, keepdim=True)
+    return above.double() + tied.double() * (left / tied.sum(1, keepdim=True).clamp(min=1))
+
+
+def _unfinished(value: Tensor, k: int, n: int) -> Tensor:
+    """Return the rows whose ties with the k-th entry may go on beyond what was fetched, int64 [r]."""
+    if value.shape[1] == n:
+        return torch.empty(0, dtype=torch.int64, device=value.device)
+    return torch.nonzero(value[:, k - 1] - value[:, -1] <= TIE).flatten()

@@ -1,0 +1,78 @@
+"""The result of one protocol on one network, with everything that is needed to judge it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unlabeled import __version__
+from unlabeled.engine.checkpoint import write_atomically
+
+
+@dataclass(frozen=True)
+class Number:
+    """One result in percent: value, deviation over draws and details, of the network and of the baselines that ran."""
+
+    name: str
+    chance: float
+    network: dict[str, Any]
+    random_init: dict[str, Any] | None = None
+    raw_pixels: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split as it was used: n images with features (of which `unlabelled` had no label), and those left out."""
+
+    split: str
+    n: int
+    unlabelled: int
+    corrupt: int
+    corrupt_keys: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Numbers of one protocol and what they were measured on.
+
+    settings: the resolved protocol. Without labels train and test are the same split and classes is None. health:
+    label-free measures per network. sheet: file of the neighbour sheet.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    run: str
+    method: str
+    export: str
+    update: int
+    train_seed: int
+    seed: int
+    card: str
+    classes: int | None
+    train: Split
+    test: Split
+    numbers: list[Number]
+    health: dict[str, dict[str, float]]
+    warning: str | None = None
+    sheet: str | None = None
+
+    def __getitem__(self, name: str) -> Number:
+        """Return a number by its name."""
+        return next(number for number in self.numbers if number.name == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the JSON file holds."""
+        return {"unlabeled": __version__, **asdict(self)}
+
+    def write(self, folder: Path) -> Path:
+        """Write FOLDER/eval/NAME-update00001234.json atomically; NAME has export and card unless they are the default.
+
+        Raises UserError if it cannot be written.
+        """
+        path = folder / "eval" / f"{self.name}-update{self.update:08d}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.as_dict(), indent=1) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
+        return path

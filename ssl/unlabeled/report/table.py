@@ -1,0 +1,79 @@
+"""Reports as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from unlabeled.report.report import Number, Report
+
+_COLUMNS = (("network", "pretrained"), ("random_init", "random init"), ("raw_pixels", "raw pixels"))
+
+
+def print_reports(reports: Sequence[Report], console: Console | None = None) -> None:
+    """Print the numbers of reports on one network in one table, and what was measured on."""
+    console = console or Console(highlight=False)
+    first = reports[0]
+    console.print(f"[bold]{first.run}[/bold]  {first.method}, export {first.export}, update {first.update}, "
+                  f"train seed {first.train_seed}", soft_wrap=True)
+    if any(report.numbers for report in reports):
+        console.print(numbers_table(reports))
+    for line in notes(reports):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def numbers_table(reports: Sequence[Report]) -> Table:
+    """Return one row per number: pretrained, random init, raw pixels, chance; empty columns are left out."""
+    numbers = [number for report in reports for number in report.numbers]
+    shown = [(key, title) for key, title in _COLUMNS if any(getattr(n, key) for n in numbers)]
+    table = Table("accuracy, %", *(title for _, title in shown), "chance", "test images")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for report in reports:
+        for number in report.numbers:
+            cells = [written(getattr(number, key)) for key, _ in shown]
+            table.add_row(number.name, *cells, f"{number.chance:.1f}", str(report.test.n - report.test.unlabelled))
+    return table
+
+
+def written(score: dict[str, Any] | None) -> str:
+    """Write a value with its deviation."""
+    if score is None:
+        return ""
+    return f"{score['value']:.1f}" + (f" ± {score['deviation']:.1f}" if score["deviation"] is not None else "")
+
+
+def notes(reports: Sequence[Report]) -> list[str]:
+    """Return the lines below the table: data, what the names mean, health, warnings."""
+    lines: list[str] = []
+    for report in reports:
+        lines.append(_data_line(report))
+        lines += [f"{number.name}: {text}" for number in report.numbers if (text := _detail(number))]
+        lines += [_health_line(name, values) for name, values in report.health.items()]
+        lines += [f"warning: {report.warning}"] if report.warning else []
+        lines += [f"nearest neighbours: {report.sheet}"] if report.sheet else []
+    return list(dict.fromkeys(lines))
+
+
+def _data_line(report: Report) -> str:
+    train, test = report.train, report.test
+    if report.classes is None:
+        return f"data {report.card}: '{train.split}' n={train.n} without labels, unreadable {train.corrupt}"
+    return (f"data {report.card}: train '{train.split}' n={train.n}, test '{test.split}' n={test.n}, "
+            f"unreadable {train.corrupt + test.corrupt}, seed {report.seed}")
+
+
+def _detail(number: Number) -> str:
+    details = number.network["details"]
+    if "draws" in details:
+        return f"mean ± deviation over {details['draws']} draws of the labels"
+    return ", ".join(f"{key} {value:g}" if isinstance(value, float) else str(value) for key, value in details.items())
+
+
+def _health_line(name: str, values: dict[str, float]) -> str:
+    title = {"network": "pretrained", "random_init": "random init"}.get(name, name)
+    return (f"{title}: effective rank {values['effective_rank']:.1f} of {values['width']:.0f}, feature deviation "
+            f"{values['feature_std']:.3f}, uniformity {values['uniformity']:.2f}")

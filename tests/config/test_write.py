@@ -1,0 +1,43 @@
+"""What is written is read back to the same values; the schema knows what the reader knows."""
+
+import pytest
+import yaml
+
+from unlabeled.config.read import read_recipe
+from unlabeled.config.schema import recipe_schema
+from unlabeled.config.tables import METHODS
+from unlabeled.config.write import to_yaml
+
+OVERRIDES = [
+    [],
+    ["optim.name=adamw", "optim.betas=[0.8, 0.9]"],  # options without effect must not come back
+    ["optim.name=sgd", "optim.nesterov=true", "optim.clip=1"],
+    ["data.train.card='no'", "data.train.root='1e-3'", "optim.exclude_decay=['~', '*.bias', '0x1', '']"],
+    ["optim.lr={base: 1e-7}", "train.epochs=null", "train.updates=3", "method.crop={kind: affine, size: 8}"],
+]
+
+
+@pytest.mark.parametrize("overrides", OVERRIDES)
+def test_round_trip(recipe, tmp_path, overrides):
+    first = read_recipe(recipe(), overrides)
+    (tmp_path / "again.yaml").write_text(to_yaml(first))
+    assert read_recipe("again.yaml") == first
+    assert yaml.safe_load(to_yaml(first)) == first.model_dump(mode="json")
+
+
+def test_notes_stand_behind_their_keys(recipe, tmp_path):
+    first = read_recipe(recipe())
+    text = to_yaml(first, {("optim", "lr", "base"): "peak 0.075", ("train",): "short"})
+    assert "  base: 0.3  # peak 0.075\n" in text
+    assert "train:  # short\n" in text
+    (tmp_path / "again.yaml").write_text(text)
+    assert read_recipe("again.yaml") == first
+
+
+def test_schema_covers_the_methods_and_refuses_unknown_keys():
+    schema = recipe_schema()
+    assert set(schema["properties"]) == {"method", "backbone", "data", "optim", "train", "eval"}
+    text = str(schema["properties"]["method"])
+    assert all(name in text for name in METHODS)
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Optim"]["properties"]["name"]["enum"] == ["lars", "sgd", "adamw"]

@@ -1,0 +1,157 @@
+"""Runs of the real command that are killed, interrupted or damaged, and go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from processes import free_port
+
+ROOT = Path(__file__).parents[2]
+UPDATES = 15  # three epochs of 60 images in batches of 12
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        low = rng.integers(0, 256, (6, 8, 3), np.uint8)
+        Image.fromarray(low).resize((64, 48), Image.Resampling.BICUBIC).save(folder / f"{i:03d}.jpg")
+    return folder
+
+
+def command(photos: Path, run: Path, processes: int, *extra: str) -> list[str]:
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1",
+                  "--master_port", str(free_port())]
+    return [
+        *start, "pretrain.py", "recipes/demo/simclrv2-shapes.yaml", f"run={run}", "data.train.card=folder",
+        f"data.train.root={photos}", "data.train.batch=12", "data.workers=1", "backbone.width=0.125",
+        "method.crop.size=16", "train.epochs=3", "train.checkpoint_every=2", "train.log_every=1", "eval.every=1",
+        "eval.at_end=[]", *extra,
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def start(*args, **kwargs) -> subprocess.Popen[str]:
+    return subprocess.Popen(command(*args, **kwargs), cwd=ROOT, env=environment(), text=True, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == code, out
+    return out
+
+
+def reached(run: Path, update: int, process: subprocess.Popen[str]) -> None:
+    """Wait until `update` is in the metrics."""
+    metrics = run / "metrics.jsonl"
+    for _ in range(6000):
+        if metrics.exists() and metrics.read_text().count("\n") > update:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError(f"update {update} was not reached")
+
+
+def final(run: Path) -> tuple[dict[str, torch.Tensor], dict[int, float]]:
+    assert (run / "DONE").exists()
+    state = torch.load(run / "checkpoints" / f"update-{UPDATES:08d}.pt", weights_only=True)
+    flat = {f"method.{k}": v for k, v in state["method"].items()}
+    for index, slots in state["optimizer"]["state"].items():
+        flat |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in slots.items()}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines] == list(range(UPDATES)), "metrics are cut back to the checkpoint"
+    return flat, {line["update"]: line["loss"] for line in lines}
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    (state, losses), (expected, expected_losses) = final(run), final(whole)
+    assert losses == expected_losses
+    assert state.keys() == expected.keys()
+    differing = [name for name in state if not torch.equal(state[name], expected[name])]
+    assert not differing, f"not bit-identical: {differing}"
+    assert (run / "export" / "backbone.safetensors").read_bytes() == (whole / "export" / "backbone.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    finish(start(photos, run, 1))
+    return run
+
+
+@pytest.mark.parametrize("update", [3, 8])  # in the first epoch, and in the middle of the second
+def test_sigkill_and_resume_is_exact(photos: Path, whole: Path, tmp_path: Path, update: int) -> None:
+    process = start(photos, tmp_path / "run", 1)
+    reached(tmp_path / "run", update, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    finish(process, -signal.SIGKILL)
+    assert "going on from update" in finish(start(photos, tmp_path / "run", 1))
+    assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_sigkill_and_resume_is_exact_with_processes(photos: Path, tmp_path: Path, processes: int) -> None:
+    finish(start(photos, tmp_path / "whole", processes))
+    process = start(photos, tmp_path / "run", processes)
+    reached(tmp_path / "run", 7, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    finish(process, -signal.SIGKILL)
+    finish(start(photos, tmp_path / "run", processes))
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(photos: Path, whole: Path, tmp_path: Path) -> None:
+    process = start(photos, tmp_path / "run", 1, "train.checkpoint_every=1000")
+    reached(tmp_path / "run", 4, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to the loader processes too
+    out = finish(process, 130)
+    assert "SIGINT: saved after update" in out and "Traceback" not in out
+    finish(start(photos, tmp_path / "run", 1))
+    assert_same(tmp_path / "run", whole)
+
+
+def test_preemption_saves_on_all_ranks_and_asks_for_a_requeue(photos: Path, tmp_path: Path) -> None:
+    process = start(photos, tmp_path / "run", 2, "train.checkpoint_every=1000", "train.epochs=200")
+    reached(tmp_path / "run", 4, process)
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(ranks[0]), signal.SIGUSR1)  # one rank hears it, all of them leave
+    out = finish(process)
+    assert "SIGUSR1: saved after update" in out
+    assert (tmp_path / "run" / "REQUEUE").exists() and not (tmp_path / "run" / "DONE").exists()
+    assert list((tmp_path / "run" / "checkpoints").glob("update-*.pt"))
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(photos: Path, whole: Path, tmp_path: Path) -> None:
+    process = start(photos, tmp_path / "run", 1)
+    reached(tmp_path / "run", 8, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    newest = sorted((tmp_path / "run" / "checkpoints").glob("update-*.json"))[-1].with_suffix(".pt")
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    newest.write_bytes(damaged)
+    assert "is damaged" in finish(start(photos, tmp_path / "run", 1))
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_finished_run_says_so_and_another_recipe_is_refused(photos: Path, whole: Path) -> None:
+    assert "is finished" in finish(start(photos, whole, 1))
+    out = finish(start(photos, whole, 1, "optim.weight_decay=0.5"), 2)
+    assert "optim.weight_decay: 0.0001 there, 0.5 now" in out and "Traceback" not in out

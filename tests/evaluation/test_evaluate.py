@@ -1,0 +1,133 @@
+"""From a run to its report: content, baselines, sharing, refusals, and sets without labels."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from tests.evaluation.fakes import FakeRuns
+from torch import nn
+
+from unlabeled.errors import UserError
+from unlabeled.evaluation import evaluate as module
+from unlabeled.evaluation.evaluate import evaluate, evaluate_many
+from unlabeled.evaluation.setup import open_residuals
+from unlabeled.methods.base import Export, Input
+from unlabeled.report.table import numbers_table, print_reports
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path) -> FakeRuns:
+    fake = FakeRuns("digits", tmp_path / "run")
+    monkeypatch.setattr(module, "load_run", fake)
+    return fake
+
+
+def test_knn_report_holds_all_that_is_needed_to_judge_the_number(runs, capsys):
+    report = evaluate("knn", runs.run, ["workers=0"])
+    saved = json.loads((runs.run / "eval" / "knn-update00000012.json").read_text())
+    number = saved["numbers"][0]
+    assert [n["name"] for n in saved["numbers"]] == ["knn20@.07", "knn200@.07"]
+    assert number["network"]["value"] == report["knn20@.07"].network["value"] > number["random_init"]["value"]
+    assert number["raw_pixels"]["value"] > 90 and number["chance"] == pytest.approx(10, abs=0.5)
+    assert saved["update"] == 12 and saved["seed"] == 0 and saved["train_seed"] == 3 and saved["export"] == "backbone"
+    assert saved["card"] == "digits" and saved["classes"] == 10 and saved["settings"]["temperature"] == 0.07
+    assert saved["train"] == {"split": "train", "n": 1297, "unlabelled": 0, "corrupt": 0, "corrupt_keys": []}
+    assert saved["test"]["split"] == "val" and saved["test"]["n"] == 500
+    assert set(saved["health"]) == {"network", "random_init"} and saved["health"]["network"]["width"] == 48
+    printed = capsys.readouterr().out
+    for text in ("knn20@.07", "pretrained", "random init", "raw pixels", "chance", "update 12", "n=1297"):
+        assert text in printed
+    assert not list((runs.run / "eval").glob(".*"))
+
+
+def test_batch_size_does_not_change_the_numbers(runs):
+    small, large = (evaluate("knn", runs.run, ["workers=0", f"batch={batch}"]) for batch in (64, 999))
+    assert small.numbers == large.numbers
+
+
+def test_several_protocols_share_one_extraction_and_one_table(runs, monkeypatch, tmp_path):
+    linear = tmp_path / "quick.yaml"
+    linear.write_text("protocol: linear\nlr: [0.03]\nweight_decay: [0.0]\nmin_updates: 50\nraw_pixels: false\n")
+    few = tmp_path / "few.yaml"
+    few.write_text("protocol: few-labels\ndraws: 4\n")
+    calls = []
+    monkeypatch.setattr(module, "extract", lambda *a, real=module.extract, **k: calls.append(a) or real(*a, **k))
+    reports = evaluate_many(["knn", linear, few], runs.run, ["workers=0"])
+    assert len(calls) == 2 and runs.loads == 2  # train and test; the run and its random initialisation
+    assert [r.name for r in reports] == ["knn", "quick", "few"]
+    assert reports[1]["linear"].raw_pixels is None and reports[1]["linear"].network["details"]["lr"] == 0.03
+    four = reports[2]["logistic4@C1"]
+    assert four.network["deviation"] > 0 and four.raw_pixels["value"] > four.random_init["value"]
+    assert numbers_table(reports).row_count == 5
+    console = Console(record=True, width=120)
+    print_reports(reports, console)
+    assert "±" in console.export_text() and len(list((runs.run / "eval").glob("*.json"))) == 3
+
+
+def test_another_export_is_evaluated_and_named(runs):
+    best, poor = evaluate("knn", runs.run, ["workers=0"]), evaluate("knn", runs.run, ["workers=0", "export=poor"])
+    assert best["knn20@.07"].network["value"] > poor["knn20@.07"].network["value"]
+    assert (runs.run / "eval" / "knn-poor-update00000012.json").exists()
+    with pytest.raises(UserError, match=r"no export 'por'.*Did you mean 'poor'"):
+        evaluate("knn", runs.run, ["export=por"])
+
+
+def test_baselines_can_be_left_out(runs):
+    number = evaluate("knn", runs.run, ["workers=0", "random_init=false", "raw_pixels=false"]).numbers[0]
+    assert number.random_init is None and number.raw_pixels is None and runs.loads == 1
+
+
+def test_bad_input_is_refused_before_anything_is_extracted(runs, monkeypatch):
+    monkeypatch.setattr(module, "extract", None)
+    with pytest.raises(UserError, match=r"k is 2000, but there are 1297 labelled training images; use k=\[20\]"):
+        evaluate("knn", runs.run, ["k=[20,2000]"])
+    with pytest.raises(UserError, match="900 labels per class are asked, but class '0' has"):
+        evaluate("few-labels", runs.run, ["labels_per_class=[900]"])
+    with pytest.raises(UserError, match="no split 'tset'"):
+        evaluate("knn", runs.run, ["test=tset"])
+    with pytest.raises(UserError, match=r"unknown key 'temprature'. Did you mean 'temperature'"):
+        evaluate("knn", runs.run, ["temprature=1"])
+
+
+def photos(folder: Path, count: int, seed: int = 0) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = np.random.default_rng(seed + number).integers(0, 256, (20, 24, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+
+
+def test_without_labels_there_is_health_and_a_sheet_of_neighbours(runs, tmp_path, capsys):
+    photos(tmp_path / "photos", 15)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
+    reports = evaluate_many(["knn", "linear"], runs.run, ["card=folder", f"root={tmp_path / 'photos'}", "workers=0"])
+    assert [r.name for r in reports] == ["health"] and reports[0].numbers == [] and reports[0].classes is None
+    assert reports[0].train.n == 15 and reports[0].train.corrupt_keys == ["broken.png"]
+    printed = capsys.readouterr().out
+    assert "effective rank" in printed and "nearest neighbours:" in printed
+    sheet = Image.open(reports[0].sheet)
+    assert sheet.size == (8 * 100 + 12, 12 * 100 + 4)
+    saved = json.loads((runs.run / "eval" / "health-update00000012.json").read_text())
+    assert saved["health"]["network"]["effective_rank"] > 1
+
+
+def test_a_test_set_that_lacks_a_class_keeps_the_numbers_of_train(runs, tmp_path):
+    for split, classes in (("train", "abc"), ("val", "ac")):
+        for name in classes:
+            photos(tmp_path / "set" / split / name, 4, seed=100 * ord(name))
+    report = evaluate("knn", runs.run, ["card=classfolder", f"root={tmp_path / 'set'}", "workers=0", "k=[1]"])
+    number = report["knn1@.07"]  # every test image is also a training image
+    assert report.classes == 3 and number.chance == 50 and number.network["value"] == 100
+
+
+def test_the_untrained_baseline_has_its_residual_branches_open():
+    def build() -> nn.Module:
+        closed = nn.BatchNorm2d(4)
+        nn.init.zeros_(closed.weight)
+        return nn.Sequential(nn.BatchNorm2d(4), closed, nn.Conv2d(4, 4, 1))
+
+    norm, closed, convolution = open_residuals(Export(build, "vector", Input(8))).build()
+    assert bool((closed.weight == 1).all()) and bool((norm.weight == 1).all())
+    assert bool((closed.bias == 0).all()) and convolution.weight.std() < 1

@@ -1,0 +1,181 @@
+"""What every method must pass: the rules that make training exact, whatever the method."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from processes import run_processes
+from tiny import TINY, UPDATES, VARIANTS, Tiny, tiny_recipe, tiny_run
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from unlabeled.config.tables import METHODS
+from unlabeled.engine.steps import make_step
+from unlabeled.errors import UserError
+from unlabeled.ops.distributed import rank
+
+every_variant = pytest.mark.parametrize(("method", "variant"), VARIANTS, ids=["-".join(v) for v in VARIANTS])
+
+
+def snapshot(tiny: Tiny) -> dict[str, torch.Tensor]:
+    return {name: x.clone() for name, x in tiny.updater.method.state_dict().items()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def test_every_method_of_the_table_is_here() -> None:
+    assert set(TINY) == set(METHODS)
+
+
+@every_variant
+def test_gradient_reaches_every_trainable_parameter_and_nothing_else(method: str, variant: str) -> None:
+    tiny = tiny_run(tiny_recipe(method, variant))
+    tiny.train(0, 1)  # residual branches start at zero; after one update gradients pass through them
+    views = tiny.updater.views(1, 0, tiny.micros(1)[0])
+    losses = tiny.updater.model(views, make_step(tiny.updater.plan, 1, 0, 0, rank()))
+    sum(losses.terms.values()).backward()
+    held = {name for group in tiny.updater.method.param_groups() for name in group.names}
+    for name, p in tiny.updater.method.named_parameters():
+        if name in held:
+            assert p.grad is not None and p.grad.abs().sum() > 0, f"no gradient reaches {name}"
+        else:
+            assert not p.requires_grad and p.grad is None, f"{name} is in no group, yet it is trained"
+
+
+@every_variant
+def test_every_loss_term_bites(method: str, variant: str) -> None:
+    tiny = tiny_run(tiny_recipe(method, variant))
+    tiny.train(0, 1)
+    views = tiny.updater.views(1, 0, tiny.micros(1)[0])
+    losses = tiny.updater.model(views, make_step(tiny.updater.plan, 1, 0, 0, rank()))
+    params = [p for p in tiny.updater.method.parameters() if p.requires_grad]
+    for name, term in losses.terms.items():
+        assert math.isfinite(float(term)) and float(term) != 0, f"loss/{name} is {float(term)}"
+        grads = torch.autograd.grad(term, params, retain_graph=True, allow_unused=True)
+        assert sum(float(g.abs().sum()) for g in grads if g is not None) > 0, f"loss/{name} moves no parameter"
+
+
+@every_variant
+def test_every_view_matters(method: str, variant: str) -> None:
+    tiny = tiny_run(tiny_recipe(method, variant))
+    tiny.train(0, 1)
+    views = tiny.updater.views(1, 0, tiny.micros(1)[0])
+    step = make_step(tiny.updater.plan, 1, 0, 0, rank())
+    whole = {name: float(x) for name, x in tiny.updater.model(views, step).terms.items()}
+    for name, view in views.items():
+        changed = {**views, name: view.flip(0)}
+        terms = {n: float(x) for n, x in tiny.updater.model(changed, step).terms.items()}
+        assert terms != whole, f"exchanging the images of view {name} changes no loss term"
+
+
+@every_variant
+def test_forward_changes_only_batchnorm_statistics(method: str, variant: str) -> None:
+    tiny = tiny_run(tiny_recipe(method, variant))
+    norms = {f"{prefix}." for prefix, m in tiny.updater.method.named_modules() if isinstance(m, _BatchNorm)}
+    before = snapshot(tiny)
+    tiny.first_gradients()
+    odd = [name for name in differing(before, snapshot(tiny)) if name.rpartition(".")[0] + "." not in norms]
+    assert not odd, f"forward changed {odd}"
+
+
+@every_variant
+def test_three_and_three_updates_are_six_bit_for_bit(method: str, variant: str) -> None:
+    recipe = tiny_recipe(method, variant)
+    whole = tiny_run(recipe)
+    losses = whole.train(0, UPDATES)
+    first = tiny_run(recipe)
+    first.train(0, UPDATES // 2)
+    second = tiny_run(recipe)
+    second.updater.method.load_state_dict(first.updater.method.state_dict())
+    second.updater.optimizer.load_state_dict(first.updater.optimizer.state_dict())
+    assert second.train(UPDATES // 2, UPDATES) == losses[UPDATES // 2 :]
+    assert not differing(snapshot(whole), snapshot(second))
+
+
+@every_variant
+def test_a_nonfinite_update_is_dropped_and_leaves_no_trace(
+    method: str, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = tiny_run(tiny_recipe(method, variant, ["train.nonfinite=skip"]))
+    tiny.train(0, 1)
+    before, views = snapshot(tiny), tiny.updater.method.views
+
+    def poisoned(batch, step):
+        return {k: x * math.nan if x.is_floating_point() else x for k, x in views(batch, step).items()}
+
+    monkeypatch.setattr(tiny.updater.method, "views", poisoned)
+    assert tiny.updater.update(1, tiny.micros(1), [0]).dropped
+    assert not differing(before, snapshot(tiny))
+    stopping = tiny_run(tiny_recipe(method, variant))
+    monkeypatch.setattr(stopping.updater.method, "views", poisoned)
+    with pytest.raises(UserError, match=r"non-finite at update 1: loss/.*rank 0"):
+        stopping.updater.update(1, stopping.micros(1), [0])
+
+
+@every_variant
+def test_exports_stand_alone(method: str, variant: str) -> None:
+    tiny = tiny_run(tiny_recipe(method, variant))
+    before = snapshot(tiny)
+    for name, export in tiny.updater.method.exports().items():
+        net = export.build()
+        assert not any(m.training for m in net.modules()), f"{name} is not in evaluation mode"
+        x = torch.rand(2, 3, export.input.size, export.input.size)
+        with torch.no_grad():
+            assert torch.equal(net(x), net(x)) and net(x).isfinite().all()
+            for p in net.parameters():
+                p.zero_()
+    assert not differing(before, snapshot(tiny)), "an export shares memory with the method"
+    assert tiny.updater.method.training
+
+
+@every_variant
+def test_accumulation_is_exact_or_refused(method: str, variant: str) -> None:
+    recipe = tiny_recipe(method, variant, ["train.grad_accum=2"])
+    if tiny_run(tiny_recipe(method, variant)).updater.method.couples_batch:
+        with pytest.raises(UserError, match="grad_accum is 2"):
+            tiny_run(recipe)
+    else:
+        tiny_run(recipe).train(0, 1)
+
+
+def on_rank(number: int, method: str, variant: str, dtype: torch.dtype) -> dict[str, object]:
+    recipe = tiny_recipe(method, variant)
+    views, loss, grads = tiny_run(recipe, dtype).first_gradients()
+    trained = tiny_run(recipe)
+    trained.train(0, 3)
+    return {
+        "views": {k: x.numpy() for k, x in views.items()}, "loss": float(loss),
+        "grads": {k: g.numpy() for k, g in grads.items()}, "state": {k: x.numpy() for k, x in snapshot(trained).items()},
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loss_tolerance", "grad_tolerance"), [(torch.float32, 1e-6, 1e-2), (torch.float64, 1e-10, 1e-10)],
+    ids=["float32", "float64"],
+)
+@pytest.mark.parametrize("processes", [2, 4])
+@every_variant
+def test_processes_with_different_data_are_one_process(
+    method: str, variant: str, processes: int, dtype: torch.dtype, loss_tolerance: float, grad_tolerance: float
+) -> None:
+    if processes == 4 and dtype == torch.float64 and variant != "plain":
+        pytest.skip("four processes in float64 are tried on the plain variant")
+    views, loss, grads = tiny_run(tiny_recipe(method, variant), dtype).first_gradients()
+    parts = run_processes(processes, on_rank, method, variant, dtype)
+    for name, whole in views.items():
+        got = torch.cat([torch.as_tensor(p["views"][name]) for p in parts])
+        assert torch.equal(got, whole), f"view {name} depends on the number of processes"
+    assert abs(sum(p["loss"] for p in parts) / processes - float(loss)) <= loss_tolerance * abs(float(loss))
+    largest = max(float(g.norm()) for g in grads.values())
+    for part in parts:
+        for name, whole in grads.items():
+            error = float((torch.as_tensor(part["grads"][name]) - whole).norm())
+            # a gradient that is zero in theory is rounding: it is compared with the largest one
+            allowed = grad_tolerance * max(float(whole.norm()), 1e-6 * largest)
+            assert error <= allowed, f"gradient of {name}: off by {error:.2g}, norm {float(whole.norm()):.2g}"
+        for name, value in part["state"].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(parts[0]["state"][name])), f"{name} differs by rank"

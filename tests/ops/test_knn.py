@@ -1,0 +1,127 @@
+"""Exact kNN: against a loop, against scikit-learn, torch against faiss, and the rules for ties, masks and k."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from unlabeled.errors import UserError
+from unlabeled.ops import knn
+
+CLASSES = 5
+
+
+def blobs(n: int, width: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(CLASSES, width, generator=torch.Generator().manual_seed(7))
+    labels = torch.randint(0, CLASSES, (n,), generator=generator)
+    return centres[labels] + 1.2 * torch.randn(n, width, generator=generator), labels
+
+
+def loop(bank, labels, queries, k, temperature):
+    """The definition, one query at a time in float64."""
+    bank, queries = bank.double().numpy(), queries.double().numpy()
+    bank, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries))
+    scores = np.zeros((len(queries), CLASSES))
+    for row, query in enumerate(queries):
+        cosine = bank @ query
+        order = np.argsort(-cosine)[:k]
+        for place in order:
+            scores[row, labels[place]] += math.exp((cosine[place] - cosine[order[0]]) / temperature)
+    return scores
+
+
+def test_votes_equal_the_definition():
+    bank, labels = blobs(300)
+    queries, _ = blobs(60, seed=1)
+    found = knn.votes(bank, labels, queries, [1, 20, 200], 0.07, CLASSES)
+    for k, score in found.items():
+        np.testing.assert_allclose(score.numpy(), loop(bank, labels, queries, k, 0.07), rtol=1e-4, atol=1e-5)
+
+
+def test_neighbours_are_those_of_scikit_learn():
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    bank, labels = blobs(400)
+    queries, _ = blobs(80, seed=1)
+    cosines, places = knn.neighbors(bank, queries, 20)
+    model = neighbors.NearestNeighbors(n_neighbors=20, metric="cosine", algorithm="brute").fit(bank.double().numpy())
+    distance, expected = model.kneighbors(queries.double().numpy())
+    np.testing.assert_array_equal(np.sort(places.numpy(), 1), np.sort(expected, 1))
+    np.testing.assert_allclose(1 - cosines.numpy(), distance, atol=1e-6)
+
+    def weights(distance):
+        return np.exp(-distance / 0.07)
+
+    voter = neighbors.KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=weights)
+    expected = voter.fit(bank.double().numpy(), labels.numpy()).predict(queries.double().numpy())
+    np.testing.assert_array_equal(knn.predict(bank, labels, queries, [20], 0.07, CLASSES)[20].numpy(), expected)
+
+
+@pytest.mark.parametrize("copies", [1, 30])
+def test_faiss_gives_the_same_answer_also_with_ties(copies):
+    pytest.importorskip("faiss")
+    bank, labels = blobs(200)
+    bank, labels = bank.repeat(copies, 1), torch.cat([(labels + c) % CLASSES for c in range(copies)])
+    queries, _ = blobs(50, seed=1)
+    ours = knn.votes(bank, labels, queries, [3, 20], 0.07, CLASSES)
+    faiss = knn.votes(bank, labels, queries, [3, 20], 0.07, CLASSES, search="faiss")
+    for k in ours:
+        torch.testing.assert_close(ours[k], faiss[k], rtol=1e-4, atol=1e-5)
+
+
+def test_independent_of_batch_size_and_order(monkeypatch):
+    bank, labels = blobs(250)
+    bank, labels = torch.cat([bank, bank[:50]]), torch.cat([labels, (labels[:50] + 1) % CLASSES])  # ties
+    queries, _ = blobs(70, seed=1)
+    expected = knn.votes(bank, labels, queries, [2, 21], 0.07, CLASSES)
+    order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(3))
+    turned = knn.votes(bank[order], labels[order], queries.flip(0), [2, 21], 0.07, CLASSES)
+    monkeypatch.setattr(knn, "_QUERIES", 7)
+    chunked = knn.votes(bank, labels, queries, [2, 21], 0.07, CLASSES)
+    for k, score in expected.items():
+        torch.testing.assert_close(turned[k].flip(0), score, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(chunked[k], score, rtol=1e-4, atol=1e-6)
+
+
+def test_entries_that_tie_with_the_kth_share_its_place():
+    bank = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, 0.8], [0.6, 0.8], [0.0, 1.0]])
+    labels = torch.tensor([0, 1, 2, 2, 3])
+    score = knn.votes(bank, labels, torch.tensor([[2.0, 0.0]]), [2], 0.4, 4)[2][0]
+    each = math.exp((0.6 - 1) / 0.4) / 3
+    torch.testing.assert_close(score, torch.tensor([1.0, each, 2 * each, 0.0], dtype=torch.float64))
+
+
+def test_a_collapsed_bank_votes_by_the_class_shares():
+    bank, labels = torch.ones(3000, 4), torch.arange(3000) % 3
+    labels[:30] = 1
+    score = knn.votes(bank, labels, torch.ones(2, 4), [20], 0.07, 3)[20]
+    torch.testing.assert_close(score, (20 * torch.bincount(labels) / 3000).double().expand(2, 3))
+    assert knn.predict(bank, labels, torch.ones(2, 4), [20], 0.07, 3)[20].tolist() == [1, 1]
+
+
+def test_unlabelled_entries_do_not_vote():
+    bank, labels = blobs(100)
+    queries, _ = blobs(20, seed=1)
+    masked = labels.clone()
+    masked[::2] = -1
+    ours = knn.votes(bank, masked, queries, [10], 0.07, CLASSES)[10]
+    torch.testing.assert_close(ours, knn.votes(bank[1::2], labels[1::2], queries, [10], 0.07, CLASSES)[10])
+
+
+def test_k_beyond_the_labelled_bank_is_refused_and_the_whole_bank_is_allowed():
+    bank, labels = blobs(30)
+    labels[:5] = -1
+    with pytest.raises(UserError, match="k = 20, 26, but the bank holds 25 labelled images: allowed is 1 to 25"):
+        knn.predict(bank, labels, bank, [20, 26], 0.07, CLASSES)
+    assert knn.predict(bank, labels, bank[:3], [25], 0.07, CLASSES)[25].shape == (3,)
+
+
+def test_low_temperature_autocast_and_no_queries():
+    bank, labels = blobs(100)
+    queries, _ = blobs(20, seed=1)
+    expected = knn.votes(bank, labels, queries, [10], 1e-4, CLASSES)[10]
+    assert torch.isfinite(expected).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(knn.votes(bank, labels, queries, [10], 1e-4, CLASSES)[10], expected)
+    assert knn.predict(bank, labels, queries[:0], [10], 0.07, CLASSES)[10].shape == (0,)

@@ -1,0 +1,99 @@
+"""Imports point one way: read from the source text, so that lazy and type-only imports count too."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "ssl"
+# from below to above; packages of one tier do not import one another
+TIERS = [{"errors"}, {"config"}, {"ops"}, {"data", "augment", "backbones"}, {"methods"}, {"engine"}, {"report"},
+         {"evaluation"}, {"cli"}]  # fmt: skip
+TIER = {package: number for number, packages in enumerate(TIERS) for package in packages}
+HEAVY = {"torch", "torchvision", "timm", "accelerate", "numpy", "sklearn", "webdataset", "PIL", "matplotlib", "rich"}
+# all that others see of a method; the rest is reached through the table
+CONTRACT = "unlabeled.methods.base"
+
+
+def modules():
+    """Return module name -> syntax tree."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text(), str(path))
+    return found
+
+
+MODULES = modules()
+
+
+def imports(tree, top_level_only=False):
+    """Yield every absolute module name that is imported; `from a import b` gives a.b where that is a module."""
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the arrow"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else node.module
+
+
+def own(tree):
+    """Yield the modules of this package that a tree imports."""
+    return {name for name in imports(tree) if name.startswith("unlabeled")}
+
+
+def package(module):
+    """Return the part of the package that a module belongs to; the package itself is 'unlabeled'."""
+    return [*module.split("."), "unlabeled"][1]
+
+
+def test_every_part_has_its_tier():
+    assert {package(name) for name in MODULES} - {"unlabeled"} == set(TIER)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down(name):
+    here = package(name)
+    for other in own(MODULES[name]):
+        there = package(other)
+        if there in (here, "unlabeled"):
+            continue
+        assert TIER[there] < TIER[here], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_methods_are_reached_through_the_table(name):
+    if package(name) != "methods":
+        assert {other for other in own(MODULES[name]) if package(other) == "methods"} <= {CONTRACT}
+
+
+def test_no_circle():
+    graph = {name: own(tree) - {name} for name, tree in MODULES.items()}
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, " -> ".join([*path[path.index(name):], name])
+        if name not in done:
+            path.append(name)
+            for other in graph.get(name, ()):
+                visit(other)
+            done.add(path.pop())
+
+    for name in graph:
+        visit(name)
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if package(n) in ("errors", "config") or n.endswith("_config")])
+def test_configuration_needs_no_torch(name):
+    heavy = {other.split(".")[0] for other in imports(MODULES[name])} & HEAVY
+    assert not heavy
+    assert {package(other) for other in own(MODULES[name])} <= {"config", "errors", "unlabeled"}
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if package(n) == "cli"])
+def test_commands_import_lazily(name):
+    names = set(imports(MODULES[name], top_level_only=True))
+    assert not {other.split(".")[0] for other in names} & (HEAVY | {"pydantic", "yaml"})
+    assert {package(other) for other in names if other.startswith("unlabeled")} <= {"cli", "errors", "unlabeled"}

@@ -1,0 +1,44 @@
+"""Rules of the tree."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "ssl").rglob("*.py"))
+
+
+def test_the_source_root_is_no_package():
+    assert not (ROOT / "ssl" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("options", [["-c"], ["-P", "-c"]])
+def test_ssl_is_pythons_own_when_started_from_the_root(options):
+    code = "import ssl; print(ssl.SSLContext.__module__, ssl.__file__)"
+    done = subprocess.run([sys.executable, *options, code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ssl ")
+    assert str(ROOT) not in done.stdout
+
+
+def test_ssl_is_pythons_own_here():
+    import ssl
+
+    assert hasattr(ssl, "SSLContext")
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.name == "__init__.py"], ids=lambda p: p.parent.name)
+def test_packages_import_nothing(path):
+    if path.parent.name != "unlabeled":
+        assert path.read_text() == ""
+
+
+def test_every_folder_of_the_package_is_a_package():
+    folders = {path.parent for path in SOURCES}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_no_file_is_too_long_to_read():
+    files = [*SOURCES, *(ROOT / "tests").rglob("*.py"), *ROOT.glob("*.py")]
+    assert {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > 450} == {}
