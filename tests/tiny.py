@@ -34,8 +34,14 @@ VARIANTS = [(method, variant) for method, variants in TINY.items() for variant i
 def tiny_recipe(method: str, variant: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a variant at tiny size."""
     name, own = TINY[method][variant]
-    small = ["backbone.width=0.125", "train.epochs=null", f"train.updates={UPDATES}", "optim.warmup_epochs=0",
-             "eval.at_end=[]", "eval.every=0"]
+    small = [
+        "backbone.width=0.125",
+        "train.epochs=null",
+        f"train.updates={UPDATES}",
+        "optim.warmup_epochs=0",
+        "eval.at_end=[]",
+        "eval.every=0",
+    ]
     recipe = read_recipe(name, [*small, *own, *overrides])
     batches = [f"data.{stream}.batch={BATCH}" for stream in recipe.data.streams()]
     return read_recipe(name, [*small, *batches, *own, *overrides])
@@ -77,9 +83,18 @@ def tiny_run(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Tiny:
     plan = make_plan(recipe, clock, len(opened[clock].source), world())
     method = build.build_method(recipe, build.make_info(recipe, opened, rank(), world())).to(dtype)
     streams = {
-        name: TrainStream(opened[name].source, stream, name=name, seed=recipe.train.seed,
-                          batch=recipe.data.streams()[name].batch, rank=rank(), world=world(),
-                          grad_accum=recipe.train.grad_accum, workers=0, updates_per_epoch=plan.updates_per_epoch)
+        name: TrainStream(
+            opened[name].source,
+            stream,
+            name=name,
+            seed=recipe.train.seed,
+            batch=recipe.data.streams()[name].batch,
+            rank=rank(),
+            world=world(),
+            grad_accum=recipe.train.grad_accum,
+            workers=0,
+            updates_per_epoch=plan.updates_per_epoch,
+        )
         for name, stream in type(method).streams(recipe.method).items()
     }
     return Tiny(Updater(method, recipe, plan, accelerator), streams)

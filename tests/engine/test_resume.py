@@ -33,13 +33,33 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(photos: Path, run: Path, processes: int, *extra: str) -> list[str]:
     start = [sys.executable]
     if processes > 1:
-        start += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1",
-                  "--master_port", str(free_port())]
+        start += [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--master_addr",
+            "127.0.0.1",
+            "--master_port",
+            str(free_port()),
+        ]
     return [
-        *start, "pretrain.py", "recipes/demo/simclrv2-shapes.yaml", f"run={run}", "data.train.card=folder",
-        f"data.train.root={photos}", "data.train.batch=12", "data.workers=1", "backbone.width=0.125",
-        "method.crop.size=16", "train.epochs=3", "train.checkpoint_every=2", "train.log_every=1", "eval.every=1",
-        "eval.at_end=[]", *extra,
+        *start,
+        "pretrain.py",
+        "recipes/demo/simclrv2-shapes.yaml",
+        f"run={run}",
+        "data.train.card=folder",
+        f"data.train.root={photos}",
+        "data.train.batch=12",
+        "data.workers=1",
+        "backbone.width=0.125",
+        "method.crop.size=16",
+        "train.epochs=3",
+        "train.checkpoint_every=2",
+        "train.log_every=1",
+        "eval.every=1",
+        "eval.at_end=[]",
+        *extra,
     ]
 
 
@@ -48,8 +68,15 @@ def environment() -> dict[str, str]:
 
 
 def start(*args, **kwargs) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(*args, **kwargs), cwd=ROOT, env=environment(), text=True, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        command(*args, **kwargs),
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -86,7 +113,8 @@ def assert_same(run: Path, whole: Path) -> None:
     assert state.keys() == expected.keys()
     differing = [name for name in state if not torch.equal(state[name], expected[name])]
     assert not differing, f"not bit-identical: {differing}"
-    assert (run / "export" / "backbone.safetensors").read_bytes() == (whole / "export" / "backbone.safetensors").read_bytes()
+    exports = [folder / "export" / "backbone.safetensors" for folder in (run, whole)]
+    assert exports[0].read_bytes() == exports[1].read_bytes()
 
 
 @pytest.fixture(scope="module")

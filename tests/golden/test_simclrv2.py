@@ -19,8 +19,13 @@ from unlabeled.ops.ema import ema_update
 
 LATER = ("simclrv2_sk_conv", "simclrv2_bottleneck", "simclrv2_pooling", "simclrv2_augment", "simclrv2_distillation")
 KINDS = (
-    "simclrv2_ntxent", "simclrv2_ntxent_distributed", "simclrv2_lars", "simclrv2_lr_schedule",
-    "simclrv2_projection_head", "simclrv2_momentum_memory", *LATER,
+    "simclrv2_ntxent",
+    "simclrv2_ntxent_distributed",
+    "simclrv2_lars",
+    "simclrv2_lr_schedule",
+    "simclrv2_projection_head",
+    "simclrv2_momentum_memory",
+    *LATER,
 )
 
 
@@ -81,8 +86,10 @@ def rank_contrast(rank: int, case: Case) -> dict[str, np.ndarray]:
     result = simclrv2.nt_xent(*(simclrv2.normalize(h) for h in hidden.split(n)), float(case["temperature"]))
     result.loss.backward()
     return {
-        "loss": result.loss.detach().numpy(), "grad": hidden.grad.numpy() / len(case["hidden_per_rank"]),
-        "own": simclrv2.own_columns(n, hidden.device).numpy(), "logits": result.logits.detach().numpy(),
+        "loss": result.loss.detach().numpy(),
+        "grad": hidden.grad.numpy() / len(case["hidden_per_rank"]),
+        "own": simclrv2.own_columns(n, hidden.device).numpy(),
+        "logits": result.logits.detach().numpy(),
     }
 
 
@@ -114,10 +121,19 @@ def test_lars(case: Case, dtype: torch.dtype) -> None:
     classic = bool(case["classic_momentum"])
     params = {name: torch.nn.Parameter(tensor(case[f"{name}__param_step0"], dtype)) for name in names}
     optimizer = LARS(
-        [{"params": [p], "adapt": name not in excluded,
-          "weight_decay": 0.0 if name in excluded else float(case["weight_decay"])} for name, p in params.items()],
-        momentum=float(case["momentum"]), nesterov=bool(case["nesterov"]), eta=float(case["eta"]),
-        lr_in_momentum=classic, norm="decayed" if classic else "update",
+        [
+            {
+                "params": [p],
+                "adapt": name not in excluded,
+                "weight_decay": 0.0 if name in excluded else float(case["weight_decay"]),
+            }
+            for name, p in params.items()
+        ],
+        momentum=float(case["momentum"]),
+        nesterov=bool(case["nesterov"]),
+        eta=float(case["eta"]),
+        lr_in_momentum=classic,
+        norm="decayed" if classic else "update",
     )
     tolerance = {"rel": 1e-6, "abs": 1e-9} if dtype == torch.float64 else {"rel": 1e-5, "abs": 1e-6}
     for step, lr in enumerate(rates, 1):
@@ -159,8 +175,12 @@ def head_of(case: Case) -> simclrv2.ProjectionHead:
     for j, (linear, norm, _) in enumerate(head.layers):
         assert (norm.bias is not None) == bool(case[f"layer{j}_bn_has_beta"])
         close(np.array([norm.eps, norm.momentum]), [case["batch_norm_eps"], 1 - case["batch_norm_decay"]], rel=1e-6)
-        state = {"weight": case[f"layer{j}_bn_gamma"], "running_mean": case[f"layer{j}_bn_running_mean_before"],
-                 "running_var": case[f"layer{j}_bn_running_var_before"], "num_batches_tracked": np.int64(0)}
+        state = {
+            "weight": case[f"layer{j}_bn_gamma"],
+            "running_mean": case[f"layer{j}_bn_running_mean_before"],
+            "running_var": case[f"layer{j}_bn_running_var_before"],
+            "num_batches_tracked": np.int64(0),
+        }
         if norm.bias is not None:
             state["bias"] = case[f"layer{j}_bn_beta"]
         norm.load_state_dict({key: torch.as_tensor(value) for key, value in state.items()})
@@ -174,8 +194,12 @@ def test_projection_head(case: Case, mode: str) -> None:
     head = head_of(case)
     layers = len(head.layers)
     for tap in range(layers + 1):
-        close(head_of(case).train(mode == "train")(tensor(case["input"], torch.float32), tap),
-              case[f"selector{tap}_{mode}"], rel=1e-5, abs=1e-5)
+        close(
+            head_of(case).train(mode == "train")(tensor(case["input"], torch.float32), tap),
+            case[f"selector{tap}_{mode}"],
+            rel=1e-5,
+            abs=1e-5,
+        )
     x = tensor(case["input"], torch.float32).requires_grad_()
     out = head.train(mode == "train")(x)
     close(out, case[f"output_{mode}"], rel=1e-5, abs=1e-5)

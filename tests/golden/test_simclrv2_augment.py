@@ -50,12 +50,19 @@ def numbered(case: Case, stem: str) -> list[str]:
 def steps(case: Case, order: list[str]) -> Jitter:
     """Jitter with the case's factors; operations that are not in `order` come last and are neutral."""
     neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
-    names = {"brightness": "brightness_factor", "contrast": "contrast_factor", "saturation": "saturation_factor",
-             "hue": "hue_delta"}
+    names = {
+        "brightness": "brightness_factor",
+        "contrast": "contrast_factor",
+        "saturation": "saturation_factor",
+        "hue": "hue_delta",
+    }
     amounts = {op: float(case[names[op]]) if op in order else neutral[op] for op in OPERATIONS}
     rest = [op for op in OPERATIONS if op not in order]
-    return Jitter(torch.ones(1, dtype=torch.bool), torch.tensor([[OPERATIONS.index(op) for op in [*order, *rest]]]),
-                  *(torch.tensor([amounts[op]], dtype=torch.float64) for op in OPERATIONS))
+    return Jitter(
+        torch.ones(1, dtype=torch.bool),
+        torch.tensor([[OPERATIONS.index(op) for op in [*order, *rest]]]),
+        *(torch.tensor([amounts[op]], dtype=torch.float64) for op in OPERATIONS),
+    )
 
 
 def difference(ours: Tensor, expected: np.ndarray) -> float:

@@ -147,14 +147,13 @@ def on_rank(number: int, method: str, variant: str, dtype: torch.dtype) -> dict[
     views, loss, grads = tiny_run(recipe, dtype).first_gradients()
     trained = tiny_run(recipe)
     trained.train(0, 3)
-    return {
-        "views": {k: x.numpy() for k, x in views.items()}, "loss": float(loss),
-        "grads": {k: g.numpy() for k, g in grads.items()}, "state": {k: x.numpy() for k, x in snapshot(trained).items()},
-    }
+    tensors = {"views": views, "grads": grads, "state": snapshot(trained)}
+    return {"loss": float(loss), **{kind: {k: x.numpy() for k, x in of.items()} for kind, of in tensors.items()}}
 
 
 @pytest.mark.parametrize(
-    ("dtype", "loss_tolerance", "grad_tolerance"), [(torch.float32, 1e-6, 1e-2), (torch.float64, 1e-10, 1e-10)],
+    ("dtype", "loss_tolerance", "grad_tolerance"),
+    [(torch.float32, 1e-6, 1e-2), (torch.float64, 1e-10, 1e-10)],
     ids=["float32", "float64"],
 )
 @pytest.mark.parametrize("processes", [2, 4])
@@ -178,4 +177,5 @@ def test_processes_with_different_data_are_one_process(
             allowed = grad_tolerance * max(float(whole.norm()), 1e-6 * largest)
             assert error <= allowed, f"gradient of {name}: off by {error:.2g}, norm {float(whole.norm()):.2g}"
         for name, value in part["state"].items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(parts[0]["state"][name])), f"{name} differs by rank"
+            first = torch.as_tensor(parts[0]["state"][name])
+            assert torch.equal(torch.as_tensor(value), first), f"{name} differs between ranks"

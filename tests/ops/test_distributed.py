@@ -39,8 +39,9 @@ def test_gather_passes_the_gradient_of_all_ranks() -> None:
 
 def network(dtype: torch.dtype) -> nn.Sequential:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 6), nn.BatchNorm1d(6))
-    net[5].bias = None
+    conv = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    net = nn.Sequential(*conv, nn.Linear(16, 6), nn.BatchNorm1d(6))
+    net[5].register_parameter("bias", None)
     return net.to(dtype).train()
 
 

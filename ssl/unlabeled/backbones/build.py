@@ -33,7 +33,7 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
         module = import_module(BACKBONES[cfg.name][0].partition(":")[0])
         return module.loading_lines(cfg, weights)
     return (
-        f'import timm\nfrom safetensors.torch import load_file\n'
+        f"import timm\nfrom safetensors.torch import load_file\n"
         f'model = timm.create_model("{cfg.name}", num_classes=0)\nmodel.load_state_dict(load_file("{weights}"))'
     )
 
@@ -47,5 +47,5 @@ def _from_timm(cfg: Backbone) -> nn.Module:
         hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() names timm's."
         raise UserError(f"backbone.name: no network '{cfg.name}' here or in timm. {hint}")
     if cfg.width != 1 or cfg.stem != "imagenet":
-        raise UserError(f"backbone '{cfg.name}' has no width factor and no other stem; those with: {', '.join(BACKBONES)}")
+        raise UserError(f"backbone '{cfg.name}' has neither width nor stem; these have: {', '.join(BACKBONES)}")
     return timm.create_model(cfg.name, num_classes=0)

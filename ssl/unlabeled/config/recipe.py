@@ -126,8 +126,13 @@ class Optim(Strict):
 
 
 # options of `optim` that only some optimizers know
-_USERS = {"momentum": ("lars", "sgd"), "nesterov": ("lars", "sgd"), "betas": ("adamw",), "lars": ("lars",),
-          "exclude_lars": ("lars",)}
+_USERS = {
+    "momentum": ("lars", "sgd"),
+    "nesterov": ("lars", "sgd"),
+    "betas": ("adamw",),
+    "lars": ("lars",),
+    "exclude_lars": ("lars",),
+}
 
 
 class Train(Strict):

@@ -13,9 +13,17 @@ from torch import Tensor
 class Geometry(Protocol):
     """A random crop or warp of one image, drawn apart from being applied (see `augment.geometry`)."""
 
-    size: int  # side of the square output, pixels
-    draws: int  # uniform numbers that one sample needs
-    boxes: bool  # whether its parameters are a crop box
+    @property
+    def size(self) -> int:
+        """Side of the square output, pixels."""
+
+    @property
+    def draws(self) -> int:
+        """Uniform numbers that one sample needs."""
+
+    @property
+    def boxes(self) -> bool:
+        """Whether its parameters are crop boxes, as in `Batch.boxes`."""
 
     def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Turn uniforms [n, draws] and image sizes [n, 2] (height, width) into parameters [n, p], float64."""
@@ -57,8 +65,13 @@ class Batch:
         def move(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device, non_blocking=True)
 
-        return Batch([c.to(device, non_blocking=True) for c in self.crops], [move(b) for b in self.boxes],
-                     self.index.to(device, non_blocking=True), move(self.label), self.corrupt)
+        return Batch(
+            [c.to(device, non_blocking=True) for c in self.crops],
+            [move(b) for b in self.boxes],
+            self.index.to(device, non_blocking=True),
+            move(self.label),
+            self.corrupt,
+        )
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory (called by torch's DataLoader)."""
@@ -66,5 +79,10 @@ class Batch:
         def pin(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.pin_memory()
 
-        return Batch([c.pin_memory() for c in self.crops], [pin(b) for b in self.boxes], self.index.pin_memory(),
-                     pin(self.label), self.corrupt)
+        return Batch(
+            [c.pin_memory() for c in self.crops],
+            [pin(b) for b in self.boxes],
+            self.index.pin_memory(),
+            pin(self.label),
+            self.corrupt,
+        )

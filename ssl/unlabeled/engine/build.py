@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 
 from unlabeled.backbones.build import build_backbone
 from unlabeled.config.card import Card
@@ -17,7 +16,7 @@ from unlabeled.config.recipe import Recipe
 from unlabeled.config.tables import METHODS
 from unlabeled.data.source import Source, open_source
 from unlabeled.engine.steps import seed_everything
-from unlabeled.methods.base import Info, Method, StreamInfo
+from unlabeled.methods.base import BackboneModule, Info, Method, StreamInfo
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,10 @@ class OpenStream:
 
 
 def method_class(recipe: Recipe) -> type[Method]:
-    """Return the class that the recipe's method names."""
-    module, _, name = METHODS[recipe.method.name][1].partition(":")
-    return getattr(import_module(module), name)
+    """Return the class that the recipe's method names: of the table, or `module:Class` of one's own."""
+    name = recipe.method.name
+    module, _, attribute = (METHODS[name][1] if name in METHODS else name).partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def open_streams(recipe: Recipe) -> dict[str, OpenStream]:
@@ -49,10 +49,12 @@ def make_info(recipe: Recipe, opened: dict[str, OpenStream], rank: int, world: i
     streams = {}
     for name, stream in opened.items():
         labels = stream.source.labels
-        streams[name] = StreamInfo(len(stream.source), recipe.data.streams()[name].batch,
-                                   None if labels is None else torch.as_tensor(labels))
+        streams[name] = StreamInfo(
+            len(stream.source), recipe.data.streams()[name].batch, None if labels is None else torch.as_tensor(labels)
+        )
     classes = clock.source.classes
-    return Info(recipe.train.seed, rank, world, len(classes) if classes else None, streams, clock.card.mean, clock.card.std)
+    count = len(classes) if classes else None
+    return Info(recipe.train.seed, rank, world, count, streams, clock.card.mean, clock.card.std)
 
 
 def info_record(info: Info) -> dict[str, Any]:
@@ -71,10 +73,10 @@ def info_from_record(record: dict[str, Any], seed: int) -> Info:
 def build_method(recipe: Recipe, info: Info) -> Method:
     """Build the method with its random initial weights, the same on every rank."""
     seed_everything(info.seed, "init")
-    backbones: list[nn.Module] = []
+    backbones: list[BackboneModule] = []
 
-    def make_backbone() -> nn.Module:
-        backbones.append(build_backbone(recipe.backbone))
+    def make_backbone() -> BackboneModule:
+        backbones.append(cast(BackboneModule, build_backbone(recipe.backbone)))
         return backbones[-1]
 
     method = method_class(recipe)(recipe.method, make_backbone, info)

@@ -89,7 +89,8 @@ class Checkpoints:
             except UserError as error:
                 passed.append(str(error))
         if passed:
-            raise UserError(f"no checkpoint in {self.folder} can be read; start anew with fresh=true\n" + "\n".join(passed))
+            lines = [f"no checkpoint in {self.folder} can be read; start anew with fresh=true", *passed]
+            raise UserError("\n".join(lines))
         return None, []
 
 

@@ -69,8 +69,15 @@ def network_embedder(export: Export, device: torch.device) -> Embedder:
 
 
 @torch.inference_mode()
-def extract(embedders: Mapping[str, Embedder], source: Source, *, batch: int, workers: int, device: torch.device,
-            max_corrupt: float) -> dict[str, Features]:
+def extract(
+    embedders: Mapping[str, Embedder],
+    source: Source,
+    *,
+    batch: int,
+    workers: int,
+    device: torch.device,
+    max_corrupt: float,
+) -> dict[str, Features]:
     """Return the features of `source` by embedder: all of them on rank 0, on the others this process's part.
 
     Embedders of one size share their crops. Raises UserError, on all ranks, if too many images cannot be read, and if
@@ -87,8 +94,9 @@ def extract(embedders: Mapping[str, Embedder], source: Source, *, batch: int, wo
     return found
 
 
-def _extract_part(embedders: Mapping[str, Embedder], source: Source, size: int, batch: int, workers: int,
-                  device: torch.device) -> dict[str, Features]:
+def _extract_part(
+    embedders: Mapping[str, Embedder], source: Source, size: int, batch: int, workers: int, device: torch.device
+) -> dict[str, Features]:
     """Return the features of this process's part of the split."""
     rows: dict[str, list[Tensor]] = {name: [] for name in embedders}
     index: list[Tensor] = []
@@ -164,12 +172,16 @@ def join(parts: list[Features]) -> Features:
 
 def _refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
     if len(corrupt) > max(FORGIVEN, allowed * len(source)) or len(corrupt) == len(source):
-        raise UserError(f"data '{source.name}', split '{source.split}': {len(corrupt)} of {len(source)} images cannot "
-                        f"be read, more than max_corrupt {allowed:g} allows; the first: {', '.join(corrupt[:5])}")
+        raise UserError(
+            f"data '{source.name}', split '{source.split}': {len(corrupt)} of {len(source)} images cannot "
+            f"be read, more than max_corrupt {allowed:g} allows; the first: {', '.join(corrupt[:5])}"
+        )
 
 
 def _refuse_nonfinite(name: str, x: Tensor, device: torch.device) -> None:
     bad = sum_over_ranks((~torch.isfinite(x)).any(1).sum().to(device))
     if int(bad):
-        raise UserError(f"{name}: the features of {int(bad)} images are NaN or infinite; the run has diverged, so take "
-                        "an earlier checkpoint (RUN/checkpoints/...) or train again with a lower optim.lr.base")
+        raise UserError(
+            f"{name}: the features of {int(bad)} images are NaN or infinite; the run has diverged, so take "
+            "an earlier checkpoint (RUN/checkpoints/...) or train again with a lower optim.lr.base"
+        )

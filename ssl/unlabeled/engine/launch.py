@@ -11,7 +11,9 @@ from accelerate.utils import DistributedDataParallelKwargs
 from unlabeled.config.recipe import Train
 from unlabeled.errors import UserError
 
-HOW = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {n} pretrain.py RECIPE (on GPUs without the variable)"
+HOW = (
+    "accelerate launch --multi_gpu --num_processes {n} pretrain.py RECIPE (on CPUs: ACCELERATE_USE_CPU=true before it)"
+)
 
 
 def start(train: Train) -> Accelerator:

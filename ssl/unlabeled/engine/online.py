@@ -1,4 +1,4 @@
-"""What is measured while training: kNN on held-out training images where there are labels, and the health of features."""
+"""What is measured while training: the health of the features and, where there are labels, kNN on held-out images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.base import Source
-from unlabeled.engine.features import extract, network_embedder
+from unlabeled.engine.features import Embedder, Features, extract, network_embedder
 from unlabeled.engine.plan import Plan
 from unlabeled.methods.base import Method
 from unlabeled.ops import knn
@@ -46,7 +46,8 @@ class Online:
 
     def __init__(self, recipe: Recipe, plan: Plan, source: Source, device: torch.device) -> None:
         self.every = round(recipe.eval.every * plan.updates_per_epoch)
-        self.total, self.device, self.batch, self.workers = plan.total, device, plan.batch_per_process, recipe.data.workers
+        self.total, self.batch = plan.total, plan.batch_per_process
+        self.device, self.workers = device, recipe.data.workers
         picks = permutation(len(source), recipe.train.seed, "online")
         queries = min(recipe.eval.queries, len(source) // 4)
         self.queries = Subset(source, np.sort(picks[:queries]))
@@ -61,11 +62,8 @@ class Online:
         export = next(iter(method.exports().values()))
         if export.gives != "vector":
             return {}
-        embedder = {"export": network_embedder(export, self.device)}
-        bank, queries = (
-            extract(embedder, part, batch=self.batch, workers=self.workers, device=self.device, max_corrupt=1.0)["export"]
-            for part in (self.bank, self.queries)
-        )
+        embedder = network_embedder(export, self.device)
+        bank, queries = self._extract(embedder, self.bank), self._extract(embedder, self.queries)
         if rank() != 0:
             return {}
         measured = {f"health/{name}": value for name, value in health(bank.x).items()}
@@ -75,6 +73,17 @@ class Online:
             found = knn.predict(bank.x, bank.label, queries.x[known], [k], TEMPERATURE, len(self.bank.classes))[k]
             measured[KNN_NAME] = 100.0 * float((found.cpu() == queries.label[known]).double().mean())
         return measured
+
+    def _extract(self, embedder: Embedder, part: Source) -> Features:
+        found = extract(
+            {"export": embedder},
+            part,
+            batch=self.batch,
+            workers=self.workers,
+            device=self.device,
+            max_corrupt=1.0,
+        )
+        return found["export"]
 
     def report(self, done: int, measured: dict[str, float]) -> list[str]:
         """Return the measurements in words, and the warning if the features have collapsed."""

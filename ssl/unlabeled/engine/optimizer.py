@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -61,7 +62,7 @@ def clip_and_norm(optimizer: Optimizer, clip: float | None) -> Tensor:
 
 
 def _split(
-    group: Group, named: dict[str, Tensor], optim: Optim, no_decay: set[str], no_lars: set[str]
+    group: Group, named: Mapping[str, Tensor], optim: Optim, no_decay: set[str], no_lars: set[str]
 ) -> list[dict[str, Any]]:
     kinds: dict[tuple[float, bool], list[Tensor]] = {}
     for name in group.names:
@@ -69,16 +70,23 @@ def _split(
         adapt = group.lars if group.lars is not None else name not in no_lars
         kinds.setdefault((decay, adapt), []).append(named[name])
     return [
-        {"params": params, "weight_decay": decay, "adapt": adapt, "lr_mult": group.lr_mult, "part": group.part,
-         "frozen_epochs": group.frozen_epochs}
+        {
+            "params": params,
+            "weight_decay": decay,
+            "adapt": adapt,
+            "lr_mult": group.lr_mult,
+            "part": group.part,
+            "frozen_epochs": group.frozen_epochs,
+        }
         for (decay, adapt), params in kinds.items()
     ]
 
 
-def _matching(method: nn.Module, named: dict[str, Tensor], rules: list[str], key: str) -> set[str]:
+def _matching(method: nn.Module, named: Mapping[str, Tensor], rules: list[str], key: str) -> set[str]:
     norms = {
         f"{prefix}.{name}" if prefix else name
-        for prefix, module in method.named_modules() if "norm" in type(module).__name__.lower()
+        for prefix, module in method.named_modules()
+        if "norm" in type(module).__name__.lower()
         for name, _ in module.named_parameters(recurse=False)
     }
     found: set[str] = set()
@@ -93,6 +101,8 @@ def _matching(method: nn.Module, named: dict[str, Tensor], rules: list[str], key
             case pattern:
                 hits = {name for name in named if fnmatchcase(name, pattern)}
                 if not hits:
-                    raise UserError(f"optim.{key}: no parameter is named like '{pattern}'; kinds: norm, bias, one_dimensional")
+                    raise UserError(
+                        f"optim.{key}: no parameter is named like '{pattern}'; kinds: norm, bias, one_dimensional"
+                    )
                 found |= hits
     return found

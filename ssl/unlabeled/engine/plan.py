@@ -41,15 +41,19 @@ def make_plan(recipe: Recipe, clock: str, samples: int, world: int) -> Plan:
     batch = recipe.data.streams()[clock].batch
     train, optim = recipe.train, recipe.optim
     if samples < batch:
-        raise UserError(f"data.{clock}.batch is {batch}, but the split holds only {samples} samples; use a smaller batch")
+        raise UserError(f"data.{clock}.batch is {batch}, but the split holds only {samples} samples; use a smaller one")
     if batch % (world * train.grad_accum):
         raise UserError(
             f"data.{clock}.batch {batch} does not divide into {world} processes x {train.grad_accum} micro-batches"
         )
     per_epoch = samples // batch
-    total = train.updates or train.epochs * per_epoch
-    return Plan(batch, batch // world, per_epoch, total, int(total / train.schedule_scale),
-                int(optim.warmup_epochs * per_epoch), optim.lr.peak(batch), optim.schedule)
+    total = train.updates or (train.epochs or 0) * per_epoch
+    warmup, horizon = int(optim.warmup_epochs * per_epoch), int(total / train.schedule_scale)
+    if warmup >= total:
+        raise UserError(
+            f"optim.warmup_epochs {optim.warmup_epochs:g} are {warmup} updates, but the run has only {total}"
+        )
+    return Plan(batch, batch // world, per_epoch, total, horizon, warmup, optim.lr.peak(batch), optim.schedule)
 
 
 def describe(plan: Plan, recipe: Recipe) -> list[str]:

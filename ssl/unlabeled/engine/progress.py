@@ -42,15 +42,21 @@ class ProgressBar:
         self._begin = self._last = time.perf_counter()
         self._bar: Progress | None = None
         if shown and sys.stdout.isatty():
-            self._bar = Progress(TextColumn("{task.completed}/{task.total}"), BarColumn(),
-                                 TextColumn("{task.description}"), TimeRemainingColumn())
+            self._bar = Progress(
+                TextColumn("{task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+            )
             self._task = self._bar.add_task("", total=total, completed=start)
             self._bar.start()
 
     def note(self, values: dict[str, float]) -> None:
         """Take the newest logged values for the display."""
-        self._text = (f"loss {values['loss']:.4f}  lr {values['lr']:.3g}  {values['images_per_s']:.0f} images/s  "
-                      f"waiting for data {values['data_wait']:.0%}")
+        self._text = (
+            f"loss {values['loss']:.4f}  lr {values['lr']:.3g}  {values['images_per_s']:.0f} images/s  "
+            f"waiting for data {values['data_wait']:.0%}"
+        )
 
     def advance(self, done: int) -> None:
         """Show that `done` updates are finished."""

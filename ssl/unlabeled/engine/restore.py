@@ -33,7 +33,8 @@ def load_run(path: Path, *, random_init: bool = False, device: torch.device | st
     """
     run = path if path.is_dir() else path.parent.parent
     if not (run / "recipe.yaml").exists():
-        raise UserError(f"{path} is no run: {run / 'recipe.yaml'} is missing; give a folder under runs/ or a checkpoint in one")
+        missing = run / "recipe.yaml"
+        raise UserError(f"{path} is no run: {missing} is missing; give the folder of a run, or a checkpoint in one")
     recipe = read_recipe(run / "recipe.yaml")
     record = json.loads((run / "run.json").read_text())
     method = build_method(recipe, info_from_record(record["info"], recipe.train.seed))
@@ -44,7 +45,8 @@ def load_run(path: Path, *, random_init: bool = False, device: torch.device | st
         else:
             state = read_checkpoint(path)
         if state is None:
-            raise UserError(f"{run} has no checkpoint yet; its first comes after {recipe.train.checkpoint_every} updates")
+            first = recipe.train.checkpoint_every
+            raise UserError(f"{run} has no checkpoint yet; its first comes after {first} updates")
         method.load_state_dict(state["method"])
         update = state["update"]
     return Restored(recipe, method.to(device).eval(), update, run)

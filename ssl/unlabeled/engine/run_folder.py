@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import yaml
 
 from unlabeled import __version__
 from unlabeled.config.recipe import Recipe
+from unlabeled.config.write import to_yaml
+from unlabeled.config.yaml_lines import parse_file
 from unlabeled.engine.checkpoint import disk_error, write_atomically
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import rank, world
@@ -27,7 +28,15 @@ from unlabeled.ops.distributed import rank, world
 T = TypeVar("T")
 
 # what may change between a start and its resume without changing what is learned
-_FREE = ("data.workers", "train.processes", "train.checkpoint_every", "train.keep", "train.log_every", "train.sinks", "eval.")
+_FREE = (
+    "data.workers",
+    "train.processes",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.log_every",
+    "train.sinks",
+    "eval.",
+)
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "webdataset", "pydantic")
 
 
@@ -68,20 +77,24 @@ class RunFolder:
         resolved = recipe.model_dump(mode="json")
         existing = self.path / "recipe.yaml"
         if existing.exists():
-            _refuse_other_recipe(self.path, yaml.safe_load(existing.read_text()), resolved)
+            _refuse_other_recipe(self.path, parse_file(existing).value, resolved)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(self.path, error) from error
         self.requeue.unlink(missing_ok=True)
-        self.write("recipe.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        self.write("recipe.yaml", to_yaml(recipe))
         self.write("run.json", json.dumps({**_environment(), **info}, indent=1))
 
     def write(self, name: str, text: str) -> None:
         """Write a small text file atomically."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file atomically."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, lambda file: file.write(text.encode()))
+        write_atomically(target, lambda file: file.write(data))
 
     def append(self, file: Path, lines: list[dict[str, Any]]) -> None:
         """Append JSON lines to `file`."""
@@ -128,7 +141,8 @@ def _refuse_other_recipe(path: Path, old: dict[str, Any], new: dict[str, Any]) -
     ]
     if lines:
         raise UserError(
-            f"{path} holds a run of another recipe:\n" + "\n".join(lines)
+            f"{path} holds a run of another recipe:\n"
+            + "\n".join(lines)
             + "\nUse another folder (run=FOLDER), or fresh=true to set that run aside and start anew"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from unlabeled.engine.run_folder import RunFolder
@@ -11,7 +12,7 @@ from unlabeled.errors import UserError
 class Metrics:
     """Write one line of numbers per logged update to every sink (rank 0 only)."""
 
-    def __init__(self, folder: RunFolder, sinks: list[str], start: int) -> None:
+    def __init__(self, folder: RunFolder, sinks: Sequence[str], start: int) -> None:
         self.folder = folder
         self.tensorboard = _tensorboard(folder, start) if "tensorboard" in sinks else None
         self.wandb = _wandb(folder) if "wandb" in sinks else None

@@ -15,8 +15,13 @@ from unlabeled.ops.random import generator, seed_of
 def make_step(plan: Plan, update: int, micro: int, seed: int, rank: int) -> Step:
     """Return the step of micro-batch `micro` in `update`; its generators are functions of the arguments alone."""
     return Step(
-        update=update, total=plan.total, horizon=plan.horizon, epoch=update // plan.updates_per_epoch,
-        epochs=plan.epochs, micro=micro, local=generator(seed, "local", update, micro, rank),
+        update=update,
+        total=plan.total,
+        horizon=plan.horizon,
+        epoch=update // plan.updates_per_epoch,
+        epochs=plan.epochs,
+        micro=micro,
+        local=generator(seed, "local", update, micro, rank),
         shared=generator(seed, "shared", update, micro),
     )
 
@@ -25,5 +30,5 @@ def seed_everything(*parts: int | str) -> None:
     """Seed the global generators of Python, NumPy and torch, which libraries draw from, as a function of `parts`."""
     seed = seed_of(*parts)
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the old global generator
     torch.manual_seed(seed)

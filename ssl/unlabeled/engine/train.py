@@ -18,7 +18,7 @@ from unlabeled.config.recipe import Recipe
 from unlabeled.data.batch import Batch
 from unlabeled.data.stream import TrainStream
 from unlabeled.engine import build, launch
-from unlabeled.engine.checkpoint import Checkpoints, write_atomically
+from unlabeled.engine.checkpoint import Checkpoints
 from unlabeled.engine.corrupt import CorruptSamples
 from unlabeled.engine.export import write_exports
 from unlabeled.engine.online import Online
@@ -72,18 +72,32 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
 class Trainer:
     """The loop around `Updater`: data, checkpoints, metrics, signals."""
 
-    def __init__(self, recipe: Recipe, plan: Plan, folder: RunFolder, accelerator: Accelerator,
-                 opened: dict[str, build.OpenStream], method: Any) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        opened: dict[str, build.OpenStream],
+        method: Any,
+    ) -> None:
         self.recipe, self.plan, self.folder, self.accelerator = recipe, plan, folder, accelerator
         self.updater = Updater(method, recipe, plan, accelerator)
         self.checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep)
         self.source = opened[method.clock].source
         self.streams = {
             name: TrainStream(
-                opened[name].source, stream, name=name, seed=recipe.train.seed,
-                batch=recipe.data.streams()[name].batch, rank=rank(), world=world(),
-                grad_accum=recipe.train.grad_accum, workers=recipe.data.workers,
-                updates_per_epoch=plan.updates_per_epoch, pin_memory=accelerator.device.type == "cuda",
+                opened[name].source,
+                stream,
+                name=name,
+                seed=recipe.train.seed,
+                batch=recipe.data.streams()[name].batch,
+                rank=rank(),
+                world=world(),
+                grad_accum=recipe.train.grad_accum,
+                workers=recipe.data.workers,
+                updates_per_epoch=plan.updates_per_epoch,
+                pin_memory=accelerator.device.type == "cuda",
             )
             for name, stream in type(method).streams(recipe.method).items()
         }
@@ -137,9 +151,13 @@ class Trainer:
             seconds = time.perf_counter() - begin
         if rank() == 0:
             cuda = self.accelerator.device.type == "cuda"
-            peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            print(f"dry run: loss {loss:.4f}, {self.plan.batch / seconds:.1f} images/s without data loading, "
-                  f"peak memory per process {peak / 2**30:.2f} GiB ({'GPU' if cuda else 'resident'}); nothing was written")
+            peak = (
+                torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            )
+            print(
+                f"dry run: loss {loss:.4f}, {self.plan.batch / seconds:.1f} images/s without data loading, "
+                f"peak memory per process {peak / 2**30:.2f} GiB ({'GPU' if cuda else 'resident'}); nothing was written"
+            )
         return Result(self.folder.path, 0, finished=False)
 
     def close(self) -> None:
@@ -159,15 +177,18 @@ class Trainer:
         views = self.updater.views(update, 0, batch)
         png = views_png(views) if rank() == 0 and self.folder.path.exists() and update == 0 else None
         if png:
-            write_atomically(self.folder.path / "views.png", lambda file: file.write(png))
+            self.folder.write_bytes("views.png", png)
         self.updater.prime(views)
 
     def _log(self, update: int, outcome: Outcome, meter: Meter) -> dict[str, float]:
         names = sorted(outcome.values)
         mean = sum_over_ranks(torch.stack([outcome.values[n].double() for n in names])) / world()
         return {
-            "epoch": (update + 1) / self.plan.updates_per_epoch, "lr": self.plan.lr(update),
-            **dict(zip(names, mean.tolist(), strict=True)), "dropped": float(outcome.dropped), **meter.read(),
+            "epoch": (update + 1) / self.plan.updates_per_epoch,
+            "lr": self.plan.lr(update),
+            **dict(zip(names, mean.tolist(), strict=True)),
+            "dropped": float(outcome.dropped),
+            **meter.read(),
         }
 
     # ---- checkpoints and ends
@@ -192,7 +213,9 @@ class Trainer:
     def _save(self, done: int) -> None:
         scaler = self.accelerator.scaler
         state = {
-            "update": done, "method": self.updater.method.state_dict(), "optimizer": self.updater.optimizer.state_dict(),
+            "update": done,
+            "method": self.updater.method.state_dict(),
+            "optimizer": self.updater.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
         }
         on_rank0(lambda: self.checkpoints.save(done, state))

@@ -22,7 +22,7 @@ from unlabeled.ops.distributed import broadcast_buffers, gather, rank, world
 
 @dataclass(frozen=True)
 class Outcome:
-    """Values of one update for the log (this rank's, 0-d), whether it was dropped, and the ranks' notes, elementwise max."""
+    """Values of one update for the log (this rank's, 0-d), whether it was dropped, the largest notes of all ranks."""
 
     values: dict[str, Tensor]
     dropped: bool
@@ -37,13 +37,13 @@ class Updater:
         accum = recipe.train.grad_accum
         if accum > 1 and method.couples_batch:
             raise UserError(
-                f"train.grad_accum is {accum}, but {recipe.method.name} compares samples across the batch: the loss would "
-                f"see {plan.batch // accum} images, not {plan.batch}. Use more GPUs or a smaller batch"
+                f"train.grad_accum is {accum}, but {recipe.method.name} compares samples across the batch: the loss "
+                f"would see {plan.batch // accum} images, not {plan.batch}. Use more GPUs or a smaller batch"
             )
         if recipe.train.sync_bn and world() > 1:
             convert(method, accelerator.device)
         self.layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
-        self.method = method.to(accelerator.device, memory_format=self.layout).train()
+        self.method = method.to(accelerator.device).to(memory_format=self.layout).train()
         self.optimizer = build_optimizer(self.method, recipe.optim)
         self.model = accelerator.prepare_model(self.method)
         self.statistics = batchnorm_buffers(self.method)
@@ -93,7 +93,9 @@ class Updater:
             scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         named = {f"loss/{name}": term for name, term in terms.items()}
-        return Outcome({"loss": sum(terms.values()), **named, "grad_norm": norm, **values}, dropped, notes)
+        return Outcome(
+            {"loss": torch.stack(list(terms.values())).sum(), **named, "grad_norm": norm, **values}, dropped, notes
+        )
 
     def _forward_backward(self, update: int, micros: list[dict[str, Batch]]) -> tuple[dict[str, Tensor], ...]:
         terms: dict[str, Tensor] = {}
@@ -134,7 +136,6 @@ class Updater:
         where = next(r for r, row in enumerate(flags) if any(row))
         which = ", ".join(name for name, bad in zip([*names, "gradient"], flags[where], strict=True) if bad)
         return (
-            f"non-finite at update {update}: {which} (lr {self.plan.lr(update):.3g}, rank {where}); the weights are still "
-            f"those of update {update - 1}. Lower optim.lr.base, set optim.clip, or drop such updates with "
-            "train.nonfinite: skip"
+            f"non-finite at update {update}: {which} (lr {self.plan.lr(update):.3g}, rank {where}). "
+            "The newest checkpoint is from before. Lower optim.lr.base, set optim.clip, or drop such updates with train.nonfinite: skip"
         )

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from unlabeled.config.recipe import MethodConfig
 from unlabeled.data.batch import Batch, Stream
 
-MakeBackbone = Callable[..., nn.Module]
+
+class BackboneModule(nn.Module):
+    """What a method may expect of a backbone, as timm's have it; forward: [b, 3, S, S] -> [b, num_features]."""
+
+    num_features: int
+
+
+MakeBackbone = Callable[[], BackboneModule]
 
 
 @dataclass(frozen=True)

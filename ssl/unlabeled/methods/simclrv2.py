@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unlabeled.augment import geometry, photometric
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
-from unlabeled.methods.base import Export, Group, Info, Input, Losses, MakeBackbone, Method, Step
+from unlabeled.methods.base import BackboneModule, Export, Group, Info, Input, Losses, MakeBackbone, Method, Step
 from unlabeled.methods.simclrv2_config import Augment, Head, SimCLRv2Config
 from unlabeled.ops.distributed import gather, gather_with_grad, rank
 from unlabeled.ops.ema import ema_update
@@ -37,7 +37,7 @@ class ProjectionHead(nn.Module):
             nn.init.normal_(linear.weight, std=cfg.init_std)
             norm = nn.BatchNorm1d(linear.out_features)
             if last:
-                norm.bias = None
+                norm.register_parameter("bias", None)
             self.layers.append(nn.Sequential(linear, norm, nn.Identity() if last else nn.ReLU()))
 
     def forward(self, h: Tensor, tap: int | None = None) -> Tensor:
@@ -50,7 +50,7 @@ class ProjectionHead(nn.Module):
 class Tapped(nn.Module):
     """Backbone and the first `tap` layers of the head: [b, 3, S, S] -> [b, C]."""
 
-    def __init__(self, backbone: nn.Module, head: ProjectionHead, tap: int) -> None:
+    def __init__(self, backbone: BackboneModule, head: ProjectionHead, tap: int) -> None:
         super().__init__()
         self.backbone, self.head, self.tap = backbone, head, tap
         self.num_features = backbone.num_features
@@ -90,8 +90,8 @@ def own_columns(n: int, device: torch.device) -> Tensor:
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Contrast:
     """Contrast views a, b [n, d] of this rank's images with both views of the images of all ranks.
 
-    Every view has its partner as the positive and 2N - 2 negatives, N images over all ranks. The gradient of the mean of
-    the ranks' losses is that of one process with the whole batch.
+    Every view has its partner as the positive and 2N - 2 negatives, N images over all ranks. The gradient of the mean
+    of the ranks' losses is that of one process with the whole batch.
     """
     with torch.autocast(a.device.type, enabled=False):
         a, b = _wide(a), _wide(b)
@@ -107,6 +107,10 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Contrast:
 
 class KeyQueue(nn.Module):
     """The last `size` keys, first in first out; slots never written are ignored."""
+
+    keys: Tensor
+    pointer: Tensor
+    written: Tensor
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()

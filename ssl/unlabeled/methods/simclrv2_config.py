@@ -31,7 +31,7 @@ class Augment(Strict):
     convention: Literal["simclr", "torchvision"] = Field(
         "simclr", description="simclr: contrast per channel, saturation in HSV, zero-padded blur"
     )
-    jitter: float = Field(1.0, ge=0, description="strength s: 0.8 s for three factors, 0.2 s for hue; 0: no gray either")
+    jitter: float = Field(1.0, ge=0, description="strength s: 0.8 s for three factors, 0.2 s for hue; 0: no gray")
     jitter_p: float = Field(0.8, ge=0, le=1)
     gray_p: float = Field(0.2, ge=0, le=1)
     blur_p: float = Field(0.5, ge=0, le=1)
@@ -49,6 +49,6 @@ class SimCLRv2Config(MethodConfig):
     temperature: float = Field(0.1, gt=0)
     head: Head = Head()
     memory: Memory | None = None
-    online_probe: bool = Field(False, description="train a linear classifier on detached features beside (needs labels)")
+    online_probe: bool = Field(False, description="train a linear classifier on detached features (needs labels)")
     crop: Crop = ResizedCrop()
     augment: Augment = Augment()

@@ -22,7 +22,7 @@ def convert(module: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in module.named_children():
-        if type(child) in _PLAIN:
+        if isinstance(child, _BatchNorm) and type(child) in _PLAIN:
             setattr(module, name, _synchronised(child))
         else:
             convert(child, device)
@@ -38,13 +38,22 @@ def unsynchronised_buffers(module: nn.Module) -> list[Tensor]:
     """Return the running statistics that may differ between ranks."""
     synchronised = (SyncBatchNorm, nn.SyncBatchNorm)
     return [
-        b for m in module.modules() if isinstance(m, _BatchNorm) and not isinstance(m, synchronised)
+        b
+        for m in module.modules()
+        if isinstance(m, _BatchNorm) and not isinstance(m, synchronised)
         for b in m.buffers(recurse=False)
     ]
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm over the batches of all processes; input [N, C, ...], N may differ between ranks."""
+    """BatchNorm over the batches of all processes; input [N, C, ...], N may differ between ranks.
+
+    The running variance is the unbiased one, as everywhere in torch.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2:
@@ -55,21 +64,19 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training or world() == 1:
             return super().forward(x)
         y, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-                unbiased = var * count / (count - 1).clamp_min(1)
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+            unbiased = var * count / (count - 1).clamp_min(1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
         return y
 
 
-def _synchronised(bn: nn.Module) -> SyncBatchNorm:
-    new = SyncBatchNorm(bn.num_features, bn.eps, bn.momentum, bn.affine, bn.track_running_stats)
-    new.weight, new.bias = bn.weight, bn.bias
-    new.running_mean, new.running_var = bn.running_mean, bn.running_var
-    new.num_batches_tracked = bn.num_batches_tracked
+def _synchronised(bn: _BatchNorm) -> SyncBatchNorm:
+    new = SyncBatchNorm(bn.num_features, bn.eps, bn.momentum, bn.affine)
+    new._parameters.update(bn._parameters)
+    new._buffers.update(bn._buffers)
     return new.train(bn.training)
 
 
@@ -82,8 +89,8 @@ class _Normalise(torch.autograd.Function):
         dims = [d for d in range(x.dim()) if d != 1]
         channels, count = x.shape[1], x.numel() // x.shape[1]
         var, mean = torch.var_mean(wide, dims, correction=0)
-        counts, means, deviations = (
-            gather(torch.cat([mean.new_tensor([count]), mean, var * count])[None]).split([1, channels, channels], 1)
+        counts, means, deviations = gather(torch.cat([mean.new_tensor([count]), mean, var * count])[None]).split(
+            [1, channels, channels], 1
         )
         total = counts.sum()
         mean = (means * counts).sum(0) / total
