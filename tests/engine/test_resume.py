@@ -155,6 +155,15 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(photos: Path, whole: Path, tm
     assert_same(tmp_path / "run", whole)
 
 
+def test_term_to_every_process_saves_too(photos: Path, tmp_path: Path) -> None:
+    process = start(photos, tmp_path / "run", 1, "train.checkpoint_every=1000", "train.epochs=200")
+    reached(tmp_path / "run", 4, process)
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler sends it, to the loader processes too
+    out = finish(process)
+    assert "SIGTERM: saved after update" in out and "Traceback" not in out
+    assert (tmp_path / "run" / "REQUEUE").exists()
+
+
 def test_preemption_saves_on_all_ranks_and_asks_for_a_requeue(photos: Path, tmp_path: Path) -> None:
     process = start(photos, tmp_path / "run", 2, "train.checkpoint_every=1000", "train.epochs=200")
     reached(tmp_path / "run", 4, process)

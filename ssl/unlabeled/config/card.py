@@ -125,7 +125,7 @@ class Card(Strict):
         Raises UserError if there is none or a variable in it is not set.
         """
         text = self.root if root is None else root
-        cure = "give the folder with data.train.root=FOLDER"
+        cure = "give the folder with data.train.root=FOLDER (root=FOLDER in an evaluation)"
         if text is None:
             raise UserError(f"data card '{self.name}' names no folder of its own: {cure}")
         unset = sorted({a or b for a, b in re.findall(r"\$(?:(\w+)|\{(\w+)\})", text)} - set(os.environ))

@@ -80,7 +80,7 @@ def open_array(card: Card, split: str, root: str | None) -> Source:
             labels = np.load(path.parent / spec.labels, allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"data card '{card.name}', split '{split}': no file {error.filename}; give the folder with "
-                        "data.train.root=FOLDER") from error
+                        "data.train.root=FOLDER (root=FOLDER in an evaluation)") from error
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is no readable .npy or .npz file: {error}") from error
     shape = rows.shape

@@ -46,7 +46,7 @@ def scan(folder: Path) -> list[str]:
     Raises UserError if the folder is missing or holds no image.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give the folder of the images with data.train.root=FOLDER")
+        raise UserError(f"{folder} is not a folder; give the folder that holds the images")
     found: list[str] = []
     try:
         _scan(os.fspath(folder), "", (os.path.realpath(folder),), found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ def batches(maker: Maker, units: Iterable[Any], workers: int, pin_memory: bool =
             batch = maker.make(unit)
             yield batch.pin_memory() if pin_memory else batch
         return
+    workers = min(workers, len(os.sched_getaffinity(0)))  # more than cores only cost memory, and torch warns
     loader: DataLoader[Any] = DataLoader(
         _Units(maker), batch_size=None, sampler=units, num_workers=workers, pin_memory=pin_memory,
         collate_fn=_unchanged, worker_init_fn=_quiet,
@@ -55,10 +57,12 @@ def _unchanged(made: Any) -> Any:
 
 
 def _quiet(worker: int) -> None:
-    """Leave Ctrl-C and the scheduler's warning to the training process, which saves first; a worker just ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Leave Ctrl-C and a scheduler's signals, which reach all processes, to the training process: it saves first.
+
+    The worker ends when it is told to or when its parent is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def split_evenly(total: int, parts: int) -> Sequence[int]:

@@ -116,7 +116,7 @@ def open_shards(card: Card, split: str, root: str | None) -> Source:
     missing = [tar for tar in tars if not tar.is_file()]
     if not tars or len(missing) == len(tars):
         raise UserError(f"data card '{card.name}', split '{split}': no shard {pattern} in {folder}; "
-                        "give the folder with data.train.root=FOLDER")
+                        "give the folder with data.train.root=FOLDER (root=FOLDER in an evaluation)")
     if missing:
         raise UserError(f"shard {missing[0]} is missing ({len(missing)} of the {len(tars)} shards of data card "
                         f"'{card.name}', split '{split}', are not there)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -26,6 +27,8 @@ from unlabeled.report.report import Number, Report, Split
 from unlabeled.report.table import print_reports
 
 Pair = tuple[Features, Features]
+
+_SAME_NUMBER = ("batch", "workers", "max_corrupt", "random_init", "raw_pixels")  # settings that change no number
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ def evaluate_many(protocols: Sequence[str | Path], run: Path, overrides: Sequenc
 
 def _read(protocol: str | Path, overrides: Sequence[str]) -> Job:
     cfg = read_protocol(protocol, overrides)
-    special = (cfg.export, cfg.card and Path(cfg.card).stem)  # what is not the run's own default is named
+    # what differs from the file is part of the name, so that no report takes the place of the standard one
+    other = [text for text in overrides if text.partition("=")[0] not in ("export", "card", "root", *_SAME_NUMBER)]
+    special = (cfg.export, cfg.card and Path(cfg.card).stem, *(re.sub(r"[^\w=.+-]+", "_", text) for text in other))
     return Job("-".join([find("eval", protocol).stem, *(part for part in special if part)]), cfg)
 
 

@@ -1,0 +1,103 @@
+"""Checkpoints and run folders: nothing half-written, nothing mistaken, nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_recipe
+
+from unlabeled.engine import checkpoint
+from unlabeled.engine.checkpoint import Checkpoints
+from unlabeled.engine.corrupt import CorruptSamples
+from unlabeled.engine.run_folder import RunFolder
+from unlabeled.errors import UserError
+
+STATE = {"weights": torch.arange(10.0)}
+
+
+def saved(folder: Path, *updates: int) -> Checkpoints:
+    checkpoints = Checkpoints(folder, keep=2)
+    for update in updates:
+        checkpoints.save(update, {**STATE, "update": update})
+    return checkpoints
+
+
+def test_the_newest_are_kept_and_found(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 5, 10, 15)
+    assert [p.stem for p in checkpoints.complete()] == ["update-00000010", "update-00000015"]
+    state, passed = checkpoints.load_newest()
+    assert state is not None and state["update"] == 15 and torch.equal(state["weights"], STATE["weights"]) and not passed
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "no hash"])
+def test_a_damaged_one_falls_back(tmp_path: Path, damage: str) -> None:
+    checkpoints = saved(tmp_path, 5, 10)
+    path = tmp_path / "update-00000010.pt"
+    data = bytearray(path.read_bytes())
+    if damage == "truncate":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flip":
+        data[100] ^= 1
+        path.write_bytes(data)
+    else:
+        path.with_suffix(".json").unlink()
+    state, passed = checkpoints.load_newest()
+    assert state is not None and state["update"] == 5
+    assert len(passed) == (0 if damage == "no hash" else 1), "an unfinished checkpoint is no damage"
+
+
+def test_all_damaged_is_an_error_and_not_a_silent_restart(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 5)
+    (tmp_path / "update-00000005.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"start anew with fresh=true\n.*is damaged"):
+        checkpoints.load_newest()
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = saved(tmp_path, 5)
+    before = sorted(p.name for p in tmp_path.iterdir())
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*update-00000010.pt: the disk is full; free some space"):
+        checkpoints.save(10, {**STATE, "update": 10})
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_metrics_are_cut_back_and_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.append(folder.metrics, [{"update": u, "loss": 1.0} for u in range(6)])
+    with open(folder.metrics, "a") as file:
+        file.write('{"update": 6, "lo')
+    folder.cut_back(4)
+    assert [json.loads(line)["update"] for line in folder.metrics.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_another_recipe_is_refused_but_where_and_how_may_change(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    RunFolder(run).open(tiny_recipe("simclrv2", "plain"), {"info": {}}, fresh=False)
+    free = ["data.workers=3", "train.log_every=1", "data.train.root=elsewhere", "eval.queries=5"]
+    RunFolder(run).open(tiny_recipe("simclrv2", "plain", free), {"info": {}}, fresh=False)
+    other = tiny_recipe("simclrv2", "plain", ["train.seed=3", "method.temperature=0.7"])
+    with pytest.raises(UserError, match=r"method.temperature: 0.2 there, 0.7 now\n  train.seed: 0 there, 3 now"):
+        RunFolder(run).open(other, {"info": {}}, fresh=False)
+    RunFolder(run).open(other, {"info": {}}, fresh=True)
+    assert (tmp_path / "run.replaced-1" / "recipe.yaml").exists()
+
+
+def test_corrupt_samples_are_named_once_forgiven_in_small_numbers_and_stop_above_the_share(tmp_path: Path) -> None:
+    corrupt = CorruptSamples(RunFolder(tmp_path), samples=1000, share=0.02)
+    assert corrupt.add(0, ["b", "a", "b"]) == ["a", "b"]
+    assert corrupt.add(1, ["a"]) == []
+    corrupt.add(2, [f"x{i}" for i in range(18)])
+    again = CorruptSamples(RunFolder(tmp_path), samples=1000, share=0.02)
+    assert again.seen == corrupt.seen, "a resumed run knows them"
+    with pytest.raises(UserError, match="21 of 1000 samples cannot be read, more than data.max_corrupt 0.02 allows"):
+        again.add(3, ["one more"])
