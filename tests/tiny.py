@@ -98,3 +98,14 @@ def tiny_run(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Tiny:
         for name, stream in type(method).streams(recipe.method).items()
     }
     return Tiny(Updater(method, recipe, plan, accelerator), streams)
+
+
+def snapshot(tiny: Tiny) -> dict[str, torch.Tensor]:
+    """Return a copy of the method's state."""
+    return {name: x.clone() for name, x in tiny.updater.method.state_dict().items()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    """Return the names whose bits differ."""
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]

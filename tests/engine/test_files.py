@@ -31,7 +31,8 @@ def test_the_newest_are_kept_and_found(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 5, 10, 15)
     assert [p.stem for p in checkpoints.complete()] == ["update-00000010", "update-00000015"]
     state, passed = checkpoints.load_newest()
-    assert state is not None and state["update"] == 15 and torch.equal(state["weights"], STATE["weights"]) and not passed
+    assert state is not None and state["update"] == 15 and not passed
+    assert torch.equal(state["weights"], STATE["weights"])
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "no hash"])
@@ -99,5 +100,5 @@ def test_corrupt_samples_are_named_once_forgiven_in_small_numbers_and_stop_above
     corrupt.add(2, [f"x{i}" for i in range(18)])
     again = CorruptSamples(RunFolder(tmp_path), samples=1000, share=0.02)
     assert again.seen == corrupt.seen, "a resumed run knows them"
-    with pytest.raises(UserError, match="21 of 1000 samples cannot be read, more than data.max_corrupt 0.02 allows"):
+    with pytest.raises(UserError, match=r"21 of 1000 samples cannot be read, more than data.max_corrupt 0.02 allows"):
         again.add(3, ["one more"])

@@ -12,7 +12,7 @@ from unlabeled.errors import UserError
 
 def test_too_few_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     train = tiny_recipe("simclrv2", "plain", ["train.processes=2"]).train
-    with pytest.raises(UserError, match="train.processes asks for 2 processes, but 1 came together"):
+    with pytest.raises(UserError, match=r"train\.processes asks for 2 processes, but 1 came together"):
         launch.start(train)
     # torchrun without ACCELERATE_USE_CPU on a machine without a GPU: every rank would silently train alone
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from processes import run_processes
-from tiny import TINY, UPDATES, VARIANTS, Tiny, tiny_recipe, tiny_run
+from tiny import TINY, UPDATES, VARIANTS, differing, snapshot, tiny_recipe, tiny_run
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlabeled.config.tables import METHODS
@@ -16,15 +15,6 @@ from unlabeled.errors import UserError
 from unlabeled.ops.distributed import rank
 
 every_variant = pytest.mark.parametrize(("method", "variant"), VARIANTS, ids=["-".join(v) for v in VARIANTS])
-
-
-def snapshot(tiny: Tiny) -> dict[str, torch.Tensor]:
-    return {name: x.clone() for name, x in tiny.updater.method.state_dict().items()}
-
-
-def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
-    assert a.keys() == b.keys()
-    return [name for name in a if not torch.equal(a[name], b[name])]
 
 
 def test_every_method_of_the_table_is_here() -> None:
@@ -140,42 +130,3 @@ def test_accumulation_is_exact_or_refused(method: str, variant: str) -> None:
             tiny_run(recipe)
     else:
         tiny_run(recipe).train(0, 1)
-
-
-def on_rank(number: int, method: str, variant: str, dtype: torch.dtype) -> dict[str, object]:
-    recipe = tiny_recipe(method, variant)
-    views, loss, grads = tiny_run(recipe, dtype).first_gradients()
-    trained = tiny_run(recipe)
-    trained.train(0, 3)
-    tensors = {"views": views, "grads": grads, "state": snapshot(trained)}
-    return {"loss": float(loss), **{kind: {k: x.numpy() for k, x in of.items()} for kind, of in tensors.items()}}
-
-
-@pytest.mark.parametrize(
-    ("dtype", "loss_tolerance", "grad_tolerance"),
-    [(torch.float32, 1e-6, 1e-2), (torch.float64, 1e-10, 1e-10)],
-    ids=["float32", "float64"],
-)
-@pytest.mark.parametrize("processes", [2, 4])
-@every_variant
-def test_processes_with_different_data_are_one_process(
-    method: str, variant: str, processes: int, dtype: torch.dtype, loss_tolerance: float, grad_tolerance: float
-) -> None:
-    if processes == 4 and dtype == torch.float64 and variant != "plain":
-        pytest.skip("four processes in float64 are tried on the plain variant")
-    views, loss, grads = tiny_run(tiny_recipe(method, variant), dtype).first_gradients()
-    parts = run_processes(processes, on_rank, method, variant, dtype)
-    for name, whole in views.items():
-        got = torch.cat([torch.as_tensor(p["views"][name]) for p in parts])
-        assert torch.equal(got, whole), f"view {name} depends on the number of processes"
-    assert abs(sum(p["loss"] for p in parts) / processes - float(loss)) <= loss_tolerance * abs(float(loss))
-    largest = max(float(g.norm()) for g in grads.values())
-    for part in parts:
-        for name, whole in grads.items():
-            error = float((torch.as_tensor(part["grads"][name]) - whole).norm())
-            # a gradient that is zero in theory is rounding: it is compared with the largest one
-            allowed = grad_tolerance * max(float(whole.norm()), 1e-6 * largest)
-            assert error <= allowed, f"gradient of {name}: off by {error:.2g}, norm {float(whole.norm()):.2g}"
-        for name, value in part["state"].items():
-            first = torch.as_tensor(parts[0]["state"][name])
-            assert torch.equal(torch.as_tensor(value), first), f"{name} differs between ranks"

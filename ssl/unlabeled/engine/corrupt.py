@@ -11,6 +11,11 @@ from unlabeled.ops.distributed import rank, world
 FORGIVEN = 10  # so that one bad file does not end a run on a small folder
 
 
+def too_many(corrupt: int, samples: int, share: float) -> bool:
+    """Return whether `corrupt` unreadable samples are more than the allowed share, or all there are."""
+    return corrupt > max(FORGIVEN, share * samples) or corrupt == samples
+
+
 class CorruptSamples:
     """The set of unreadable keys seen so far, equal on all ranks; it is kept in `corrupt.jsonl`."""
 
@@ -31,7 +36,7 @@ class CorruptSamples:
         self.seen |= set(new)
         if rank() == 0 and new:
             self.folder.append(self.folder.corrupt, [{"update": update, "key": key} for key in new])
-        if len(self.seen) > max(FORGIVEN, self.share * self.samples):
+        if too_many(len(self.seen), self.samples, self.share):
             some = "\n".join(f"  {key}" for key in sorted(self.seen)[:10])
             raise UserError(
                 f"{len(self.seen)} of {self.samples} samples cannot be read, more than data.max_corrupt "

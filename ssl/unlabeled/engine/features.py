@@ -13,12 +13,12 @@ from unlabeled.augment.geometry import EvalCrop
 from unlabeled.augment.photometric import normalise, to_float
 from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.source import Source
+from unlabeled.engine.corrupt import too_many
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
 from unlabeled.ops.distributed import max_over_ranks, rank, sum_over_ranks, world
 from unlabeled.ops.precision import full_precision
 
-FORGIVEN = 10  # unreadable images that never stop an evaluation, however small the set
 _GATHERED = 1 << 14  # rows per message between processes
 
 
@@ -171,7 +171,7 @@ def join(parts: list[Features]) -> Features:
 
 
 def _refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
-    if len(corrupt) > max(FORGIVEN, allowed * len(source)) or len(corrupt) == len(source):
+    if too_many(len(corrupt), len(source), allowed):
         raise UserError(
             f"data '{source.name}', split '{source.split}': {len(corrupt)} of {len(source)} images cannot "
             f"be read, more than max_corrupt {allowed:g} allows; the first: {', '.join(corrupt[:5])}"
