@@ -22,6 +22,9 @@ class Protocol(Strict):
     root: str | None = Field(None, description="folder of the data; overrides the card's own")
     train: str | None = Field(None, description="split that gives the labels; null: train, else the run's own split")
     test: str | None = Field(None, description="split that is scored; null: test, else val")
+    size: int | None = Field(
+        None, gt=0, description="side of the images, pixels; null: as in training (more may pay, arXiv 1906.06423)"
+    )
     batch: int = Field(256, gt=0, description="images per forward pass and process; the result does not depend on it")
     workers: int = Field(4, ge=0, description="loader processes per process; 0 reads in the process itself")
     max_corrupt: float = Field(0.001, ge=0, le=1, description="share of unreadable images above which it stops")

@@ -42,7 +42,7 @@ class Job:
     def shares(self) -> tuple[Any, ...]:
         """What must be equal for two protocols to use the same features."""
         cfg = self.cfg
-        return cfg.export, cfg.card, cfg.root, cfg.train, cfg.test
+        return cfg.export, cfg.size, cfg.card, cfg.root, cfg.train, cfg.test
 
 
 def evaluate(protocol: str | Path, run: Path, overrides: Sequence[str] = (), accelerator: Any = None) -> Report | None:
@@ -114,12 +114,12 @@ def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, dev
              ) -> tuple[str, dict[str, Pair]]:
     """Return the name of the export, and train and test features of every network that a protocol asks for."""
     first = jobs[0].cfg
-    name, export = pick_export(restored.method, first.export)
+    name, export = pick_export(restored.method, first.export, first.size)
     embedders = {"network": network_embedder(export, device)}
     size = export.input.size
     if any(job.cfg.random_init for job in jobs):
         blank = load_run(run, random_init=True, device=device)
-        untrained = open_residuals(pick_export(blank.method, first.export)[1])
+        untrained = open_residuals(pick_export(blank.method, first.export, first.size)[1])
         embedders["random_init"] = network_embedder(untrained, device)
     if splits.test is not None and any(job.cfg.raw_pixels for job in jobs):
         embedders["raw_pixels"] = pixel_embedder(splits.train, size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,16 +45,19 @@ def pick_device(accelerator: Any = None) -> torch.device:
     return accelerator.device
 
 
-def pick_export(method: Method, name: str | None) -> tuple[str, Export]:
-    """Return the export `name`, or the default one. Raises UserError with the nearest name."""
+def pick_export(method: Method, name: str | None, size: int | None = None) -> tuple[str, Export]:
+    """Return the export `name`, or the default one, for images of `size`, or of its own.
+
+    Raises UserError with the nearest name.
+    """
     exports = method.exports()
-    if name is None:
-        return next(iter(exports.items()))
+    name = next(iter(exports)) if name is None else name
     if name not in exports:
         near = difflib.get_close_matches(name, exports, 1)
         raise UserError(f"the method has no export '{name}' (it has: {', '.join(exports)})."
                         + (f" Did you mean '{near[0]}'?" if near else ""))
-    return name, exports[name]
+    export = exports[name]
+    return name, replace(export, input=replace(export.input, size=size or export.input.size))
 
 
 def open_residuals(export: Export) -> Export:
