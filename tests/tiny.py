@@ -81,22 +81,8 @@ def tiny_run(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Tiny:
     opened = build.open_streams(recipe)
     clock = build.method_class(recipe).clock
     plan = make_plan(recipe, clock, len(opened[clock].source), world())
-    method = build.build_method(recipe, build.make_info(recipe, opened, rank(), world())).to(dtype)
-    streams = {
-        name: TrainStream(
-            opened[name].source,
-            stream,
-            name=name,
-            seed=recipe.train.seed,
-            batch=recipe.data.streams()[name].batch,
-            rank=rank(),
-            world=world(),
-            grad_accum=recipe.train.grad_accum,
-            workers=0,
-            updates_per_epoch=plan.updates_per_epoch,
-        )
-        for name, stream in type(method).streams(recipe.method).items()
-    }
+    method = build.build_method(recipe, build.make_info(recipe, opened)).to(dtype)
+    streams = build.train_streams(recipe, opened, plan)
     return Tiny(Updater(method, recipe, plan, accelerator), streams)
 
 

@@ -43,8 +43,12 @@ def test_norm_and_bias_are_neither_decayed_nor_adapted() -> None:
 
 
 def test_patterns_one_dimensional_and_a_groups_own_word() -> None:
-    toy = Toy([Group(("conv.weight", "conv.bias", "norm.weight", "norm.bias")),
-               Group(("fc.weight", "fc.bias"), lr_mult=0.1, decay=0.5, lars=False, frozen_epochs=2)])
+    toy = Toy(
+        [
+            Group(("conv.weight", "conv.bias", "norm.weight", "norm.bias")),
+            Group(("fc.weight", "fc.bias"), lr_mult=0.1, decay=0.5, lars=False, frozen_epochs=2),
+        ]
+    )
     optimizer = build_optimizer(toy, optim(exclude_decay=["conv.*"], exclude_lars=["one_dimensional"]))
     got = treatment(toy, optimizer)
     assert got["conv.weight"] == (0.0, True) and got["norm.weight"] == (0.1, False)
@@ -60,10 +64,14 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
         build_optimizer(Toy(), optim(exclude_decay=["clasifier*"]))
 
 
-@pytest.mark.parametrize("groups", [
-    [Group(("conv.weight",))],
-    [Group(tuple(n for n, _ in Toy().named_parameters())), Group(("fc.bias",))],
-], ids=["missing", "twice"])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [Group(("conv.weight",))],
+        [Group(tuple(n for n, _ in Toy().named_parameters())), Group(("fc.bias",))],
+    ],
+    ids=["missing", "twice"],
+)
 def test_groups_must_hold_every_parameter_once(groups: list[Group]) -> None:
     with pytest.raises(ValueError, match="every parameter once"):
         build_optimizer(Toy(groups), optim())

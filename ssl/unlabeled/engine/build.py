@@ -15,8 +15,11 @@ from unlabeled.config.read import read_file
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.tables import METHODS
 from unlabeled.data.source import Source, open_source
+from unlabeled.data.stream import TrainStream
+from unlabeled.engine.plan import Plan
 from unlabeled.engine.steps import seed_everything
 from unlabeled.methods.base import BackboneModule, Info, Method, StreamInfo
+from unlabeled.ops.distributed import rank, world
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,29 @@ def open_streams(recipe: Recipe) -> dict[str, OpenStream]:
     return opened
 
 
-def make_info(recipe: Recipe, opened: dict[str, OpenStream], rank: int, world: int) -> Info:
+def train_streams(
+    recipe: Recipe, opened: dict[str, OpenStream], plan: Plan, pin_memory: bool = False
+) -> dict[str, TrainStream]:
+    """Return this process's part of every stream that the method reads, by name."""
+    return {
+        name: TrainStream(
+            opened[name].source,
+            stream,
+            name=name,
+            seed=recipe.train.seed,
+            batch=recipe.data.streams()[name].batch,
+            rank=rank(),
+            world=world(),
+            grad_accum=recipe.train.grad_accum,
+            workers=recipe.data.workers,
+            updates_per_epoch=plan.updates_per_epoch,
+            pin_memory=pin_memory,
+        )
+        for name, stream in method_class(recipe).streams(recipe.method).items()
+    }
+
+
+def make_info(recipe: Recipe, opened: dict[str, OpenStream]) -> Info:
     """Collect what the method may know of the run."""
     clock = opened[method_class(recipe).clock]
     streams = {}
@@ -54,7 +79,7 @@ def make_info(recipe: Recipe, opened: dict[str, OpenStream], rank: int, world: i
         )
     classes = clock.source.classes
     count = len(classes) if classes else None
-    return Info(recipe.train.seed, rank, world, count, streams, clock.card.mean, clock.card.std)
+    return Info(recipe.train.seed, rank(), world(), count, streams, clock.card.mean, clock.card.std)
 
 
 def info_record(info: Info) -> dict[str, Any]:

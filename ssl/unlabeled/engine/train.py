@@ -16,7 +16,6 @@ from accelerate import Accelerator
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.batch import Batch
-from unlabeled.data.stream import TrainStream
 from unlabeled.engine import build, launch
 from unlabeled.engine.checkpoint import Checkpoints
 from unlabeled.engine.corrupt import CorruptSamples
@@ -51,7 +50,7 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
     opened = build.open_streams(recipe)
     method_class = build.method_class(recipe)
     plan = make_plan(recipe, method_class.clock, len(opened[method_class.clock].source), world())
-    info = build.make_info(recipe, opened, rank(), world())
+    info = build.make_info(recipe, opened)
     folder = RunFolder(run)
     if not dry_run:
         on_rank0(lambda: folder.open(recipe, {"info": build.info_record(info)}, fresh))
@@ -61,7 +60,10 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
             return Result(run, plan.total, finished=True)
     if rank() == 0:
         processes = f"{world()} process{'es' * (world() > 1)} on {accelerator.device.type}"
-        print("\n".join([f"{run.name}: {processes}, precision {accelerator.mixed_precision}", *describe(plan, recipe)]))
+        print(
+            "\n".join([f"{run.name}: {processes}, precision {accelerator.mixed_precision}", *describe(plan, recipe)]),
+            flush=True,
+        )
     trainer = Trainer(recipe, plan, folder, accelerator, opened, build.build_method(recipe, info))
     try:
         return trainer.dry_run() if dry_run else trainer.run()
@@ -85,22 +87,7 @@ class Trainer:
         self.updater = Updater(method, recipe, plan, accelerator)
         self.checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep)
         self.source = opened[method.clock].source
-        self.streams = {
-            name: TrainStream(
-                opened[name].source,
-                stream,
-                name=name,
-                seed=recipe.train.seed,
-                batch=recipe.data.streams()[name].batch,
-                rank=rank(),
-                world=world(),
-                grad_accum=recipe.train.grad_accum,
-                workers=recipe.data.workers,
-                updates_per_epoch=plan.updates_per_epoch,
-                pin_memory=accelerator.device.type == "cuda",
-            )
-            for name, stream in type(method).streams(recipe.method).items()
-        }
+        self.streams = build.train_streams(recipe, opened, plan, pin_memory=accelerator.device.type == "cuda")
 
     def run(self) -> Result:
         """Train to the end or to a signal; write checkpoints, metrics and, at the end, the exports."""
@@ -207,7 +194,7 @@ class Trainer:
             for message in passed:
                 print(f"{message}; going on from the one before")
             if start:
-                print(f"going on from update {start}")
+                print(f"going on from update {start}", flush=True)
         return start
 
     def _save(self, done: int) -> None:
