@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 # children are forked from a server that has imported torch and holds no threads: fast, and safe unlike a fork of pytest
-_CONTEXT = mp.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torchvision", "timm"])
+mp.get_context("forkserver").set_forkserver_preload(["torch", "torchvision", "timm"])
 
 
 def free_port() -> int:
@@ -25,17 +27,18 @@ def free_port() -> int:
 
 def run_processes(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
     """Call work(rank, *args) in `count` processes of one gloo group and return the results in rank order."""
-    results = _CONTEXT.SimpleQueue()
-    mp.start_processes(_join, (count, free_port(), results, work, args), nprocs=count, start_method="forkserver")
-    return [value for _, value in sorted((results.get() for _ in range(count)), key=lambda pair: pair[0])]
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(_join, (count, free_port(), folder, work, args), nprocs=count, start_method="forkserver")
+        # files, since a pipe that nobody reads before the processes have ended holds 64 kB
+        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(count)]
 
 
-def _join(rank: int, count: int, port: int, results: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _join(rank: int, count: int, port: int, folder: str, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     # what a launcher sets: Accelerate joins the group instead of running alone
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ.update(address, WORLD_SIZE=str(count), ACCELERATE_USE_CPU="true")
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
-    results.put((rank, work(rank, *args)))
+    (Path(folder) / str(rank)).write_bytes(pickle.dumps(work(rank, *args)))
     dist.barrier()
     dist.destroy_process_group()

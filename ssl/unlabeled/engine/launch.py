@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +27,9 @@ def start(train: Train) -> Accelerator:
     if train.precision == "fp16" and not cuda:
         raise UserError("train.precision fp16 needs a GPU; use bf16 or fp32 here")
     precision = {"auto": "bf16" if cuda else "no", "fp32": "no"}.get(train.precision, train.precision)
-    # buffers stay as each rank computed them; the engine broadcasts what is not synchronised
+    # buffers stay as each rank computed them; the engine broadcasts what is not synchronised. The option has a new name
+    # in new versions of torch, which say so for every process
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
     launched = int(os.environ.get("WORLD_SIZE", "1"))

@@ -87,14 +87,19 @@ class _Normalise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
         wide = x if x.dtype == torch.float64 else x.float()
         dims = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
         channels, count = x.shape[1], x.numel() // x.shape[1]
-        var, mean = torch.var_mean(wide, dims, correction=0)
-        counts, means, deviations = gather(torch.cat([mean.new_tensor([count]), mean, var * count])[None]).split(
-            [1, channels, channels], 1
-        )
+        # in float64 and rounded once, as torch's own does on a CPU: else the ranks drift from a single process
+        near = wide.mean(dims)
+        centred = wide - near.view(shape)
+        shift = centred.sum(dims, dtype=torch.float64) / count
+        deviation = centred.square().sum(dims, dtype=torch.float64) - count * shift**2
+        row = torch.cat([shift.new_tensor([count]), near + shift, deviation])
+        counts, means, deviations = gather(row[None]).split([1, channels, channels], 1)
         total = counts.sum()
         mean = (means * counts).sum(0) / total
         var = (deviations + counts * (means - mean) ** 2).sum(0) / total
+        mean, var, total = (v.to(wide.dtype) for v in (mean, var, total))
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), total)
         y = F.batch_norm(wide, mean, var, weight, bias, training=False, eps=eps)
         ctx.mark_non_differentiable(mean, var, total)
