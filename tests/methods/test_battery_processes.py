@@ -19,7 +19,7 @@ CASES = [
 ]
 
 
-# torch's BatchNorm on one CPU process adds up in float32 where channels come last, which puts the loss itself 1.3e-6 off
+# where channels come last, torch's BatchNorm adds up in float32 on a CPU, which puts the loss of one process 1.3e-6 off
 # its value in float64; in the other layout, and in our synchronised one, it adds up in float64 and is within 1e-7
 LAYOUT = ["train.channels_last=false"]
 
