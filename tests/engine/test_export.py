@@ -40,6 +40,7 @@ def test_the_printed_lines_load_the_backbone_into_timm(backbone: dict, tmp_path:
     exec(lines, found)
     x = torch.rand(2, 3, 32, 32)
     expected = method.exports()["backbone"].build()(x)
+    assert expected.shape == (2, method.backbone.num_features)
     assert torch.equal(found["model"].eval()(x), expected)
     assert {p.name for p in (tmp_path / "export").iterdir()} == {
         f"{name}.{suffix}" for name in ("backbone", "backbone+head1") for suffix in ("json", "safetensors")

@@ -83,7 +83,10 @@ def test_metrics_are_cut_back_and_a_torn_last_line_is_dropped(tmp_path: Path) ->
 
 def test_another_recipe_is_refused_but_where_and_how_may_change(tmp_path: Path) -> None:
     run = tmp_path / "run"
+    RunFolder(run).open(tiny_recipe("simclrv2", "plain", ["train.seed=9"]), {"info": {}}, fresh=False)
+    # a start that failed before its first checkpoint does not stand in the way of the corrected command
     RunFolder(run).open(tiny_recipe("simclrv2", "plain"), {"info": {}}, fresh=False)
+    saved(run / "checkpoints", 5)
     free = ["data.workers=3", "train.log_every=1", "data.train.root=elsewhere", "eval.queries=5"]
     RunFolder(run).open(tiny_recipe("simclrv2", "plain", free), {"info": {}}, fresh=False)
     other = tiny_recipe("simclrv2", "plain", ["train.seed=3", "method.temperature=0.7"])

@@ -123,7 +123,7 @@ def test_exports_stand_alone(method: str, variant: str) -> None:
 
 
 @every_variant
-def test_accumulation_is_exact_or_refused(method: str, variant: str) -> None:
+def test_accumulation_runs_or_is_refused(method: str, variant: str) -> None:
     recipe = tiny_recipe(method, variant, ["train.grad_accum=2"])
     if tiny_run(tiny_recipe(method, variant)).updater.method.couples_batch:
         with pytest.raises(UserError, match="grad_accum is 2"):

@@ -42,10 +42,13 @@ def _from_timm(cfg: Backbone) -> nn.Module:
     import timm
 
     if not timm.is_model(cfg.name):
-        known = [*BACKBONES, *timm.list_models()]
+        known = list(dict.fromkeys([*BACKBONES, *timm.list_models()]))
         near = difflib.get_close_matches(cfg.name, known, 3)
         hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() names timm's."
         raise UserError(f"backbone.name: no network '{cfg.name}' here or in timm. {hint}")
     if cfg.width != 1 or cfg.stem != "imagenet":
         raise UserError(f"backbone '{cfg.name}' has neither width nor stem; these have: {', '.join(BACKBONES)}")
-    return timm.create_model(cfg.name, num_classes=0)
+    model = timm.create_model(cfg.name, num_classes=0)
+    # some of timm's networks end in a layer wider than the map that num_features counts
+    model.num_features = getattr(model, "head_hidden_size", None) or model.num_features
+    return model

@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 # what may change between a start and its resume without changing what is learned
 _FREE = (
+    "train.nonfinite",
     "data.workers",
     "train.processes",
     "train.checkpoint_every",
@@ -37,7 +38,7 @@ _FREE = (
     "train.sinks",
     "eval.",
 )
-_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "webdataset", "pydantic")
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "pydantic")
 
 
 def on_rank0(work: Callable[[], T]) -> T:
@@ -68,7 +69,7 @@ class RunFolder:
         self.requeue = path / "REQUEUE"
 
     def open(self, recipe: Recipe, info: dict[str, Any], fresh: bool) -> None:
-        """Create the folder, or check that what stands there is the same run.
+        """Create the folder, or check that what stands there is the same run; without a checkpoint it is none yet.
 
         Raises UserError, with the keys that differ, if the folder holds a run of another recipe.
         """
@@ -76,7 +77,7 @@ class RunFolder:
             self._set_aside()
         resolved = recipe.model_dump(mode="json")
         existing = self.path / "recipe.yaml"
-        if existing.exists():
+        if existing.exists() and any(self.checkpoints.glob("update-*.json")):
             _refuse_other_recipe(self.path, parse_file(existing).value, resolved)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

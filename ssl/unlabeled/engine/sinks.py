@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,9 @@ class Metrics:
 
     def write(self, update: int, values: dict[str, Any]) -> None:
         """Record `values` of `update`."""
-        self.folder.append(self.folder.metrics, [{"update": update, **values}])
+        # JSON has no NaN
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.folder.append(self.folder.metrics, [{"update": update, **plain}])
         if self.tensorboard:
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, update)

@@ -96,7 +96,7 @@ class Trainer:
         online = Online(self.recipe, self.plan, self.source, self.accelerator.device)
         metrics = Metrics(self.folder, self.recipe.train.sinks, start) if rank() == 0 else None
         bar, meter = ProgressBar(self.plan.total, start, rank() == 0), Meter(self.plan.batch)
-        done, heard, waiting = start, 0, time.perf_counter()
+        done, heard, dropped, waiting = start, 0, 0, time.perf_counter()
         try:
             with Signals() as signals:
                 for update, micros in self._batches(start, self.plan.total):
@@ -104,6 +104,9 @@ class Trainer:
                     bad = [key for micro in micros for batch in micro.values() for key in batch.corrupt]
                     outcome = self.updater.update(update, micros, [signals.received, len(bad)])
                     done, (heard, any_bad) = update + 1, outcome.notes
+                    dropped += outcome.dropped
+                    if outcome.dropped and dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
+                        bar.say(f"update {update} was dropped for a non-finite loss or gradient, {dropped} so far")
                     if any_bad:
                         for key in corrupt.add(update, bad):
                             bar.say(f"cannot read {key}: another sample takes its place")
@@ -126,6 +129,8 @@ class Trainer:
                     waiting = time.perf_counter()
         finally:
             bar.close()
+            if dropped:
+                bar.say(f"{dropped} updates were dropped for a non-finite loss or gradient")
             if metrics:
                 metrics.close()
         return self._leave(heard, done) if done < self.plan.total else self._finish(done)

@@ -137,6 +137,6 @@ class Updater:
         which = ", ".join(name for name, bad in zip([*names, "gradient"], flags[where], strict=True) if bad)
         return (
             f"non-finite at update {update}: {which} (lr {self.plan.lr(update):.3g}, rank {where}). "
-            "The newest checkpoint is from before. Lower optim.lr.base, set optim.clip, or drop such updates with "
-            "train.nonfinite: skip"
+            "Checkpoints are from before. Drop such updates with train.nonfinite=skip, or start anew (fresh=true) with "
+            "a lower optim.lr.base or with optim.clip"
         )

@@ -79,6 +79,8 @@ def evaluate_many(protocols: Sequence[str | Path], run: Path, overrides: Sequenc
         return []
     for report in reports.values():
         report.write(restored.run)
+    if "health" in reports:
+        print(f"data '{reports['health'].card}' has no labels: the health of the features stands in for the protocols")
     ordered = [reports[name] for name in dict.fromkeys([*(job.name for job in jobs), *reports]) if name in reports]
     print_reports(ordered)
     return ordered
