@@ -49,7 +49,7 @@ def test_nothing_to_read_is_answered_in_one_line(tmp_path: Path, monkeypatch: py
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(UserError, match=r"holds no images \(looked at every depth for jpg, jpeg, png"):
         open_source(FOLDER, "train", str(tmp_path))
-    with pytest.raises(UserError, match=r"nowhere is not a folder; .*data.train.root=FOLDER"):
+    with pytest.raises(UserError, match=r"nowhere is not a folder; give the folder that holds the images"):
         open_source(FOLDER, "train", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"data card 'folder' names no folder of its own: .*data.train.root=FOLDER"):
         open_source(FOLDER, "train")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tests.evaluation.fakes import FakeMethod, Noise
 
+from unlabeled.engine import corrupt as corrupt_rule
 from unlabeled.engine import features as module
 from unlabeled.engine.features import Embedder, extract, join, network_embedder
 from unlabeled.errors import UserError
@@ -58,7 +59,7 @@ def test_ranks_of_unequal_parts_make_the_same_whole(monkeypatch, world):
 
 def test_corrupt_images_are_left_out_and_too_many_are_refused(monkeypatch):
     assert len(run(Noise(30, broken=(0, 4))).x) == 28
-    monkeypatch.setattr(module, "FORGIVEN", 1)
+    monkeypatch.setattr(corrupt_rule, "FORGIVEN", 1)
     with pytest.raises(UserError, match=r"2 of 30 images cannot be read, more than max_corrupt 0\.05 .*noise-0"):
         run(Noise(30, broken=(0, 4)), max_corrupt=0.05)
     with pytest.raises(UserError, match="3 of 3 images cannot be read"):
