@@ -64,17 +64,21 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training or world() == 1:
             return super().forward(x)
         y, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-            unbiased = var * count / (count - 1).clamp_min(1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        if self.track_running_stats:
+            self._track(mean, var, count)
         return y
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        unbiased = var * count / (count - 1).clamp_min(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
 
 def _synchronised(bn: _BatchNorm) -> SyncBatchNorm:
-    new = SyncBatchNorm(bn.num_features, bn.eps, bn.momentum, bn.affine)
+    new = SyncBatchNorm(bn.num_features, bn.eps, bn.momentum, bn.affine, bn.track_running_stats)
     new._parameters.update(bn._parameters)
     new._buffers.update(bn._buffers)
     return new.train(bn.training)

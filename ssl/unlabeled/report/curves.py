@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from unlabeled.engine.checkpoint import write_atomically
+from unlabeled.engine.run_folder import RunFolder
 from unlabeled.errors import UserError
 
 _HIDDEN = ("update", "epoch", "images_per_s", "data_wait", "eta", "seconds", "dropped")
@@ -43,13 +43,7 @@ def write_curves(run: Path) -> Path:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a metrics file, without one cut off by a crash. Raises UserError if there are none."""
-    lines = []
-    if path.exists():
-        for text in path.read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
+    lines = RunFolder(path.parent).read_lines(path)
     if not lines:
         raise UserError(f"{path} holds no measurements: has the run made its first updates?")
     return lines
