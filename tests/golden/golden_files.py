@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "arrays"))
 
@@ -36,3 +38,20 @@ def cases(kind: str, kinds: tuple[str, ...]) -> list[tuple[str, Case]]:
                 by_case.setdefault(case if split else "", {})[array if split else name] = arrays[name]
         result += [(f"{path.stem}:{case}", arrays) for case, arrays in by_case.items()]
     return result
+
+
+def parametrize(kind: str, kinds: tuple[str, ...]) -> pytest.MarkDecorator:
+    """Run a test once for every case of `kind`, as its argument `case`."""
+    found = cases(kind, kinds)
+    return pytest.mark.parametrize("case", [case for _, case in found], ids=[name for name, _ in found])
+
+
+def close(actual, expected, *, rel: float = 0.0, abs: float = 0.0) -> None:
+    """Assert that arrays or tensors agree: |actual - expected| <= abs + rel |expected|."""
+    actual = actual.detach().numpy() if isinstance(actual, torch.Tensor) else actual
+    np.testing.assert_allclose(actual, expected, rtol=rel, atol=abs)
+
+
+def tensor(array: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Return the array as a tensor of `dtype`."""
+    return torch.as_tensor(array).to(dtype)

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import re
 
+import golden_files
 import numpy as np
 import pytest
 import torch
-from golden_files import Case, cases
+from golden_files import Case, close, tensor
 from processes import run_processes
+from simclrv2_networks import block_of, head_of, kernel_of, pools
+from torch import Tensor
 
+from unlabeled.augment.blur import Blur, blur, default_taps
+from unlabeled.augment.color import OPERATIONS, Chosen, Jitter, gray, jitter
+from unlabeled.augment.geometry import central_boxes
+from unlabeled.augment.resample import resample, resize_weights
 from unlabeled.config.recipe import LearningRate
 from unlabeled.engine.lars import LARS
 from unlabeled.engine.schedule import warmup_cosine
 from unlabeled.methods import simclrv2
-from unlabeled.methods.simclrv2_config import Head
+from unlabeled.methods.distil import distillation_loss
 from unlabeled.ops.ema import ema_update
+from unlabeled.ops.labels import known_cross_entropy
 
-LATER = ("simclrv2_sk_conv", "simclrv2_bottleneck", "simclrv2_pooling", "simclrv2_augment", "simclrv2_distillation")
 KINDS = (
     "simclrv2_ntxent",
     "simclrv2_ntxent_distributed",
@@ -25,22 +32,16 @@ KINDS = (
     "simclrv2_lr_schedule",
     "simclrv2_projection_head",
     "simclrv2_momentum_memory",
-    *LATER,
+    "simclrv2_sk_conv",
+    "simclrv2_bottleneck",
+    "simclrv2_pooling",
+    "simclrv2_augment",
+    "simclrv2_distillation",
 )
 
 
 def parametrize(kind: str):
-    found = cases(kind, KINDS)
-    return pytest.mark.parametrize("case", [case for _, case in found], ids=[name for name, _ in found])
-
-
-def close(actual, expected, *, rel=0.0, abs=0.0) -> None:
-    actual = actual.detach().numpy() if isinstance(actual, torch.Tensor) else actual
-    np.testing.assert_allclose(actual, expected, rtol=rel, atol=abs)
-
-
-def tensor(array: np.ndarray, dtype=torch.float64) -> torch.Tensor:
-    return torch.as_tensor(array).to(dtype)
+    return golden_files.parametrize(kind, KINDS)
 
 
 # ---- NT-Xent
@@ -168,26 +169,6 @@ def test_learning_rate(case: Case) -> None:
 # ---- projection head
 
 
-def head_of(case: Case) -> simclrv2.ProjectionHead:
-    layers = 1 + max(int(m[1]) for key in case if (m := re.match(r"layer(\d+)_weight", key)))
-    width, out = case["input"].shape[1], case[f"layer{layers - 1}_weight_out_in"].shape[0]
-    head = simclrv2.ProjectionHead(width, Head(layers=layers, out_dim=out))
-    for j, (linear, norm, _) in enumerate(head.layers):
-        assert (norm.bias is not None) == bool(case[f"layer{j}_bn_has_beta"])
-        close(np.array([norm.eps, norm.momentum]), [case["batch_norm_eps"], 1 - case["batch_norm_decay"]], rel=1e-6)
-        state = {
-            "weight": case[f"layer{j}_bn_gamma"],
-            "running_mean": case[f"layer{j}_bn_running_mean_before"],
-            "running_var": case[f"layer{j}_bn_running_var_before"],
-            "num_batches_tracked": np.int64(0),
-        }
-        if norm.bias is not None:
-            state["bias"] = case[f"layer{j}_bn_beta"]
-        norm.load_state_dict({key: torch.as_tensor(value) for key, value in state.items()})
-        linear.load_state_dict({"weight": torch.as_tensor(case[f"layer{j}_weight_out_in"])})
-    return head
-
-
 @parametrize("simclrv2_projection_head")
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_projection_head(case: Case, mode: str) -> None:
@@ -214,6 +195,39 @@ def test_projection_head(case: Case, mode: str) -> None:
             old = case[f"layer{j}_bn_running_var_before"] * case["batch_norm_decay"]
             biased = old + (norm.running_var.numpy() - old) * (n - 1) / n
             close(biased, case[f"layer{j}_bn_running_var_after"], rel=1e-5, abs=1e-5)
+
+
+# ---- backbone
+
+
+@parametrize("simclrv2_sk_conv")
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_selective_kernel(case: Case, mode: str) -> None:
+    check_map_and_gradient(kernel_of(case), case, mode)
+
+
+@parametrize("simclrv2_bottleneck")
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_bottleneck(case: Case, mode: str) -> None:
+    check_map_and_gradient(block_of(case), case, mode)
+
+
+def check_map_and_gradient(module: torch.nn.Module, case: Case, mode: str) -> None:
+    """In float64: BatchNorm over the few pooled vectors of a case magnifies rounding, and the arrays hold their own."""
+    x = tensor(case["input_nchw"]).requires_grad_()
+    out = module.double().train(mode == "train")(x)
+    close(out, case[f"output_{mode}_nchw"], rel=1e-5, abs=1e-5)
+    out.square().sum().div(2).backward()
+    expected = case[f"grad_input_of_half_sum_squares_{mode}_nchw"]
+    close(x.grad, expected, rel=1e-4, abs=1e-4 * max(1.0, np.abs(expected).max()))
+
+
+@parametrize("simclrv2_pooling")
+def test_pooling(case: Case) -> None:
+    x, (max_pool, shortcut1, shortcut2) = tensor(case["input_nchw"], torch.float32), pools()
+    close(max_pool(x), case["maxpool3x3_stride2_same_nchw"])
+    close(shortcut1(x), case["avgpool2x2_stride1_same_nchw"], abs=1e-6)
+    close(shortcut2(x), case["fixedpad_avgpool2x2_stride2_valid_nchw"], abs=1e-6)
 
 
 # ---- momentum memory
@@ -251,3 +265,119 @@ def test_ema(case: Case) -> None:
     teacher.append(tensor(case["ema_momentum_param_before"]))
     ema_update(teacher, student, float(case["ema_decay"]))
     close(teacher[0], case["ema_momentum_param_after"], abs=1e-10)
+
+
+# ---- augmentation
+
+
+def image(case: Case, name: str = "image_chw") -> Tensor:
+    return torch.from_numpy(case[name]).float()[None]
+
+
+def numbered(case: Case, stem: str) -> list[str]:
+    """Prefixes `stem`, `stem0`, `stem1`, ... of the parts that the case holds."""
+    return sorted({match[1] for name in case if (match := re.match(rf"({stem}\d*)_", name))})
+
+
+def steps(case: Case, order: list[str]) -> Jitter:
+    """Jitter with the case's factors; operations that are not in `order` come last and are neutral."""
+    neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
+    names = {
+        "brightness": "brightness_factor",
+        "contrast": "contrast_factor",
+        "saturation": "saturation_factor",
+        "hue": "hue_delta",
+    }
+    amounts = {op: float(case[names[op]]) if op in order else neutral[op] for op in OPERATIONS}
+    rest = [op for op in OPERATIONS if op not in order]
+    return Jitter(
+        torch.ones(1, dtype=torch.bool),
+        torch.tensor([[OPERATIONS.index(op) for op in [*order, *rest]]]),
+        *(torch.tensor([amounts[op]], dtype=torch.float64) for op in OPERATIONS),
+    )
+
+
+def difference(ours: Tensor, expected: np.ndarray) -> float:
+    return (ours[0].double() - torch.from_numpy(expected).double()).abs().max().item()
+
+
+@parametrize("simclrv2_augment")
+def test_single_operations(case: Case) -> None:
+    present = [op for op in OPERATIONS if f"{op}_clipped_chw" in case]
+    if not present:
+        pytest.skip("the case has no single colour operation")
+    for op in present:
+        ours = jitter(image(case), steps(case, [op]), "simclr")
+        assert difference(ours, case[f"{op}_clipped_chw"]) <= (2e-6 if op in ("hue", "saturation") else 1e-6), op
+
+
+@parametrize("simclrv2_augment")
+def test_jitter_in_order(case: Case) -> None:
+    if "jitter_order" not in case:
+        pytest.skip("the case has no jitter")
+    ours = jitter(image(case), steps(case, [str(op) for op in case["jitter_order"]]), "simclr")
+    assert difference(ours, case["jitter_in_that_order_chw"]) <= 2e-6
+
+
+@parametrize("simclrv2_augment")
+def test_grayscale(case: Case) -> None:
+    if "grayscale_chw" not in case:
+        pytest.skip("the case has no grayscale")
+    assert difference(gray(image(case), Chosen(torch.ones(1, dtype=torch.bool))), case["grayscale_chw"]) <= 1e-6
+
+
+@parametrize("simclrv2_augment")
+def test_blurs(case: Case) -> None:
+    if not numbered(case, "blur"):
+        pytest.skip("the case has no blur")
+    for name in numbered(case, "blur"):
+        taps, sigma = int(case[f"{name}_taps"]), case[f"{name}_sigma"].astype(np.float64).reshape(1)
+        assert taps == default_taps(10 * int(case[f"{name}_kernel_size_argument"]))
+        params = Blur(torch.ones(1, dtype=torch.bool), torch.from_numpy(sigma))
+        assert difference(blur(image(case), params, taps=taps, padding="zeros"), case[f"{name}_chw"]) <= 1e-6, name
+
+
+@parametrize("simclrv2_augment")
+def test_centre_crops(case: Case) -> None:
+    """The box is EvalCrop's; the published resize has no antialiasing."""
+    if not numbered(case, "centercrop"):
+        pytest.skip("the case has no centre crop")
+    for name in numbered(case, "centercrop"):
+        x, size = image(case, f"{name}_image_chw"), int(case[f"{name}_size"])
+        box = central_boxes(np.array([x.shape[2:]]), float(case[f"{name}_proportion"]))
+        expected = [case[f"{name}_{key}"] for key in ("offset_top", "offset_left", "crop_height", "crop_width")]
+        assert box[0, :4].tolist() == [float(value) for value in expected]
+        place = torch.from_numpy(box).float()
+        rows = resize_weights(place[:, 0], place[:, 2], size, x.shape[2], "bicubic", antialias=False)
+        columns = resize_weights(place[:, 1], place[:, 3], size, x.shape[3], "bicubic", antialias=False)
+        ours = resample(x, rows, columns).permute(0, 2, 1, 3)
+        assert difference(ours, case[f"{name}_bicubic_unclipped_chw"]) <= 5e-4, name
+
+
+# ---- distillation
+
+
+@parametrize("simclrv2_distillation")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_distillation(case: Case, dtype: torch.dtype) -> None:
+    student = tensor(case["student_logits"], dtype).requires_grad_()
+    teacher, temperature = tensor(case["teacher_logits"], dtype), float(case["temperature"])
+    scaled = distillation_loss(student, teacher, temperature, scale_by_t2=True)
+    plain = distillation_loss(student, teacher, temperature, scale_by_t2=False)
+    tolerance = {"rel": 1e-10, "abs": 1e-10} if dtype == torch.float64 else {"rel": 1e-6, "abs": 1e-6}
+    close(scaled, case["kd_loss_with_T2_float64"], **tolerance)
+    close(scaled, case["kd_loss_with_T2_float32_reference"], rel=1e-6)
+    close(plain, case["kd_loss_paper_no_T2_float64"], **tolerance)
+    rows = zip(student.split(1), teacher.split(1), strict=True)
+    each = [distillation_loss(s, t, temperature, scale_by_t2=False) for s, t in rows]
+    close(torch.stack(each), case["kd_per_example_no_T2_float64"], **tolerance)
+    labels = torch.full((len(student),), -1)
+    labels[: len(case["labels_first_rows"])] = torch.from_numpy(case["labels_first_rows"])
+    label_loss, alpha, known = known_cross_entropy(student, labels), float(case["alpha"]), int((labels >= 0).sum())
+    close(label_loss, case["label_ce_mean_float64"], **tolerance)
+    close((1 - alpha) * label_loss + alpha * plain, case["combined_mean_form_no_T2_float64"], **tolerance)
+    summed = (1 - alpha) * known * label_loss + alpha * len(student) * plain
+    close(summed, case["combined_sum_form_no_T2_float64"], **tolerance)
+    if dtype == torch.float64:
+        (grad,) = torch.autograd.grad(scaled, student)
+        close(grad, case["grad_student_kd_with_T2_float64"], abs=1e-10)

@@ -8,7 +8,7 @@ from importlib import import_module
 from torch import nn
 
 from unlabeled.config.recipe import Backbone
-from unlabeled.config.tables import BACKBONES
+from unlabeled.config.tables import BACKBONE_OPTIONS, BACKBONES
 from unlabeled.errors import UserError
 
 
@@ -23,18 +23,32 @@ def build_backbone(cfg: Backbone) -> nn.Module:
     else:
         model = _from_timm(cfg)
     if cfg.grad_checkpointing:
-        model.set_grad_checkpointing()
+        try:
+            model.set_grad_checkpointing()
+        except (AttributeError, AssertionError) as error:  # it is missing, or refuses, as timm's do
+            raise UserError(
+                f"backbone.grad_checkpointing: '{cfg.name}' cannot recompute activations; leave it false"
+            ) from error
     return model
 
 
 def loading_lines(cfg: Backbone, weights: str) -> str:
-    """Return the Python lines that load exported `weights` into timm without this package."""
-    if cfg.name in BACKBONES:
-        module = import_module(BACKBONES[cfg.name][0].partition(":")[0])
-        return module.loading_lines(cfg, weights)
+    """Return the Python lines that load exported `weights`; networks that are timm's load without this package."""
+    if cfg.name not in BACKBONES:
+        return (
+            f"import timm\nfrom safetensors.torch import load_file\n"
+            f'model = timm.create_model("{cfg.name}", num_classes=0)\nmodel.load_state_dict(load_file("{weights}"))'
+        )
+    from unlabeled.backbones import resnet
+
+    if cfg.name in resnet.LAYERS and not cfg.sk_ratio:
+        return resnet.loading_lines(cfg, weights)
+    options = cfg.model_dump(exclude_defaults=True, include={"name", *BACKBONE_OPTIONS})
     return (
-        f"import timm\nfrom safetensors.torch import load_file\n"
-        f'model = timm.create_model("{cfg.name}", num_classes=0)\nmodel.load_state_dict(load_file("{weights}"))'
+        f"from safetensors.torch import load_file\nfrom unlabeled.backbones.build import build_backbone\n"
+        f"from unlabeled.config.recipe import Backbone\n"
+        f"model = build_backbone(Backbone({', '.join(f'{key}={value!r}' for key, value in options.items())}))\n"
+        f'model.load_state_dict(load_file("{weights}"))'
     )
 
 
@@ -46,8 +60,6 @@ def _from_timm(cfg: Backbone) -> nn.Module:
         near = difflib.get_close_matches(cfg.name, known, 3)
         hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() names timm's."
         raise UserError(f"backbone.name: no network '{cfg.name}' here or in timm. {hint}")
-    if cfg.width != 1 or cfg.stem != "imagenet":
-        raise UserError(f"backbone '{cfg.name}' has neither width nor stem; these have: {', '.join(BACKBONES)}")
     model = timm.create_model(cfg.name, num_classes=0)
     # some of timm's networks end in a layer wider than the map that num_features counts
     model.num_features = getattr(model, "head_hidden_size", None) or model.num_features

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet, downsample_conv
 from torch import nn
 
+from unlabeled.backbones.selective_kernel import selective_kernel_resnet
 from unlabeled.config.recipe import Backbone
 from unlabeled.errors import UserError
 
@@ -28,26 +29,35 @@ def build_resnet(cfg: Backbone) -> ResNet:
     stem = 64 * cfg.width
     if stem != int(stem) or int(stem) % 2:
         raise UserError(f"backbone.width {cfg.width:g} gives {stem:g} stem channels; use a multiple of {1 / 32:g}")
-    model = ResNet(block, layers, num_classes=0, **_stem_options(cfg))
-    if cfg.width != 1 or cfg.stem == "cifar":
+    if cfg.sk_ratio:
+        model = selective_kernel_resnet(layers, _channels(cfg), cfg.sk_ratio)
+    else:
+        model = ResNet(block, layers, num_classes=0, **_stem_options(cfg))
+    if cfg.stem == "cifar" or (cfg.width != 1 and not cfg.sk_ratio):
         kernel, stride = (3, 1) if cfg.stem == "cifar" else (7, 2)
         model.conv1 = nn.Conv2d(3, int(stem), kernel, stride, kernel // 2, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     if cfg.stem == "cifar":
         model.maxpool = nn.Identity()
+    if cfg.project_first:
+        shortcut = model.layer1[0].downsample = downsample_conv(int(stem), int(stem), 1)
+        nn.init.kaiming_normal_(shortcut[0].weight, mode="fan_out", nonlinearity="relu")
     return model
+
+
+def _channels(cfg: Backbone) -> tuple[int, ...]:
+    return tuple(int(64 * cfg.width * 2**stage) for stage in range(4))
 
 
 def _stem_options(cfg: Backbone) -> dict[str, object]:
     # timm's plain stem always has 64 channels; its deep stem scales, and conv1 is then replaced by the plain one
     if cfg.width == 1:
         return {}
-    channels = tuple(int(64 * cfg.width * 2**stage) for stage in range(4))
-    return {"channels": channels, "stem_type": "deep", "stem_width": int(32 * cfg.width)}
+    return {"channels": _channels(cfg), "stem_type": "deep", "stem_width": int(32 * cfg.width)}
 
 
 def loading_lines(cfg: Backbone, weights: str) -> str:
-    """Return the Python lines that load exported `weights` into timm without this package."""
+    """Return the Python lines that load exported `weights` of a plain ResNet into timm without this package."""
     block, layers = LAYERS[cfg.name]
     stem = int(64 * cfg.width)
     lines = ["import timm, torch", "from safetensors.torch import load_file"]
@@ -62,5 +72,8 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
         lines.append("model.maxpool = torch.nn.Identity()")
     elif cfg.width != 1:
         lines.append(f"model.conv1 = torch.nn.Conv2d(3, {stem}, 7, 2, 3, bias=False)")
+    if cfg.project_first:
+        lines.append(f"convolution = torch.nn.Conv2d({stem}, {stem}, 1, bias=False)")
+        lines.append(f"model.layer1[0].downsample = torch.nn.Sequential(convolution, torch.nn.BatchNorm2d({stem}))")
     lines.append(f'model.load_state_dict(load_file("{weights}"))')
     return "\n".join(lines)

@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from unlabeled.config.tables import BACKBONE_OPTIONS
+
 
 class Strict(BaseModel):
     """A configuration block in which an unknown key is an error."""
@@ -32,10 +34,54 @@ class MethodConfig(Strict):
 class Backbone(Strict):
     """The network that is trained and exported."""
 
-    name: str = Field(description="a name of the backbone table, or any timm model")
+    name: str = Field(description="a name of the backbone table, or any timm model; with init that run's, if not given")
+    init: str | None = Field(
+        None, description="start from the network of an earlier run: RUN or RUN:EXPORT, such as runs/x:backbone+head1"
+    )
+    init_weights: bool = Field(True, description="false: that network at random initialisation, as a baseline")
     width: float = Field(1, gt=0, description="factor on every channel count (timm ResNets only)")
     stem: Literal["imagenet", "cifar"] = Field("imagenet", description="cifar: 3x3 stride-1 convolution, no max-pool")
+    sk_ratio: float = Field(
+        0, ge=0, le=1, description="SimCLRv2's selective kernels: width of their gate by filters; 0: none"
+    )
+    project_first: bool = Field(
+        False, description="1x1 convolution in the first shortcut of layer1 too (SimCLR's ResNet-18 and 34)"
+    )
+    blocks: Literal[3, 4, 5] = Field(4, description="convolution blocks of RotNet's NIN")
+    avg_after_block3: bool = Field(False, description="average pool after the NIN's third block, if more follow")
     grad_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_network(self) -> Backbone:
+        if self.init is None and not self.init_weights:
+            raise ValueError("'init_weights' has no effect without init")
+        for key, names in BACKBONE_OPTIONS.items():
+            if self.name not in names and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"'{key}' has no effect with {self.name}; it belongs to {', '.join(names)}")
+        if self.avg_after_block3 and self.blocks == 3:
+            raise ValueError("'avg_after_block3' has no effect with 3 blocks; use 4 or 5, or leave it false")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_options_of_other_networks(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if self.name in BACKBONE_OPTIONS.get(key, (self.name,))}
+
+
+class Subset(Strict):
+    """A part of a split: k images of every class, a share of every class, or a published list."""
+
+    per_class: int | None = Field(None, gt=0, description="labelled images of every class")
+    share: float | None = Field(None, gt=0, le=1, description="instead: this share of every class, at least one image")
+    list: str | None = Field(None, description="instead: a list of images that the data card names, such as 1percent")
+    order: Literal["random", "first"] = Field("random", description="first: the first ones in the order of the split")
+    seed: int = Field(0, ge=0, description="of the random choice; a smaller choice lies inside a larger one")
+    complement: bool = Field(False, description="all other images instead, such as those that are left unlabelled")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Subset:
+        if sum(rule is not None for rule in (self.per_class, self.share, self.list)) != 1:
+            raise ValueError("give one of per_class, share and list")
+        return self
 
 
 class StreamData(Strict):
@@ -44,7 +90,11 @@ class StreamData(Strict):
     card: str = Field(description="name of a data card, or the path of one")
     root: str | None = Field(None, description="folder of the data; overrides the card's own")
     split: str = "train"
+    subset: Subset | None = Field(None, description="use only a part of the split")
     batch: int = Field(gt=0, description="images per update, over all processes")
+    epoch_samples: int | None = Field(
+        None, gt=0, description="samples of one epoch, where not the whole set; more than it holds repeats it"
+    )
 
 
 class Data(Strict):
@@ -53,6 +103,8 @@ class Data(Strict):
     workers: int = Field(4, ge=0, description="loader processes per training process; 0 reads in the training process")
     max_corrupt: float = Field(0.001, ge=0, le=1, description="share of unreadable samples above which the run stops")
     train: StreamData | None = None
+    labeled: StreamData | None = None
+    unlabeled: StreamData | None = None
 
     def streams(self) -> dict[str, StreamData]:
         """Return the streams that the recipe names, by name."""
@@ -60,11 +112,29 @@ class Data(Strict):
 
 
 class LearningRate(Strict):
-    """The peak learning rate as a rule of the global batch."""
+    """The peak learning rate as a rule of the global batch, or a table of learning rates by epoch."""
 
-    base: float = Field(gt=0)
+    base: float | None = Field(None, gt=0)
+    table: list[tuple[float, float]] | None = Field(
+        None,
+        min_length=1,
+        description="instead of base and schedule: pairs (end, lr); epochs before the first end have the first lr, and "
+        "so on; after the last end the last lr stays",
+    )
     scaling: Literal["linear", "sqrt", "none"] = "none"
     per: int | None = Field(None, gt=0, description="linear scaling: base is for this many images (256 if not given)")
+
+    @model_validator(mode="after")
+    def _base_or_table(self) -> LearningRate:
+        if (self.base is None) == (self.table is None):
+            raise ValueError("give either base or table")
+        if self.table is not None:
+            ends = [end for end, _ in self.table]
+            if ends != sorted(set(ends)) or ends[0] <= 0 or min(rate for _, rate in self.table) <= 0:
+                raise ValueError(f"table holds pairs (end epoch, lr) with rising ends, lr > 0; got {self.table}")
+            if self.scaling != "none":
+                raise ValueError("'scaling' goes with base; the rates of a table are taken as they are")
+        return self
 
     @model_validator(mode="after")
     def _per_belongs_to_linear(self) -> LearningRate:
@@ -74,6 +144,9 @@ class LearningRate(Strict):
 
     def peak(self, batch: int) -> float:
         """Return the peak learning rate at a global batch of `batch` images (arXiv 2006.10029 section 3)."""
+        if self.table is not None:
+            return max(rate for _, rate in self.table)
+        assert self.base is not None
         match self.scaling:
             case "linear":
                 return self.base * batch / (self.per or 256)
@@ -101,7 +174,9 @@ class Optim(Strict):
     name: Literal["lars", "sgd", "adamw"]
     lr: LearningRate
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up from 0, in epochs")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "cosine_by_epoch", "cosine_7_16"] = Field(
+        "cosine", description="cosine_by_epoch: constant within every epoch; cosine_7_16: only 7/16 of the half wave"
+    )
     weight_decay: float = Field(0.0, ge=0)
     exclude_decay: list[str] = Field(
         ["norm", "bias"], description="norm, bias, one_dimensional, or patterns of parameter names (fnmatch)"
@@ -120,9 +195,18 @@ class Optim(Strict):
                 raise ValueError(f"'{key}' has no effect with {self.name}; it belongs to {' and '.join(names)}")
         return self
 
+    @model_validator(mode="after")
+    def _a_table_is_the_whole_schedule(self) -> Optim:
+        idle = [key for key in ("schedule", "warmup_epochs") if key in self.model_fields_set]
+        if self.lr.table is not None and idle:
+            raise ValueError(f"'{idle[0]}' has no effect with lr.table, which is the whole schedule")
+        return self
+
     @model_serializer(mode="wrap")
     def _leave_out_options_without_user(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in dump(self).items() if self.name in _USERS.get(key, (self.name,))}
+        idle = {"schedule", "warmup_epochs"} if self.lr.table is not None else set()
+        idle |= {key for key, names in _USERS.items() if self.name not in names}
+        return {key: value for key, value in dump(self).items() if key not in idle}
 
 
 # options of `optim` that only some optimizers know
@@ -135,6 +219,9 @@ _USERS = {
 }
 
 
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
 class Train(Strict):
     """Length, numerics and bookkeeping of the run."""
 
@@ -143,11 +230,11 @@ class Train(Strict):
     schedule_scale: float = Field(1.0, gt=0, description="schedules run over total / schedule_scale updates")
     seed: int = Field(0, ge=0)
     processes: int | None = Field(None, gt=0, description="refuse to start with another number of processes")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
     grad_accum: int = Field(1, gt=0, description="micro-batches per update")
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
     channels_last: bool = True
-    compile: bool = Field(False, description="torch.compile the backbones")
+    compile: bool = Field(False, description="torch.compile the backbones and, on a GPU, the jitter")
     deterministic: bool = Field(False, description="bit-reproducible kernels on a GPU (slower)")
     nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or infinity in loss or gradient does")
     checkpoint_every: int = Field(1000, gt=0, description="updates between checkpoints")

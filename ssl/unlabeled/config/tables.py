@@ -4,13 +4,33 @@ from __future__ import annotations
 
 # method name -> (configuration class, method class), as module:object
 METHODS: dict[str, tuple[str, str]] = {
+    "distil": ("unlabeled.methods.distil_config:DistilConfig", "unlabeled.methods.distil:Distil"),
+    "finetune": ("unlabeled.methods.finetune_config:FinetuneConfig", "unlabeled.methods.finetune:Finetune"),
+    "probe": ("unlabeled.methods.probe_config:ProbeConfig", "unlabeled.methods.probe:Probe"),
+    "rotnet": ("unlabeled.methods.rotnet_config:RotNetConfig", "unlabeled.methods.rotnet:RotNet"),
     "simclrv2": ("unlabeled.methods.simclrv2_config:SimCLRv2Config", "unlabeled.methods.simclrv2:SimCLRv2"),
+    "simmatchv2": ("unlabeled.methods.simmatchv2_config:SimMatchV2Config", "unlabeled.methods.simmatchv2:SimMatchV2"),
 }
+
+_BOTTLENECKS = ("resnet50", "resnet101", "resnet152", "resnet200")
+_RESNETS = ("resnet18", "resnet34", *_BOTTLENECKS)
 
 # backbone name -> (builder, what it offers a method)
 BACKBONES: dict[str, tuple[str, frozenset[str]]] = {
-    name: ("unlabeled.backbones.resnet:build_resnet", frozenset({"map", "stages"}))
-    for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200")
+    **{name: ("unlabeled.backbones.resnet:build_resnet", frozenset({"map", "stages"})) for name in _RESNETS},
+    "nin": ("unlabeled.backbones.nin:build_nin", frozenset({"map"})),
+    "alexnet_bn": ("unlabeled.backbones.alexnet:build_alexnet", frozenset({"map"})),
+    **{name: ("unlabeled.backbones.wrn:build_wrn", frozenset({"map"})) for name in ("wrn28_2", "wrn28_8", "wrn37_2")},
+}
+
+# option of `backbone` -> the networks that have it
+BACKBONE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "width": _RESNETS,
+    "stem": _RESNETS,
+    "sk_ratio": _BOTTLENECKS,
+    "project_first": ("resnet18", "resnet34"),
+    "blocks": ("nin",),
+    "avg_after_block3": ("nin",),
 }
 
 # protocol name -> runner; its settings are the class of `config.protocol` that has this name
@@ -18,4 +38,5 @@ PROTOCOLS: dict[str, str] = {
     "knn": "unlabeled.evaluation.knn:run",
     "linear": "unlabeled.evaluation.linear:run",
     "few-labels": "unlabeled.evaluation.few_labels:run",
+    "logistic": "unlabeled.evaluation.logistic:run",
 }
