@@ -44,7 +44,8 @@ def test_all_errors_at_once_in_the_order_of_the_file(recipe):
     ("old", "new", "message"),
     [
         ("workers: 0", "nesterov: true", "r.yaml:7: unknown key 'data.nesterov'. Did you mean 'optim.nesterov'?"),
-        ("workers: 0", "zzz: 1", "r.yaml:7: unknown key 'data.zzz'. Known here: workers, max_corrupt, train"),
+        ("workers: 0", "zzz: 1",
+         "r.yaml:7: unknown key 'data.zzz'. Known here: workers, max_corrupt, train, labeled, unlabeled"),
         ("name: lars", "name: lasr",
          "r.yaml:12: 'optim.name' is 'lasr'; allowed: lars, sgd, adamw. Did you mean 'lars'?"),
         ("  epochs: 10", "  epochs: 10\n  sync_bn: no",
@@ -57,19 +58,24 @@ def test_all_errors_at_once_in_the_order_of_the_file(recipe):
         ("base: 0.3", "base: .nan", "r.yaml:13: 'optim.lr.base' needs a finite number, given nan"),
         ("scaling: linear", "scaling: sqrt", "r.yaml:13: optim.lr: 'per' goes with scaling: linear only"),
         ("lr: {base: 0.3, per: 256, scaling: linear}", "lr: 0.3",
-         "r.yaml:13: 'optim.lr' needs a block of keys (base, scaling, per), given 0.3"),
+         "r.yaml:13: 'optim.lr' needs a block of keys (base, table, scaling, per), given 0.3"),
         ("name: lars", "name: adamw\n  betas: [0.9]",
          "r.yaml:13: 'optim.betas' has too few values: number 2 is missing"),
         ("name: lars", "name: adamw\n  betas: [1, 2, 3]", "r.yaml:13: 'optim.betas' needs at most 2 values, given 3"),
         ("name: lars", "name: lars\n  betas: [0.9, 0.99]", "'betas' has no effect with lars; it belongs to adamw"),
         ("train:\n  epochs: 10\n", "", "r.yaml:2: missing block 'train'"),
-        ("lr: {base: 0.3, per: 256, scaling: linear}", "lr: {}", "r.yaml:13: missing key 'optim.lr.base'"),
+        ("lr: {base: 0.3, per: 256, scaling: linear}", "lr: {}", "r.yaml:13: optim.lr: give either base or table"),
+        ("lr: {base: 0.3, per: 256, scaling: linear}", "lr: {table: [[20, 0.1], [10, 0.01]]}",
+         "r.yaml:13: optim.lr: table holds pairs (end epoch, lr) with rising ends"),
+        ("lr: {base: 0.3, per: 256, scaling: linear}", "lr: {table: [[20, 0.1]]}\n  schedule: cosine",
+         "'schedule' has no effect with lr.table"),
+        ("batch: 64", "batch: 64\n    subset: {seed: 3}", "data.train.subset: give one of per_class, share and list"),
         ("  name: lars\n", "", "r.yaml:11: missing key 'optim.name'; allowed: lars, sgd, adamw"),
         ("temperature: 0.2", "sizes: []", "r.yaml:4: 'method.sizes' needs at least 1 values, given 0"),
         ("temperature: 0.2", "sizes: [1, x]", "r.yaml:4: 'method.sizes[1]' needs a whole number, given 'x'"),
         ("temperature: 0.2", "either: [1]", "r.yaml:4: 'method.either' needs a whole number or text, given [1]"),
         ("temperature: 0.2", "crop: {kind: afine}",
-         "r.yaml:4: 'method.crop.kind' is 'afine'; allowed: resized, affine. Did you mean 'affine'?"),
+         "r.yaml:4: 'method.crop.kind' is 'afine'; allowed: resized, padded, square, affine. Did you mean 'affine'?"),
         ("temperature: 0.2", "crop: {kind: affine}",
          "r.yaml:4: missing key 'method.crop.size' (side of the view, pixels)"),
         ("temperature: 0.2", "crop: {kind: affine, size: 8, sise: 2}",
@@ -110,7 +116,8 @@ def test_backbone_that_offers_too_little(recipe, monkeypatch):
 
 
 def test_a_backbone_outside_the_table_is_checked_later(recipe):
-    assert read_recipe(recipe(("resnet18", "vit_tiny_patch16_224"))).backbone.name == "vit_tiny_patch16_224"
+    changed = recipe(("resnet18, stem: cifar", "vit_tiny_patch16_224"))
+    assert read_recipe(changed).backbone.name == "vit_tiny_patch16_224"
 
 
 def test_method_by_its_name_alone(recipe):

@@ -12,8 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from unlabeled.augment import affine
+from unlabeled.augment.plain_crops import RandomPaddedCrop, RandomSquareCrop
 from unlabeled.augment.resample import Interpolation, crop_resize, crop_resize_batch
-from unlabeled.config.augment import AffineCrop, ResizedCrop
+from unlabeled.config.augment import AffineCrop, Crop, PaddedCrop, SquareCrop
 
 _TRIES = 10
 
@@ -125,10 +126,14 @@ class RandomAffine:
         return affine.warp(images, parameters, self.size)
 
 
-def build(cfg: ResizedCrop | AffineCrop) -> RandomResizedCrop | RandomAffine:
+def build(cfg: Crop) -> RandomResizedCrop | RandomPaddedCrop | RandomSquareCrop | RandomAffine:
     """Make the geometry that a recipe describes."""
     if isinstance(cfg, AffineCrop):
         return RandomAffine(cfg.size, cfg.degrees, cfg.translate, cfg.scale, cfg.shear)
+    if isinstance(cfg, PaddedCrop):
+        return RandomPaddedCrop(cfg.size, cfg.pad, cfg.flip, cfg.border == "reflect")
+    if isinstance(cfg, SquareCrop):
+        return RandomSquareCrop(cfg.size, cfg.proportion, cfg.flip, cfg.interpolation)
     return RandomResizedCrop(cfg.size, cfg.area, cfg.aspect, cfg.flip, cfg.interpolation)
 
 

@@ -48,6 +48,26 @@ class AffineCrop(Strict):
         return _positive_range("scale", scale)
 
 
+class PaddedCrop(Strict):
+    """The image with a border, cut at a random place to its size: the usual crop of CIFAR networks."""
+
+    kind: Literal["padded"]
+    size: int = Field(32, gt=0, description="side of the view, pixels; images must have at least this less twice pad")
+    pad: int = Field(4, ge=0, description="border on every side, pixels")
+    border: Literal["black", "reflect"] = Field("black", description="reflect: the image's own pixels, mirrored")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+
+
+class SquareCrop(Strict):
+    """A square of a fixed share of the shorter side at a random place: 0.875 is 'short side to 256, crop 224'."""
+
+    kind: Literal["square"]
+    size: int = Field(224, gt=0, description="side of the view, pixels")
+    proportion: float = Field(0.875, gt=0, le=1, description="side of the square as a share of the shorter side")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
 def kind(value: Any) -> Any:
     """Return the kind of a crop; `resized` where none is given, so that `method.crop.size=96` suffices."""
     return value.get("kind", "resized") if isinstance(value, dict) else getattr(value, "kind", None)
@@ -60,5 +80,9 @@ def _positive_range(name: str, values: tuple[float, float]) -> tuple[float, floa
 
 
 Crop = Annotated[
-    Annotated[ResizedCrop, Tag("resized")] | Annotated[AffineCrop, Tag("affine")], Discriminator(kind)
+    Annotated[ResizedCrop, Tag("resized")]
+    | Annotated[PaddedCrop, Tag("padded")]
+    | Annotated[SquareCrop, Tag("square")]
+    | Annotated[AffineCrop, Tag("affine")],
+    Discriminator(kind),
 ]

@@ -7,24 +7,35 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from unlabeled.config.recipe import Strict
 from unlabeled.errors import UserError
 
 
-class Shards(Strict):
-    """Local webdataset tar shards; a split's path is a brace pattern, such as x-train-{000000..000007}.tar."""
-
-    kind: Literal["shards"]
+class _Tars(Strict):
+    kind: str
     image: tuple[str, ...] = Field(("jpg", "jpeg", "png", "webp", "ppm"), description="extensions of the image member")
     label: str | None = Field(None, description="cls (a number as text), json:KEY (a number in a JSON member), or none")
 
     @model_validator(mode="after")
-    def _label_form(self) -> Shards:
+    def _label_form(self) -> _Tars:
         if self.label is not None and not re.fullmatch(r"cls|json:.+", self.label):
             raise ValueError(f"label is '{self.label}'; allowed: cls, json:KEY")
         return self
+
+
+class Shards(_Tars):
+    """Local webdataset tar shards; a split's path is a brace pattern, such as x-train-{000000..000007}.tar."""
+
+    kind: Literal["shards"]
+
+
+class Streamed(_Tars):
+    """Webdataset tar shards read from front to back: a split's path may be a URL pattern or pipe:COMMAND."""
+
+    kind: Literal["stream"]
+    shuffle: int = Field(1000, gt=0, description="samples that wait, undecoded, in every loader process")
 
 
 class Folder(Strict):
@@ -81,11 +92,20 @@ class Split(Strict):
     path: str | None = Field(
         None,
         description="below the root: pattern of shards, folder or file; torchvision: its own name of the split; "
-        "if not given, the name of the split",
+        "stream: also a pattern of URLs, or pipe:COMMAND; if not given, the name of the split",
     )
     labels: str | None = Field(None, description="array in .npy: the .npy file of labels beside it")
     samples: int | None = Field(None, gt=0, description="how many images it holds; checked where given")
     about: str = Field("", description="one sentence for people")
+
+
+class ImageList(Strict):
+    """A published list of images, one file name per line, such as the labelled part of a few-label benchmark."""
+
+    file: str = Field(description="below the root of the data")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file")
+    samples: int = Field(gt=0, description="how many names it holds")
+    about: str = Field("", description="where it is obtained")
 
 
 class Card(Strict):
@@ -94,11 +114,12 @@ class Card(Strict):
     name: str
     about: str = Field("", description="one sentence for people")
     source: Annotated[
-        Shards | Folder | ClassFolder | Torchvision | Array | Digits | Shapes, Field(discriminator="kind")
+        Shards | Streamed | Folder | ClassFolder | Torchvision | Array | Digits | Shapes, Field(discriminator="kind")
     ]
-    root: str | None = Field(None, description="folder of the data; may hold $VARIABLES")
+    root: str | None = Field(None, description="folder of the data; may hold $VARIABLES; $CARD is the card's folder")
     splits: dict[str, Split] = Field(min_length=1)
     classes: list[str] | None = Field(None, description="names of the classes, in the order of the labels")
+    lists: dict[str, ImageList] = Field({}, description="published parts of the set, for data.STREAM.subset.list")
     image_size: int | None = Field(None, gt=0, description="side of the images in pixels, where all are equal")
     mean: tuple[float, float, float] | None = Field(None, description="of the training images in [0, 1], per channel")
     std: tuple[float, float, float] | None = None
@@ -113,16 +134,32 @@ class Card(Strict):
             raise ValueError("'labels' of a split belongs to source kind array")
         if self.source.kind == "shapes" and any(split.samples is None for split in self.splits.values()):
             raise ValueError("source kind shapes needs 'samples' in every split: the number of images to render")
+        if self.source.kind == "stream":
+            if any(split.samples is None or split.path is None for split in self.splits.values()):
+                raise ValueError("source kind stream needs 'path' and 'samples' in every split: nobody counts a stream")
+            if self.in_memory:
+                raise ValueError("'in_memory' does not go with source kind stream, which is read in order")
         if self.source.kind == "digits" and set(self.splits) - {"train", "val"}:
             raise ValueError(f"source kind digits has the splits train and val, not {', '.join(self.splits)}")
         if (self.mean is None) != (self.std is None):
             raise ValueError("give both mean and std, or neither")
         return self
 
-    def folder(self, root: str | None = None) -> Path:
-        """Return the folder of the data: `root` if given, else the card's, with $VARIABLES and ~ resolved.
+    @field_validator("root")
+    @classmethod
+    def _beside_the_card(cls, root: str | None, info: ValidationInfo) -> str | None:
+        """Put the folder of the card's file, if the reader tells it, in the place of $CARD."""
+        folder = (info.context or {}).get("folder")
+        return root if root is None or folder is None else re.sub(r"\$(CARD\b|\{CARD\})", lambda _: folder, root)
 
-        Raises UserError if there is none or a variable in it is not set.
+    def folder(self, root: str | None = None) -> Path:
+        """Return the folder of the data, as `location` does."""
+        return Path(self.location(root))
+
+    def location(self, root: str | None = None) -> str:
+        """Return the folder (or the URL above streams) of the data: `root` if given, else the card's own.
+
+        $VARIABLES and ~ are resolved. Raises UserError if there is none or a variable in it is not set.
         """
         text = self.root if root is None else root
         cure = "give the folder with data.train.root=FOLDER (root=FOLDER in an evaluation)"
@@ -133,4 +170,4 @@ class Card(Strict):
             raise UserError(
                 f"data card '{self.name}' reads from {text}, but ${unset[0]} is not set: set it, or {cure}"
             )
-        return Path(os.path.expandvars(text)).expanduser()
+        return os.path.expanduser(os.path.expandvars(text))

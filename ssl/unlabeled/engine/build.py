@@ -1,14 +1,13 @@
-"""From a recipe to its data and its method."""
+"""From a recipe to its data, and what the method may know of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from unlabeled.backbones.build import build_backbone
 from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.read import read_file
@@ -16,9 +15,9 @@ from unlabeled.config.recipe import Recipe
 from unlabeled.config.tables import METHODS
 from unlabeled.data.source import Source, open_source
 from unlabeled.data.stream import TrainStream
+from unlabeled.data.subset import open_part
 from unlabeled.engine.plan import Plan
-from unlabeled.engine.steps import seed_everything
-from unlabeled.methods.base import BackboneModule, Info, Method, StreamInfo
+from unlabeled.methods.base import Info, Method, StreamInfo
 from unlabeled.ops.distributed import rank, world
 
 
@@ -42,7 +41,10 @@ def open_streams(recipe: Recipe) -> dict[str, OpenStream]:
     opened = {}
     for name, stream in recipe.data.streams().items():
         card = read_file(find("data", stream.card), Card)
-        opened[name] = OpenStream(card, open_source(card, stream.split, stream.root))
+        source = open_source(card, stream.split, stream.root, in_order=True)
+        if stream.subset is not None:
+            source = open_part(source, card, stream.subset, stream.root)
+        opened[name] = OpenStream(card, source)
     return opened
 
 
@@ -70,14 +72,17 @@ def train_streams(
 
 def make_info(recipe: Recipe, opened: dict[str, OpenStream]) -> Info:
     """Collect what the method may know of the run."""
-    clock = opened[method_class(recipe).clock]
+    chosen = method_class(recipe)
+    clock = opened[chosen.clock]
+    # the classes are those of the labels that are read
+    labelled = [opened[name] for name, stream in chosen.streams(recipe.method).items() if stream.labels]
     streams = {}
     for name, stream in opened.items():
         labels = stream.source.labels
         streams[name] = StreamInfo(
             len(stream.source), recipe.data.streams()[name].batch, None if labels is None else torch.as_tensor(labels)
         )
-    classes = clock.source.classes
+    classes = (labelled or [clock])[0].source.classes
     count = len(classes) if classes else None
     return Info(recipe.train.seed, rank(), world(), count, streams, clock.card.mean, clock.card.std)
 
@@ -93,19 +98,3 @@ def info_from_record(record: dict[str, Any], seed: int) -> Info:
     streams = {name: StreamInfo(**s) for name, s in record["streams"].items()}
     mean, std = (tuple(x) if x else None for x in (record["mean"], record["std"]))
     return Info(seed, 0, 1, record["classes"], streams, mean, std)
-
-
-def build_method(recipe: Recipe, info: Info) -> Method:
-    """Build the method with its random initial weights, the same on every rank."""
-    seed_everything(info.seed, "init")
-    backbones: list[BackboneModule] = []
-
-    def make_backbone() -> BackboneModule:
-        backbones.append(cast(BackboneModule, build_backbone(recipe.backbone)))
-        return backbones[-1]
-
-    method = method_class(recipe)(recipe.method, make_backbone, info)
-    if recipe.train.compile:
-        for backbone in backbones:
-            backbone.compile()
-    return method

@@ -1,4 +1,7 @@
-"""What is measured while training: the health of the features and, where there are labels, kNN on held-out images."""
+"""What is measured while training: the health of the features and, where there are labels, kNN on held-out images.
+
+Of a classifier: its accuracy on images of the clock stream, whose labels a semi-supervised method never sees.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import torch
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.base import Source
+from unlabeled.data.subset import Part
 from unlabeled.engine.features import Embedder, Features, extract, network_embedder
 from unlabeled.engine.plan import Plan
 from unlabeled.methods.base import Method
@@ -17,28 +21,7 @@ from unlabeled.ops.random import permutation
 
 K, TEMPERATURE = 20, 0.07
 KNN_NAME = "online_knn20@.07"
-
-
-class Subset(Source):
-    """Some samples of a source, in the given order."""
-
-    def __init__(self, source: Source, indices: np.ndarray) -> None:
-        super().__init__(source.name, source.split)
-        self.source, self.indices, self.classes = source, indices, source.classes
-        self.labels = None if source.labels is None else source.labels[indices]
-        self.images = None if source.images is None else source.images[indices]
-        self.unreadable = {i: source.unreadable[j] for i, j in enumerate(indices.tolist()) if j in source.unreadable}
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def key(self, index: int) -> str:
-        """Return the name under which people find the sample again."""
-        return self.source.key(int(self.indices[index]))
-
-    def image(self, index: int) -> np.ndarray:
-        """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
-        return self.source.image(int(self.indices[index]))
+ACCURACY_NAME = "online_train_accuracy"
 
 
 class Online:
@@ -48,10 +31,14 @@ class Online:
         self.every = round(recipe.eval.every * plan.updates_per_epoch)
         self.total, self.batch = plan.total, plan.batch_per_process
         self.device, self.workers = device, recipe.data.workers
+        if self.every > 0 and not source.random_access:
+            self.every = 0
+            if rank() == 0:
+                print(f"no health or kNN while training: split '{source.split}' of '{source.name}' is streamed")
         picks = permutation(len(source), recipe.train.seed, "online")
         queries = min(recipe.eval.queries, len(source) // 4)
-        self.queries = Subset(source, np.sort(picks[:queries]))
-        self.bank = Subset(source, np.sort(picks[queries : queries + recipe.eval.bank]))
+        self.queries = Part(source, np.sort(picks[:queries]))
+        self.bank = Part(source, np.sort(picks[queries : queries + recipe.eval.bank]))
 
     def due(self, done: int) -> bool:
         """Return whether to measure after `done` updates."""
@@ -60,9 +47,9 @@ class Online:
     def measure(self, method: Method) -> dict[str, float]:
         """Return the measurements of the method's first export; call it on all ranks, only rank 0 gets numbers."""
         export = next(iter(method.exports().values()))
-        if export.gives != "vector":
-            return {}
         embedder = network_embedder(export, self.device)
+        if export.gives == "logits":
+            return self._accuracy(embedder)
         bank, queries = self._extract(embedder, self.bank), self._extract(embedder, self.queries)
         if rank() != 0:
             return {}
@@ -73,6 +60,16 @@ class Online:
             found = knn.predict(bank.x, bank.label, queries.x[known], [k], TEMPERATURE, len(self.bank.classes))[k]
             measured[KNN_NAME] = 100.0 * float((found.cpu() == queries.label[known]).double().mean())
         return measured
+
+    def _accuracy(self, embedder: Embedder) -> dict[str, float]:
+        if self.queries.labels is None or not (self.queries.labels >= 0).any():
+            return {}
+        found = self._extract(embedder, self.queries)
+        if rank() != 0:
+            return {}
+        known = found.labelled()
+        assert known.label is not None
+        return {ACCURACY_NAME: 100.0 * float((known.x.argmax(1) == known.label).double().mean())}
 
     def _extract(self, embedder: Embedder, part: Source) -> Features:
         found = extract(

@@ -1,0 +1,98 @@
+"""Crops without a drawn area: a place in the padded image, or a square of fixed share (`data.batch.Geometry`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlabeled.augment.resample import Interpolation, crop_resize, crop_resize_batch
+from unlabeled.errors import UserError
+
+
+@dataclass(frozen=True)
+class RandomPaddedCrop:
+    """A random place of size x size in the image with `pad` pixels around it, and a flip; boxes [n, 7].
+
+    The border is black or, with `reflect`, mirrored at the centres of the outermost pixels. Boxes are in pixels
+    of the image without its border, so they may begin below zero.
+    """
+
+    size: int
+    pad: int
+    flip: float
+    reflect: bool = False
+    draws: ClassVar[int] = 3
+    boxes: ClassVar[bool] = True
+
+    def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn uniforms [n, 3] and image sizes [n, 2] into boxes [n, 7]. Raises UserError if an image is too small."""
+        room = sizes.astype(np.float64) + 2 * self.pad - self.size
+        if self.reflect and (sizes <= self.pad).any():
+            raise UserError(f"a border of {self.pad} mirrored pixels needs larger images; lower the crop's pad")
+        if (room < 0).any():
+            height, width = sizes[(room < 0).any(1)][0].tolist()
+            raise UserError(
+                f"a padded crop of {self.size} pixels does not fit an image of {height} x {width} with {self.pad} "
+                "pixels around it; lower method.crop.size, or use method.crop.kind=resized"
+            )
+        place = np.floor(uniforms[:, :2] * (room + 1)) - self.pad
+        extent = np.full_like(place, self.size)
+        return np.concatenate([place, extent, sizes.astype(np.float64), uniforms[:, 2:] < self.flip], 1)
+
+    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
+        return self.apply_batch(torch.from_numpy(image).permute(2, 0, 1)[None], parameters[None])[0].numpy()
+
+    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
+        """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
+        steps = torch.arange(self.size)
+        rows, columns = (torch.from_numpy(parameters[:, i : i + 1]).long() + steps for i in (0, 1))
+        if self.reflect:
+            rows, columns = _mirrored(rows, images.shape[2]), _mirrored(columns, images.shape[3])
+        else:
+            images = torch.nn.functional.pad(images, (self.pad,) * 4)
+            rows, columns = rows + self.pad, columns + self.pad
+        flipped = torch.from_numpy(parameters[:, 6:7] > 0)
+        columns = torch.where(flipped, columns.flip(1), columns)
+        chosen = images[torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        return chosen.permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass(frozen=True)
+class RandomSquareCrop:
+    """A square of `proportion` of the shorter side at a random place, resized, and a flip; parameters are boxes [n, 7].
+
+    The random counterpart of `geometry.EvalCrop`; with 0.875 and 224 pixels the usual "shorter side to 256, crop 224",
+    cut before resizing instead of after.
+    """
+
+    size: int
+    proportion: float
+    flip: float
+    interpolation: Interpolation
+    draws: ClassVar[int] = 3
+    boxes: ClassVar[bool] = True
+
+    def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn uniforms [n, 3] and image sizes [n, 2] into boxes [n, 7]."""
+        sizes = sizes.astype(np.float64)
+        side = np.maximum(np.rint(self.proportion * sizes.min(1, keepdims=True)), 1)
+        place = np.floor(uniforms[:, :2] * (sizes - side + 1))
+        return np.concatenate([place, side, side, sizes, uniforms[:, 2:] < self.flip], 1)
+
+    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
+        return crop_resize(image, parameters, self.size, self.interpolation)
+
+    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
+        """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
+        return crop_resize_batch(images, parameters, self.size, self.interpolation)
+
+
+def _mirrored(places: Tensor, side: int) -> Tensor:
+    """Return places that lie less than `side` outside of [0, side) as those that a mirror at the edge shows there."""
+    return side - 1 - (side - 1 - places.abs()).abs()
