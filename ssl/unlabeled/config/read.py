@@ -105,6 +105,17 @@ def read_file(path: Path, model: Any, overrides: Sequence[str] = ()) -> Any: ...
 def read_file(path: Path, model: Any, overrides: Sequence[str] = ()) -> Any:
     """Read a YAML file as `model` (a pydantic model, or a union of them). Raises UserError with all errors."""
     values = read_values(path, overrides)
+    result, problems = _validate(values.value, model, (), {(): model}, folder=str(path.resolve().parent))
+    if result is None or problems:
+        raise UserError(_report(values, problems))
+    return result
+
+
+def read_settings(command: str, model: type[T], settings: Sequence[str]) -> T:
+    """Read the `key=value` settings of a command as `model`. Raises UserError with all errors."""
+    values = Values(command, {}, {(): (0, command)})
+    for order, text in enumerate(settings):
+        values.override(text, order)
     result, problems = _validate(values.value, model, (), {(): model})
     if result is None or problems:
         raise UserError(_report(values, problems))
@@ -120,6 +131,7 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files:
     values = read_values(find("recipes", name), overrides, shorthand="method")
     roots: dict[Key, Any] = {(): Recipe}
     problems: list[Problem] = []
+    problems += _inherit_backbone(values.value, check_files)
     block, config_class = values.value.get("method"), None
     if isinstance(block, dict) and "name" not in block:
         problems.append((("method",), f"missing key 'method.name'. Known: {', '.join(METHODS)}"))
@@ -151,7 +163,20 @@ def read_protocol(name: str | Path, overrides: Sequence[str] = ()) -> Protocol:
 
     Raises UserError with all errors.
     """
-    return read_file(find("eval", name), AnyProtocol, overrides)
+    values = read_values(find("eval", name), overrides, shorthand="method")
+    roots: dict[Key, Any] = {(): AnyProtocol}
+    problems: list[Problem] = []
+    block, config = values.value.get("method"), None
+    if isinstance(block, dict) and "name" in block:
+        try:
+            roots["method",] = method_config(block["name"])
+            config, problems = _validate(block, roots["method",], ("method",), roots)
+        except UserError as error:
+            problems.append((("method", "name"), str(error)))
+    protocol, found = _validate(values.value, AnyProtocol, (), roots)
+    if problems or found:
+        raise UserError(_report(values, [*problems, *found]))
+    return protocol if config is None else protocol.model_copy(update={"method": config})
 
 
 def method_config(name: Any) -> type[MethodConfig]:
@@ -182,9 +207,9 @@ def _expand(values: Values, shorthand: str | None) -> None:
         values.places[shorthand, "name"] = values.places[shorthand,]
 
 
-def _validate(value: Any, model: Any, prefix: Key, roots: Roots) -> tuple[Any, list[Problem]]:
+def _validate(value: Any, model: Any, prefix: Key, roots: Roots, **context: str) -> tuple[Any, list[Problem]]:
     try:
-        return TypeAdapter(model).validate_json(json.dumps(value), strict=True), []
+        return TypeAdapter(model).validate_json(json.dumps(value), strict=True, context=context), []
     except ValidationError as error:
         return None, explain(error, value, prefix, roots)
 
@@ -192,6 +217,25 @@ def _validate(value: Any, model: Any, prefix: Key, roots: Roots) -> tuple[Any, l
 def _report(values: Values, problems: Sequence[Problem]) -> str:
     placed = [(*values.place(path), message) for path, message in problems]
     return "\n".join(f"{text}: {message}" for _, text, message in sorted(placed, key=lambda item: item[0]))
+
+
+def _inherit_backbone(value: dict[str, Any], check: bool) -> list[Problem]:
+    """Fill the backbone block of a recipe that starts from an earlier run with that run's; check: also compare them."""
+    block = value.get("backbone")
+    if not isinstance(block, dict) or not isinstance(block.get("init"), str):
+        return []
+    file = Path(block["init"].partition(":")[0]) / "recipe.yaml"
+    if not file.is_file():
+        missing = f"'{block['init']}' is no run: {file} is missing; give RUN or RUN:EXPORT"
+        return [(("backbone", "init"), missing)] if check or "name" not in block else []
+    theirs = {key: given for key, given in parse_file(file).value["backbone"].items() if key != "init"}
+    others = [key for key in block if key not in ("init", "grad_checkpointing") and block[key] != theirs.get(key)]
+    block.update({key: given for key, given in theirs.items() if key not in block})
+    return [
+        (("backbone", key), f"backbone.{key} is {show(block[key])}, but {block['init']} has "
+         f"{show(theirs.get(key))}; leave it out to take that run's")
+        for key in others if check
+    ]
 
 
 def _mismatches(value: dict[str, Any], config: type[MethodConfig]) -> list[Problem]:
@@ -215,10 +259,12 @@ def _mismatches(value: dict[str, Any], config: type[MethodConfig]) -> list[Probl
 def _wrong_files(value: dict[str, Any]) -> list[Problem]:
     """Read the cards and protocols that a recipe names, so that a wrong one is known before and not after training."""
     problems: list[Problem] = []
+    kinds: set[str] = set()
     for name, stream in value["data"].items():
         if isinstance(stream, dict):
             try:
                 card, split = read_file(find("data", stream["card"]), Card), stream.get("split", "train")
+                kinds.add(card.source.kind)
                 if split not in card.splits:
                     problems.append((("data", name, "split"), f"data card '{card.name}' has no split '{split}' "
                                      f"(it has: {', '.join(card.splits)})"))
@@ -226,7 +272,9 @@ def _wrong_files(value: dict[str, Any]) -> list[Problem]:
                 problems.append((("data", name, "card"), str(error)))
     for i, protocol in enumerate((value.get("eval") or {}).get("at_end", ())):
         try:
-            read_protocol(protocol)
+            if read_protocol(protocol).card is None and kinds == {"stream"}:
+                problems.append((("eval", "at_end", i), f"'{protocol}' evaluates on the card of the training data, "
+                                 "which is streamed; use eval.at_end=[], or a protocol with a card of its own"))
         except UserError as error:
             problems.append((("eval", "at_end", i), str(error)))
     return problems

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
+from collections.abc import Mapping
 
 from safetensors.torch import save
+from torch import nn
 
 from unlabeled.backbones.build import loading_lines
+from unlabeled.backbones.intermediate import Intermediate
 from unlabeled.config.recipe import Recipe
 from unlabeled.engine.run_folder import RunFolder
-from unlabeled.methods.base import Method
+from unlabeled.errors import UserError
+from unlabeled.methods.base import Export, Method
 
 
 def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int) -> str:
@@ -28,3 +33,44 @@ def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int
         }
         folder.write(f"export/{name}.json", json.dumps(about, indent=1))
     return loading_lines(recipe.backbone, str(folder.export / "backbone.safetensors"))
+
+
+def find_export(exports: Mapping[str, Export], name: str | None) -> tuple[str, str | None, Export]:
+    """Return the name of an export, the name of a block inside it or None, and the whole export.
+
+    name: EXPORT or EXPORT.BLOCK, such as backbone.layer3; None is the default export. Raises UserError with the nearest
+    name.
+    """
+    if name is None or name in exports:
+        name = next(iter(exports)) if name is None else name
+        return name, None, exports[name]
+    outer, _, block = name.partition(".")
+    if outer not in exports:
+        near = difflib.get_close_matches(name, exports, 1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"the method has no export '{name}' (it has: {', '.join(exports)}).{hint}")
+    return outer, block, exports[outer]
+
+
+def inner(export: Export, block: str) -> Export:
+    """Return the export that ends after the block of that name inside its network."""
+    return Export(lambda: Intermediate(export.build(), block), "map", export.input)
+
+
+def open_residuals(export: Export) -> Export:
+    """Return an untrained export with the scales that start at zero set to one.
+
+    Residual branches that end in a zero-initialised norm (arXiv 1706.02677 section 5.1) are closed at the start of
+    training. Such a network is hardly deeper than its stem, and a straw man as a baseline: on digits it scores up to 30
+    points below the same random weights with open branches.
+    """
+
+    def build() -> nn.Module:
+        network = export.build()
+        for module in network.modules():
+            scale = getattr(module, "weight", None)
+            if isinstance(scale, nn.Parameter) and scale.ndim == 1 and not bool(scale.any()):
+                nn.init.ones_(scale)
+        return network
+
+    return Export(build, export.gives, export.input)

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unlabeled.augment.geometry import EvalCrop
-from unlabeled.augment.photometric import normalise, to_float
+from unlabeled.augment.photometric import to_input
+from unlabeled.data.base import too_many
 from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.source import Source
-from unlabeled.engine.corrupt import too_many
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
 from unlabeled.ops.distributed import max_over_ranks, rank, sum_over_ranks, world
@@ -53,17 +53,17 @@ class Embedder:
 
 
 def network_embedder(export: Export, device: torch.device) -> Embedder:
-    """Return the exported network on its own input size and statistics. Raises UserError if it gives no vectors."""
-    if export.gives != "vector":
-        raise UserError(f"this protocol needs an export that gives a vector; the chosen one gives a {export.gives}")
+    """Return the exported network on its own input size and statistics.
+
+    Maps [b, C, H, W] and tokens [b, T, C] are averaged over their places.
+    """
     network = export.build().to(device).to(memory_format=torch.channels_last).eval()
     image = export.input
 
     def embed(crops: Tensor) -> Tensor:
-        x = to_float(crops)
-        if image.mean is not None and image.std is not None:
-            x = normalise(x, image.mean, image.std)
-        return network(x.contiguous(memory_format=torch.channels_last))
+        x = to_input(crops, image.mean, image.std)
+        out = network(x.contiguous(memory_format=torch.channels_last))
+        return out.mean((2, 3)) if out.ndim == 4 else out.mean(1) if out.ndim == 3 else out
 
     return Embedder(image.size, embed)
 

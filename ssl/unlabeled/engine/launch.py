@@ -7,10 +7,13 @@ import warnings
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
+from unlabeled.augment import photometric
 from unlabeled.config.recipe import Train
 from unlabeled.errors import UserError
+from unlabeled.ops.compiler import compiler_problem
 
 HOW = (
     "accelerate launch --multi_gpu --num_processes {n} pretrain.py RECIPE (on CPUs: ACCELERATE_USE_CPU=true before it)"
@@ -31,6 +34,7 @@ def start(train: Train) -> Accelerator:
     # in new versions of torch, which say so for every process
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    AcceleratorState._reset_state()  # a process may train several times, in different precisions
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     for wanted, who in ((launched, "the launcher started"), (train.processes, "train.processes asks for")):
@@ -45,4 +49,17 @@ def start(train: Train) -> Accelerator:
         torch.backends.cudnn.benchmark = False
     elif cuda:
         torch.backends.cudnn.benchmark = True
+    _compile(train.compile, accelerator)
     return accelerator
+
+
+def _compile(wanted: bool, accelerator: Accelerator) -> None:
+    """Compile the colour operations too, or nothing at all, with one line, where no compiler works."""
+    # on a CPU they gain nothing by it (measured), and each takes seconds to compile
+    photometric.compile_operations(wanted and accelerator.device.type == "cuda")
+    if not wanted:
+        return
+    problem = compiler_problem(accelerator.device)
+    torch.compiler.set_stance("force_eager" if problem else "default")
+    if problem and accelerator.is_main_process:
+        print(f"train.compile: going on without it, torch.compile does not work here: {problem}", flush=True)

@@ -10,8 +10,9 @@ import torch
 
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
-from unlabeled.engine.build import build_method, info_from_record
+from unlabeled.engine.build import info_from_record
 from unlabeled.engine.checkpoint import Checkpoints, read_checkpoint
+from unlabeled.engine.method import build_method
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
 
@@ -37,7 +38,7 @@ def load_run(path: Path, *, random_init: bool = False, device: torch.device | st
         raise UserError(f"{path} is no run: {missing} is missing; give the folder of a run, or a checkpoint in one")
     recipe = read_recipe(run / "recipe.yaml")
     record = json.loads((run / "run.json").read_text())
-    method = build_method(recipe, info_from_record(record["info"], recipe.train.seed))
+    method = build_method(recipe, info_from_record(record["info"], recipe.train.seed), run, weights=not random_init)
     update = 0
     if not random_init:
         if path.is_dir():

@@ -20,6 +20,7 @@ from unlabeled.engine import build, launch
 from unlabeled.engine.checkpoint import Checkpoints
 from unlabeled.engine.corrupt import CorruptSamples
 from unlabeled.engine.export import write_exports
+from unlabeled.engine.method import build_method
 from unlabeled.engine.online import Online
 from unlabeled.engine.plan import Plan, describe, make_plan
 from unlabeled.engine.preview import views_png
@@ -64,11 +65,19 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
             "\n".join([f"{run.name}: {processes}, precision {accelerator.mixed_precision}", *describe(plan, recipe)]),
             flush=True,
         )
-    trainer = Trainer(recipe, plan, folder, accelerator, opened, build.build_method(recipe, info))
+    trainer = Trainer(recipe, plan, folder, accelerator, opened, build_method(recipe, info, None if dry_run else run))
     try:
         return trainer.dry_run() if dry_run else trainer.run()
     finally:
         trainer.close()
+
+
+def buffer_sizes(method: torch.nn.Module, largest: int = 3) -> str:
+    """Say how much memory the buffers of `method` take (banks, queues, statistics), and name the largest ones."""
+    sizes = {name: buffer.numel() * buffer.element_size() / 2**20 for name, buffer in method.named_buffers()}
+    first = sorted(sizes, key=lambda name: -sizes[name])[:largest]
+    named = ", ".join(f"{name} {sizes[name]:.2f}" for name in first if sizes[name] >= 0.01)
+    return f"buffers {sum(sizes.values()):.2f} MiB" + (f" ({named})" if named else "")
 
 
 class Trainer:
@@ -148,7 +157,8 @@ class Trainer:
             )
             print(
                 f"dry run: loss {loss:.4f}, {self.plan.batch / seconds:.1f} images/s without data loading, "
-                f"peak memory per process {peak / 2**30:.2f} GiB ({'GPU' if cuda else 'resident'}); nothing was written"
+                f"peak memory per process {peak / 2**30:.2f} GiB ({'GPU' if cuda else 'resident'}); "
+                f"{buffer_sizes(self.updater.method)}; nothing was written"
             )
         return Result(self.folder.path, 0, finished=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,21 @@ from unlabeled.data.batch import Batch, Stream
 
 
 class BackboneModule(nn.Module):
-    """What a method may expect of a backbone, as timm's have it; forward: [b, 3, S, S] -> [b, num_features]."""
+    """What a method may expect of a backbone, as timm's have it; forward: [b, 3, S, S] -> [b, num_features].
+
+    input, gives: those of the export that it comes from (see `Export`); None for one with random weights.
+    """
 
     num_features: int
+    input: Input | None
+    gives: str | None
 
 
-MakeBackbone = Callable[[], BackboneModule]
+class MakeBackbone(Protocol):
+    """Makes the recipe's backbone, trainable; or the network of an earlier run (RUN or RUN:EXPORT), for a teacher."""
+
+    def __call__(self, source: str | None = None) -> BackboneModule:
+        """Return a new network. Raises UserError for a bad source."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,12 @@ class Input:
     size: int
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+
+def input_of(network: BackboneModule, size: int, info: Info) -> Input:
+    """Return images of `size` with the statistics that `network` was trained with, or else those of the data card."""
+    known = network.input or Input(size, info.mean, info.std)
+    return Input(size, known.mean, known.std)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from unlabeled.methods.base import BackboneModule, Export, Group, Info, Input, L
 from unlabeled.methods.simclrv2_config import Augment, Head, SimCLRv2Config
 from unlabeled.ops.distributed import gather, gather_with_grad, rank
 from unlabeled.ops.ema import ema_update
+from unlabeled.ops.labels import known_accuracy, known_cross_entropy
 
 # ---- network (section 3: the projection head is three layers deep, and its first layer is kept for fine-tuning)
 
@@ -235,11 +236,9 @@ class SimCLRv2(Method):
         return {"key1": key1, "key2": key2}
 
     def _add_probe(self, losses: Losses, h: Tensor, label: Tensor) -> None:
-        logits = _wide(self.probe(h.detach()))
-        label = label.repeat(2)
-        known = (label >= 0).sum().clamp_min(1)
-        losses.terms["probe"] = F.cross_entropy(logits, label, ignore_index=-1, reduction="sum") / known
-        losses.metrics["probe_accuracy"] = (logits.argmax(1) == label).sum() / known
+        logits, label = self.probe(h.detach()), label.repeat(2)
+        losses.terms["probe"] = known_cross_entropy(logits, label)
+        losses.metrics["probe_accuracy"] = known_accuracy(logits, label)
 
     def after_step(self, step: Step, carry: dict[str, Tensor]) -> dict[str, float]:
         """Queue the keys of view 1, then of view 2, then move the EMA network."""
