@@ -10,10 +10,10 @@ from rich.console import Console
 from tests.evaluation.fakes import FakeRuns
 from torch import nn
 
+from unlabeled.engine.export import open_residuals
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as module
 from unlabeled.evaluation.evaluate import evaluate, evaluate_many
-from unlabeled.evaluation.setup import open_residuals
 from unlabeled.methods.base import Export, Input
 from unlabeled.report.table import numbers_table, print_reports
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.evaluation.fakes import FakeMethod, Noise
 
-from unlabeled.engine import corrupt as corrupt_rule
+from unlabeled.data import base as corrupt_rule
 from unlabeled.engine import features as module
 from unlabeled.engine.features import Embedder, extract, join, network_embedder
 from unlabeled.errors import UserError
@@ -72,9 +72,10 @@ def test_a_network_that_gives_nan_is_refused():
         extract({"network": embedder}, Noise(5), batch=2, workers=0, device=CPU, max_corrupt=0)
 
 
-def test_an_export_without_vectors_is_refused():
-    with pytest.raises(UserError, match="gives a map"):
-        network_embedder(FakeMethod(4).exports()["dense"], CPU)
+def test_a_map_is_averaged_over_its_places():
+    crops = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    features = network_embedder(FakeMethod(4).exports()["dense"], CPU).embed(crops)
+    torch.testing.assert_close(features, crops.float().mean((2, 3)) / 255)
 
 
 def test_pixels_of_small_sets_are_exact_and_large_ones_are_reduced():

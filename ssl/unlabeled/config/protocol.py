@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from unlabeled.config.recipe import Strict
+from unlabeled.config.recipe import Optim, Precision, Strict, Subset
 from unlabeled.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
 
 
 class Protocol(Strict):
-    """What all protocols on frozen features share."""
+    """What all protocols share; those on frozen features use everything of it."""
 
     protocol: str
-    export: str | None = Field(None, description="which of the method's exports; null: its default, the first")
+    export: str | None = Field(
+        None,
+        description="which of the method's exports; null: its default, the first. EXPORT.BLOCK, such as "
+        "backbone.layer3, is the output of a module inside it, averaged over its places",
+    )
     card: str | None = Field(None, description="data card to evaluate on; null: the one that the run was trained on")
     root: str | None = Field(None, description="folder of the data; overrides the card's own")
     train: str | None = Field(None, description="split that gives the labels; null: train, else the run's own split")
@@ -86,4 +90,50 @@ class FewLabels(Protocol):
                             f"has {counts[short[0]]} labelled training images; lower labels_per_class")
 
 
-AnyProtocol = Annotated[Knn | Linear | FewLabels, Field(discriminator="protocol")]
+class Logistic(Protocol):
+    """Logistic regression on standardised features of all labelled images, C chosen on held-out images."""
+
+    protocol: Literal["logistic"]
+    c: list[Annotated[float, Field(gt=0)]] = Field(
+        [1e-4, 1e-3, 1e-2, 0.1, 1.0], min_length=1, description="inverse regularisation, as in scikit-learn"
+    )
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of every training class that chooses c")
+
+    def check(self, counts: Sequence[int], names: Sequence[str]) -> None:
+        """Raise UserError if no class can spare a held-out image."""
+        if max(counts, default=0) < 2:
+            raise UserError("logistic regression chooses c on held-out training images, but no class has two")
+
+
+class Classify(Protocol):
+    """Accuracy of the classifiers that the method itself trained, on the test split."""
+
+    protocol: Literal["classify"]
+    random_init: Literal[False] = False
+    raw_pixels: Literal[False] = False
+
+
+class TrainedData(Strict):
+    """The training images of a trained protocol."""
+
+    batch: int = Field(gt=0, description="images per update, over all processes")
+    subset: Subset | None = Field(None, description="use only a part of the labelled images")
+    epoch_samples: int | None = Field(
+        None, gt=0, description="samples of one epoch, where not the whole set; more than it holds repeats it"
+    )
+
+
+class Trained(Protocol):
+    """A method that is trained on top of the run by the same engine, then scored: probes by SGD, fine-tuning."""
+
+    protocol: Literal["trained"]
+    method: Annotated[Any, Field(description="the method's name and its options")]
+    data: TrainedData
+    optim: Optim
+    epochs: int = Field(gt=0)
+    precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
+    raw_pixels: Literal[False] = False
+
+
+AnyProtocol = Annotated[Knn | Linear | FewLabels | Logistic | Classify | Trained, Field(discriminator="protocol")]

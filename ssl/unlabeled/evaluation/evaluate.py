@@ -12,15 +12,20 @@ from typing import Any
 import torch
 
 from unlabeled.config.files import find
-from unlabeled.config.protocol import Protocol
+from unlabeled.config.protocol import Classify, Protocol, Trained
 from unlabeled.config.read import read_protocol
 from unlabeled.config.tables import PROTOCOLS
 from unlabeled.data.source import Source
+from unlabeled.engine.export import open_residuals
 from unlabeled.engine.features import Features, extract, network_embedder
 from unlabeled.engine.restore import Restored, load_run
+from unlabeled.errors import UserError
+from unlabeled.evaluation.classify import score_classifiers
 from unlabeled.evaluation.neighbours import draw_neighbours
 from unlabeled.evaluation.pixels import drop_equal_channels, pixel_embedder
-from unlabeled.evaluation.setup import Splits, open_residuals, open_splits, pick_device, pick_export
+from unlabeled.evaluation.scores import Score
+from unlabeled.evaluation.setup import Splits, open_splits, pick_device, pick_export
+from unlabeled.evaluation.trained import train_and_score
 from unlabeled.ops.distributed import rank
 from unlabeled.ops.health import collapse_warning, health
 from unlabeled.report.report import Number, Report, Split
@@ -72,9 +77,16 @@ def evaluate_many(protocols: Sequence[str | Path], run: Path, overrides: Sequenc
         opened[key] = open_splits(group[0].cfg, restored)
         for job in group:
             opened[key].check(job.cfg)
+            if isinstance(job.cfg, Trained) and not Path(run).is_dir():
+                raise UserError(f"protocol '{job.name}' starts from a finished run's export; give the run's folder")
     reports: dict[str, Report] = {}
     for key, group in together.items():
-        reports |= _evaluate_group(group, restored, opened[key], Path(run), device)
+        frozen = [job for job in group if opened[key].test is None or not isinstance(job.cfg, Trained | Classify)]
+        if frozen:
+            reports |= _evaluate_group(frozen, restored, opened[key], Path(run), device)
+        for job in group:
+            if job not in frozen:
+                reports[job.name] = _evaluate_classifiers(job, restored, opened[key], device)
     if rank() != 0:
         return []
     for report in reports.values():
@@ -100,15 +112,17 @@ def _evaluate_group(jobs: list[Job], restored: Restored, splits: Splits, run: Pa
     export, features = _extract(jobs, restored, splits, run, device)
     if rank() != 0:
         return {}
+    used = (_split(splits.train.split, features["network"][0]),
+            _split((splits.test or splits.train).split, features["network"][1]))
     measured = {name: _health(pair) for name, pair in features.items() if name != "raw_pixels"}
     if splits.test is None:
         cfg = jobs[0].cfg
         sheet = draw_neighbours(splits.train, features["network"][0], restored.run / "eval", restored.update)
-        return {"health": _report(Job("health", cfg), restored, splits, export, features, [], measured, sheet)}
+        return {"health": _report(Job("health", cfg), restored, splits, export, used, [], measured, sheet)}
     reports = {}
     for job in jobs:
         numbers = _run(job.cfg, features, len(splits.names), device)
-        reports[job.name] = _report(job, restored, splits, export, features, numbers, measured)
+        reports[job.name] = _report(job, restored, splits, export, used, numbers, measured)
     return reports
 
 
@@ -139,18 +153,36 @@ def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, dev
     return name, pairs
 
 
+def _evaluate_classifiers(job: Job, restored: Restored, splits: Splits, device: torch.device) -> Report:
+    """Score the run's own classifiers, or those that the protocol trains on top of it."""
+    assert splits.test is not None and splits.train.labels is not None
+    if isinstance(job.cfg, Trained):
+        export, scores, test = train_and_score(job.name, job.cfg, restored, splits, device)
+    else:
+        found, test = score_classifiers(restored.method, job.cfg, splits.test, device)
+        export, scores = job.cfg.export or "all classifiers", {"network": found}
+    labels = splits.train.labels
+    train = Split(splits.train.split, len(labels), int((labels < 0).sum()), len(splits.train.unreadable))
+    numbers = _numbers(scores, test) if rank() == 0 else []
+    return _report(job, restored, splits, export, (train, _split(splits.test.split, test)), numbers, {})
+
+
 def _run(cfg: Protocol, features: dict[str, Pair], classes: int, device: torch.device) -> list[Number]:
     """Run one protocol on every kind of features that it asks for."""
     module, _, function = PROTOCOLS[cfg.protocol].partition(":")
     runner = getattr(import_module(module), function)
     kinds = [kind for kind in features if kind == "network" or getattr(cfg, kind)]
     scores = {kind: runner(cfg, *(part.labelled() for part in features[kind]), classes, device) for kind in kinds}
-    label = features["network"][1].labelled().label
+    return _numbers(scores, features["network"][1])
+
+
+def _numbers(scores: dict[str, dict[str, Score]], test: Features) -> list[Number]:
+    """Set the scores by kind and name beside chance, the best constant answer."""
+    label = test.labelled().label
     assert label is not None
     chance = 100.0 * float(torch.bincount(label).max()) / len(label)
-    return [
-        Number(name, chance, **{kind: vars(scores[kind][name]) for kind in kinds}) for name in scores["network"]
-    ]
+    names = scores["network"]
+    return [Number(name, chance, **{kind: vars(found[name]) for kind, found in scores.items()}) for name in names]
 
 
 def _health(pair: Pair) -> dict[str, float]:
@@ -163,14 +195,12 @@ def _split(name: str, features: Features) -> Split:
     return Split(name, len(features.x), unlabelled, len(features.corrupt), features.corrupt)
 
 
-def _report(job: Job, restored: Restored, splits: Splits, export: str, features: dict[str, Pair], numbers: list[Number],
-            measured: dict[str, dict[str, float]], sheet: Path | None = None) -> Report:
-    train, test = features["network"]
+def _report(job: Job, restored: Restored, splits: Splits, export: str, used: tuple[Split, Split],
+            numbers: list[Number], measured: dict[str, dict[str, float]], sheet: Path | None = None) -> Report:
     return Report(
         name=job.name, settings=job.cfg.model_dump(mode="json"), run=str(restored.run),
         method=restored.recipe.method.name, export=export, update=restored.update,
         train_seed=restored.recipe.train.seed, seed=job.cfg.seed, card=splits.card, classes=len(splits.names) or None,
-        train=_split(splits.train.split, train), test=_split((splits.test or splits.train).split, test),
-        numbers=numbers, health=measured, warning=collapse_warning(measured["network"]),
-        sheet=str(sheet) if sheet else None,
+        train=used[0], test=used[1], numbers=numbers, health=measured,
+        warning=collapse_warning(measured["network"]) if measured else None, sheet=str(sheet) if sheet else None,
     )

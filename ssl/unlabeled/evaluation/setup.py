@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.protocol import Protocol
 from unlabeled.config.read import read_file
 from unlabeled.data.source import Source, open_source
+from unlabeled.engine.export import find_export, inner
 from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Method
@@ -46,37 +45,17 @@ def pick_device(accelerator: Any = None) -> torch.device:
 
 
 def pick_export(method: Method, name: str | None, size: int | None = None) -> tuple[str, Export]:
-    """Return the export `name`, or the default one, for images of `size`, or of its own.
+    """Return the export `name`, or the first that gives features, for images of `size`, or of its own.
 
-    Raises UserError with the nearest name.
+    Raises UserError as `find_export` does.
     """
     exports = method.exports()
-    name = next(iter(exports)) if name is None else name
-    if name not in exports:
-        near = difflib.get_close_matches(name, exports, 1)
-        raise UserError(f"the method has no export '{name}' (it has: {', '.join(exports)})."
-                        + (f" Did you mean '{near[0]}'?" if near else ""))
-    export = exports[name]
-    return name, replace(export, input=replace(export.input, size=size or export.input.size))
-
-
-def open_residuals(export: Export) -> Export:
-    """Return an untrained export with the scales that start at zero set to one.
-
-    Residual branches that end in a zero-initialised norm (arXiv 1706.02677 section 5.1) are closed at the start of
-    training. Such a network is hardly deeper than its stem, and a straw man as a baseline: on digits it scores up to 30
-    points below the same random weights with open branches.
-    """
-
-    def build() -> nn.Module:
-        network = export.build()
-        for module in network.modules():
-            scale = getattr(module, "weight", None)
-            if isinstance(scale, nn.Parameter) and scale.ndim == 1 and not bool(scale.any()):
-                nn.init.ones_(scale)
-        return network
-
-    return Export(build, export.gives, export.input)
+    if name is None:
+        name = next((each for each, export in exports.items() if export.gives != "logits"), None)
+    outer, block, export = find_export(exports, name)
+    if block is not None:
+        export = inner(export, block)
+    return name or outer, replace(export, input=replace(export.input, size=size or export.input.size))
 
 
 def open_splits(cfg: Protocol, restored: Restored) -> Splits:

@@ -1,0 +1,45 @@
+"""The accuracy of classifiers that a method exports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from unlabeled.config.protocol import Protocol
+from unlabeled.data.base import Source
+from unlabeled.engine.features import Features, extract, network_embedder
+from unlabeled.errors import UserError
+from unlabeled.evaluation.scores import Score, accuracy
+from unlabeled.methods.base import Method
+from unlabeled.ops.distributed import rank
+
+_TOP = 5
+
+
+def score_classifiers(
+    method: Method, cfg: Protocol, test: Source, device: torch.device
+) -> tuple[dict[str, Score], Features]:
+    """Score the exports that give logits, or `cfg.export`, on the test split: top-1 and, of more classes, top-5.
+
+    Returns scores by name, empty on other ranks than 0, and the test images as they were read. Raises UserError if the
+    method exports no classifier.
+    """
+    exports = {name: export for name, export in method.exports().items() if export.gives == "logits"}
+    chosen = exports if cfg.export is None else {name: e for name, e in exports.items() if name == cfg.export}
+    if not chosen:
+        known = f"its classifiers: {', '.join(exports)}" if exports else "it has none; use knn or linear"
+        raise UserError(f"the method has no classifier '{cfg.export or ''}' to score; {known}")
+    sized = {name: replace(e, input=replace(e.input, size=cfg.size or e.input.size)) for name, e in chosen.items()}
+    embedders = {name: network_embedder(export, device) for name, export in sized.items()}
+    found = extract(embedders, test, batch=cfg.batch, workers=cfg.workers, device=device, max_corrupt=cfg.max_corrupt)
+    scores: dict[str, Score] = {}
+    if rank() == 0:
+        for name, logits in found.items():
+            known_rows = logits.labelled()
+            assert known_rows.label is not None
+            scores[name] = Score(accuracy(known_rows.x.argmax(1), known_rows.label))
+            if known_rows.x.shape[1] > _TOP:
+                near = (known_rows.x.topk(_TOP).indices == known_rows.label[:, None]).any(1)
+                scores[f"{name} top-{_TOP}"] = Score(100.0 * float(near.double().mean()))
+    return scores, next(iter(found.values()))

@@ -1,0 +1,72 @@
+"""Protocols that train a method on top of the run, by the same engine, in RUN/eval/NAME, and score its classifiers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from unlabeled.config.protocol import Trained
+from unlabeled.config.recipe import Data, Eval, Recipe, StreamData, Train
+from unlabeled.engine.features import Features
+from unlabeled.engine.restore import Restored, load_run
+from unlabeled.engine.train import train
+from unlabeled.errors import UserError
+from unlabeled.evaluation.classify import score_classifiers
+from unlabeled.evaluation.scores import Score
+from unlabeled.evaluation.setup import Splits, pick_export
+
+
+def train_and_score(
+    name: str, cfg: Trained, restored: Restored, splits: Splits, device: torch.device
+) -> tuple[str, dict[str, dict[str, Score]], Features]:
+    """Train `cfg` on the run and, if wanted, on its network at random initialisation; score the last update on test.
+
+    Returns the export's name, scores by kind (network, random_init) and by number, and the test images as they were
+    read; on other ranks than 0 the scores are empty. Raises UserError for bad input, or if a training was interrupted.
+    """
+    assert splits.test is not None
+    export, _ = pick_export(restored.method, cfg.export)
+    scores: dict[str, dict[str, Score]] = {}
+    for kind, folder in (("network", name), ("random_init", f"{name}-random-init")):
+        if kind == "random_init" and not cfg.random_init:
+            continue
+        path = restored.run / "eval" / folder
+        result = train(recipe_on(cfg, restored, splits.train.split, trained=kind == "network"), path)
+        if not result.finished:
+            raise UserError(f"{path} was interrupted after update {result.update}; the same command goes on from there")
+        own = cfg.model_copy(update={"export": None})  # cfg.export is what was trained upon
+        scores[kind], found = score_classifiers(load_run(path, device=device).method, own, splits.test, device)
+    return export, scores, found
+
+
+def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = True) -> Recipe:
+    """Return the recipe that trains `cfg` on the run's export, with the labels of `split`; trained: False at random."""
+    export, chosen = pick_export(restored.method, cfg.export, cfg.size)
+    stream = restored.recipe.data.streams()[type(restored.method).clock]
+    init = {"init": f"{restored.run.resolve()}:{export}", "init_weights": trained}
+    return Recipe(
+        method=_sized(cfg, chosen.input.size),
+        backbone=restored.recipe.backbone.model_copy(update=init),
+        data=Data(
+            workers=cfg.workers,
+            max_corrupt=cfg.max_corrupt,
+            train=StreamData(
+                card=cfg.card or stream.card,
+                root=cfg.root or (stream.root if cfg.card is None else None),
+                split=split,
+                **dict(cfg.data),
+            ),
+        ),
+        optim=cfg.optim,
+        train=Train(epochs=cfg.epochs, seed=cfg.seed, precision=cfg.precision, sync_bn=cfg.sync_bn),
+        eval=Eval(every=0),
+    )
+
+
+def _sized(cfg: Trained, size: int) -> Any:
+    """Return the method's options with crops of the network's own size, unless the protocol gives one."""
+    crop = getattr(cfg.method, "crop", None)
+    if crop is None or "size" in crop.model_fields_set:
+        return cfg.method
+    return cfg.method.model_copy(update={"crop": crop.model_copy(update={"size": size})})
