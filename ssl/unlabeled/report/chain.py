@@ -1,0 +1,51 @@
+"""One table over the steps of a chain, with intervals over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from unlabeled.report.report import Number, Report
+
+
+def print_chain(reports: Mapping[str, Sequence[Sequence[Report]]], console: Console | None = None) -> None:
+    """Print one row per step and number. reports: per step, per seed, the reports of its protocols."""
+    console = console or Console(highlight=False)
+    console.print(chain_table(reports))
+    if any(len(runs) > 1 for runs in reports.values()):
+        console.print("± is half the 95 % interval of the mean over seeds (Student's t); the last update is scored")
+
+
+def chain_table(reports: Mapping[str, Sequence[Sequence[Report]]]) -> Table:
+    """Return the table; random init and raw pixels stand beside numbers that have them."""
+    table = Table("step", "accuracy, %", "value", "random init", "raw pixels", "chance", "seeds")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for step, runs in reports.items():
+        for numbers in zip(*([number for report in run for number in report.numbers] for run in runs), strict=True):
+            cells = [_mean(numbers, kind) for kind in ("network", "random_init", "raw_pixels")]
+            table.add_row(step, numbers[0].name, *cells, f"{numbers[0].chance:.1f}", str(len(numbers)))
+    return table
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half the width of its 95 % interval by Student's t; of one value the width is NaN."""
+    n, mean = len(values), sum(values) / len(values)
+    if n == 1:
+        return mean, math.nan
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    return mean, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+
+
+def _mean(numbers: Sequence[Number], kind: str) -> str:
+    scores: list[dict[str, Any] | None] = [getattr(number, kind) for number in numbers]
+    values = [score["value"] for score in scores if score is not None]
+    if not values:
+        return ""
+    mean, half = interval(values)
+    return f"{mean:.1f}" if math.isnan(half) else f"{mean:.1f} ± {half:.1f}"
