@@ -18,7 +18,7 @@ from unlabeled.config.read import read_file
 from unlabeled.data import tar_index
 from unlabeled.data.base import CorruptSample
 from unlabeled.data.batch import Stream
-from unlabeled.data.shards import ShardSource
+from unlabeled.data.shards import ShardSource, expand
 from unlabeled.data.source import open_source
 from unlabeled.data.stream import TrainStream
 from unlabeled.errors import UserError
@@ -173,6 +173,16 @@ def test_copies_for_other_processes_open_their_own_files(tmp_path: Path) -> None
         os._exit(0 if source.raw(9) == copy.raw(9) else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert source.raw(0) == first
+
+
+@pytest.mark.parametrize(("pattern", "names"), [
+    ("x-{08..11}.tar", ["x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar"]),
+    ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
+    ("pipe:awk '{print}' ${DATA}/{1..2}.tar", ["pipe:awk '{print}' ${DATA}/1.tar", "pipe:awk '{print}' ${DATA}/2.tar"]),
+    ("plain.tar", ["plain.tar"]),
+])
+def test_braces_are_written_out_as_a_shell_does(pattern: str, names: list[str]) -> None:
+    assert expand(pattern) == names
 
 
 @pytest.mark.skipif(not os.environ.get("DATA"), reason="real CIFAR-10 shards: $DATA is not set")

@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 
 from unlabeled.config.card import Card, Digits
-from unlabeled.data.base import Source
+from unlabeled.data.base import FileArray, Source
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation
-
-
-class FileArray:
-    """A read-only array in a file, mapped where it is used: copies sent to other processes hold no data."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: str = "u1", offset: int = 0) -> None:
-        self.path, self.shape, self.dtype, self.offset = path, shape, dtype, offset
-        self._mapped: np.ndarray | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": None}
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        if self._mapped is None:
-            self._mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
-        return self._mapped[index]
 
 
 class ArraySource(Source):
@@ -53,7 +31,7 @@ class ArraySource(Source):
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]."""
         if self.images is not None:
-            return self.images[index]
+            return np.array(self.images[index])
         row = np.array(self.rows[index])
         if self.planes:
             row = row.transpose(2, 1, 0)
@@ -74,7 +52,8 @@ def open_array(card: Card, split: str, root: str | None) -> Source:
                 rows, labels = saved["images"], saved.get("labels")
         else:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-            rows = np.array(mapped) if card.in_memory or not mapped.flags.c_contiguous else FileArray(
+            gray = card.in_memory and mapped.ndim == 3  # becomes RGB in memory
+            rows = np.array(mapped) if gray or not mapped.flags.c_contiguous else FileArray(
                 path, mapped.shape, mapped.dtype.str, mapped.offset)
         if spec.labels is not None:
             labels = np.load(path.parent / spec.labels, allow_pickle=False)
@@ -89,7 +68,10 @@ def open_array(card: Card, split: str, root: str | None) -> Source:
                         "[n, H, W]")
     if labels is not None and (labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
         raise UserError(f"{path}: {shape[0]} images, but labels are {labels.dtype} {list(labels.shape)}")
-    return ArraySource(card.name, split, rows, None if labels is None else labels.astype(np.int64), card.classes)
+    source = ArraySource(card.name, split, rows, None if labels is None else labels.astype(np.int64), card.classes)
+    if card.in_memory and isinstance(rows, FileArray):
+        source.map_images(rows)
+    return source
 
 
 def open_digits(card: Card, split: str, root: str | None) -> Source:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +21,43 @@ class CorruptSample(Exception):
         return f"{self.key}: {self.reason}"
 
 
+FORGIVEN = 10  # so that one bad file does not end a run on a small folder
+
+
+def too_many(corrupt: int, samples: int, share: float) -> bool:
+    """Return whether `corrupt` unreadable samples are more than the allowed share, or all there are."""
+    return corrupt > max(FORGIVEN, share * samples) or corrupt == samples
+
+
+class FileArray:
+    """A read-only array in a file, mapped where it is used: copies sent to other processes hold no data."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: str = "u1", offset: int = 0) -> None:
+        self.path, self.shape, self.dtype, self.offset = path, shape, dtype, offset
+        self._mapped: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": None}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.whole()[index]
+
+    def whole(self) -> np.ndarray:
+        """Return the array; its pages are read when they are used, and shared by all processes of the machine."""
+        if self._mapped is None:
+            self._mapped = np.asarray(np.memmap(self.path, self.dtype, "r", self.offset, self.shape))
+        return self._mapped
+
+
 class Source:
     """One split of a set, with random access.
 
-    labels: int64 [n], -1 where unknown; None if the set has none. images: uint8 [n, H, W, 3] if it lives in memory.
-    unreadable: index and reason of images that could not be read into memory; their rows in `images` are black.
+    labels: int64 [n], -1 where unknown; None if the set has none. images: uint8 [n, H, W, 3] if it lives in memory,
+    read-only if it is mapped from a file. unreadable: index and reason of images that could not be read into memory;
+    their rows in `images` are black.
     """
 
     name: str
@@ -32,6 +66,8 @@ class Source:
     labels: np.ndarray | None = None
     images: np.ndarray | None = None
     unreadable: dict[int, str]
+    random_access = True  # False: `data.remote.StreamSource`, which is read in its own order and only to train
+    _file: FileArray | None = None
 
     def __init__(self, name: str, split: str) -> None:
         self.name = name
@@ -41,6 +77,23 @@ class Source:
     def __len__(self) -> int:
         raise NotImplementedError
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ if self._file is None else {**self.__dict__, "images": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._file is not None:
+            self.images = self._file.whole()
+
+    @property
+    def has_labels(self) -> bool:
+        """Return whether samples come with labels."""
+        return self.labels is not None
+
+    def map_images(self, file: FileArray) -> None:
+        """Take `images` from a file; copies of the source sent to other processes map it again."""
+        self._file, self.images = file, file.whole()
+
     def key(self, index: int) -> str:
         """Return the name under which people find the sample again."""
         raise NotImplementedError
@@ -48,6 +101,14 @@ class Source:
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
         raise NotImplementedError
+
+    def raw(self, index: int) -> bytes | None:
+        """Return the bytes of the image's file; None if images do not stand in files. Raises CorruptSample."""
+        return None
+
+    def made_of(self) -> tuple[Path, list[tuple[str, int, int]]] | None:
+        """Return the folder of the set and its files (name, bytes, time in ns); None if no file is decoded."""
+        return None
 
 
 class Names:

@@ -37,10 +37,11 @@ class Geometry(Protocol):
 
 @dataclass(frozen=True)
 class Stream:
-    """What a method wants of one stream: its crops, in order, and whether it reads the labels."""
+    """What a method wants of one stream: its crops, in order; whether it reads the labels, and whether the places."""
 
     crops: tuple[Geometry, ...]
     labels: bool = False
+    index: bool = False
 
 
 @dataclass
@@ -49,7 +50,8 @@ class Batch:
 
     crops: per crop of the stream, uint8 [b, 3, S, S]. boxes: per crop, float32 [b, 7]: top, left, height, width of the
     crop and height, width of the image in pixels of the original image, and 1 if flipped; None for warps without a box.
-    index: int64 [b], the sample's place in its split. label: int64 [b], -1 where unknown; None if the stream has none.
+    index: int64 [b], the sample's place in its split (of a streamed one: see `remote`). label: int64 [b], -1 where
+    unknown; None if the stream has none.
     corrupt: keys of unreadable samples whose places were taken by substitutes.
     """
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -27,3 +28,27 @@ def cut(geometry: Geometry, images: np.ndarray | Sequence[np.ndarray], uniforms:
         cuts = [geometry.apply(image, row) for image, row in zip(images, parameters, strict=True)]
         crops = torch.from_numpy(np.stack(cuts))
     return crops, torch.from_numpy(parameters.astype(np.float32)) if geometry.boxes else None
+
+
+def cut_in_turn(geometries: Sequence[Geometry], images: Iterable[np.ndarray], uniforms: Sequence[np.ndarray],
+                ) -> list[tuple[Tensor, Tensor | None]]:
+    """Cut images of any sizes, which are decoded as they are asked for, by each geometry and its uniforms [b, draws].
+
+    Every image is decoded once and in memory only until all its crops are cut.
+    """
+    images, first = iter(images), 0
+    crops = [np.empty((len(draw), 3, geometry.size, geometry.size), np.uint8)
+             for geometry, draw in zip(geometries, uniforms, strict=True)]
+    boxes = [np.empty((len(draw), 7), np.float32) for draw in uniforms]
+    while together := list(islice(images, TOGETHER)):
+        stop = first + len(together)
+        sizes = np.array([image.shape[:2] for image in together], np.int64)
+        for out, box, geometry, draw in zip(crops, boxes, geometries, uniforms, strict=True):
+            parameters = geometry.draw(draw[first:stop], sizes)
+            if geometry.boxes:
+                box[first:stop] = parameters
+            for row, image in enumerate(together):
+                out[first + row] = geometry.apply(image, parameters[row])
+        first = stop
+    return [(torch.from_numpy(out), torch.from_numpy(box) if geometry.boxes else None)
+            for out, box, geometry in zip(crops, boxes, geometries, strict=True)]

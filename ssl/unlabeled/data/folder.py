@@ -28,15 +28,30 @@ class FolderSource(Source):
         """Return the path below the folder."""
         return self.paths[index]
 
-    def image(self, index: int) -> np.ndarray:
-        """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
+    def raw(self, index: int) -> bytes:
+        """Return the bytes of the file. Raises CorruptSample."""
         key = self.paths[index]
         try:
             with open(os.path.join(self.folder, key), "rb", buffering=0) as file:
-                data = file.read()
+                return file.read()
         except OSError as error:
             raise CorruptSample(key, error.strerror or str(error)) from error
-        return decode(data, key)
+
+    def image(self, index: int) -> np.ndarray:
+        """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
+        return decode(self.raw(index), self.paths[index])
+
+    def made_of(self) -> tuple[Path, list[tuple[str, int, int]]]:
+        """Return the folder and its image files."""
+        files = []
+        for i in range(len(self.paths)):
+            try:
+                stat = os.stat(os.path.join(self.folder, self.paths[i]))
+            except OSError:  # unreadable then, and if it comes back another time
+                files.append((self.paths[i], -1, -1))
+            else:
+                files.append((self.paths[i], stat.st_size, stat.st_mtime_ns))
+        return self.folder, files
 
 
 def scan(folder: Path) -> list[str]:

@@ -10,28 +10,31 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from unlabeled.data.batch import Batch
 from unlabeled.errors import UserError
 
 
 class Maker(Protocol):
-    """Makes one batch from the description of its samples; it is copied to the workers."""
+    """Makes one batch (or what is packed) from the description of its samples; it is copied to the workers."""
 
-    def make(self, unit: Any) -> Batch:
+    def make(self, unit: Any) -> Any:
         """Return the batch of `unit`."""
 
 
+def usable(workers: int) -> int:
+    """Return how many of `workers` processes are started: more than cores only cost memory, and torch warns."""
+    return min(workers, len(os.sched_getaffinity(0)))
+
+
 def batches(maker: Maker, units: Iterable[Any], workers: int, pin_memory: bool = False,
-            ) -> Generator[Batch, None, None]:
+            ) -> Generator[Any, None, None]:
     """Yield the batch of every unit in order, made by `workers` processes, or here if there are none."""
     if workers == 0:
         for unit in units:
             batch = maker.make(unit)
             yield batch.pin_memory() if pin_memory else batch
         return
-    workers = min(workers, len(os.sched_getaffinity(0)))  # more than cores only cost memory, and torch warns
     loader: DataLoader[Any] = DataLoader(
-        _Units(maker), batch_size=None, sampler=units, num_workers=workers, pin_memory=pin_memory,
+        _Units(maker), batch_size=None, sampler=units, num_workers=usable(workers), pin_memory=pin_memory,
         collate_fn=_unchanged, worker_init_fn=_quiet,
         generator=torch.Generator(),  # else the loader draws from torch's global generator
     )
@@ -45,7 +48,7 @@ class _Units(Dataset[Any]):
     def __init__(self, maker: Maker) -> None:
         self.maker = maker
 
-    def __getitem__(self, unit: Any) -> Batch | UserError:
+    def __getitem__(self, unit: Any) -> Any:
         try:
             return self.maker.make(unit)
         except UserError as error:  # raised in a worker it would arrive with the worker's traceback as its message

@@ -80,6 +80,11 @@ class ShardSource(Source):
         except CorruptSample as error:
             raise CorruptSample(self.key(index), error.reason) from error
 
+    def made_of(self) -> tuple[Path, list[tuple[str, int, int]]]:
+        """Return the folder of the first shard and all shards."""
+        stats = [(tar, tar.stat()) for tar in self.tars]
+        return self.tars[0].parent, [(tar.name, stat.st_size, stat.st_mtime_ns) for tar, stat in stats]
+
     def _descriptor(self, shard: int) -> int:
         # After a fork the descriptors are shared, which pread allows: it leaves the file's position alone.
         if shard not in self._files:
@@ -91,8 +96,8 @@ class ShardSource(Source):
 
 
 def expand(pattern: str) -> list[str]:
-    """Write out the braces of a pattern as a shell does: {000..011} counts, zeros kept, and {a,b} lists."""
-    found = re.search(r"\{([^{}]*)\}", pattern)
+    """Write out the braces of a pattern as a shell does: {000..011} counts, zeros kept, and {a,b} lists; {x} stays."""
+    found = re.search(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}", pattern)
     if found is None:
         return [pattern]
     count = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])

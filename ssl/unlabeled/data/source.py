@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 
-import numpy as np
-
 from unlabeled.config.card import Card
-from unlabeled.data.base import CorruptSample, Source
+from unlabeled.data.base import Source
+from unlabeled.data.memory import InMemory
 from unlabeled.errors import UserError
 
 # kind of source -> its opener, (card, split, root) -> Source
 _OPENERS = {
     "shards": "unlabeled.data.shards:open_shards",
+    "stream": "unlabeled.data.remote:open_stream",
     "folder": "unlabeled.data.folder:open_folder",
     "classfolder": "unlabeled.data.folder:open_class_folder",
     "torchvision": "unlabeled.data.torchvision_sets:open_torchvision",
@@ -23,8 +23,8 @@ _OPENERS = {
 }
 
 
-def open_source(card: Card, split: str, root: str | None = None) -> Source:
-    """Open one split of a card; `root` overrides the card's folder.
+def open_source(card: Card, split: str, root: str | None = None, *, in_order: bool = False) -> Source:
+    """Open one split of a card; `root` overrides the card's folder; in_order: a split without random access will do.
 
     Raises UserError if the split is not in the card, or if files are missing or not as many as the card says.
     """
@@ -32,6 +32,9 @@ def open_source(card: Card, split: str, root: str | None = None) -> Source:
         near = difflib.get_close_matches(split, card.splits, 1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise UserError(f"data card '{card.name}' has no split '{split}' (it has: {', '.join(card.splits)}).{hint}")
+    if card.source.kind == "stream" and not in_order:
+        raise UserError(f"data card '{card.name}', split '{split}', is streamed: that serves training, but evaluation "
+                        "needs random access. Evaluate on another card, with card=CARD root=FOLDER")
     module, name = _OPENERS[card.source.kind].split(":")
     source: Source = getattr(importlib.import_module(module), name)(card, split, root)
     expected = card.splits[split].samples
@@ -45,43 +48,4 @@ def open_source(card: Card, split: str, root: str | None = None) -> Source:
         if top >= len(source.classes):
             raise UserError(f"data card '{card.name}', split '{split}': label {top} found, but only "
                             f"{len(source.classes)} classes are named")
-    return InMemory(source) if card.in_memory and source.images is None else source
-
-
-class InMemory(Source):
-    """A source whose images were all decoded at start."""
-
-    def __init__(self, source: Source) -> None:
-        super().__init__(source.name, source.split)
-        self.source, self.labels, self.classes = source, source.labels, source.classes
-        for index in range(len(source)):
-            try:
-                image = source.image(index)
-            except CorruptSample as error:
-                self.unreadable[index] = error.reason
-                continue
-            if self.images is None:
-                self.images = np.zeros((len(source), *image.shape), np.uint8)
-            if image.shape != self.images.shape[1:]:
-                raise UserError(
-                    f"data card '{self.name}' says in_memory, but its images differ in size: '{source.key(index)}' is "
-                    f"{image.shape[0]} x {image.shape[1]}, others {self.images.shape[1]} x {self.images.shape[2]}; "
-                    "set in_memory: false"
-                )
-            self.images[index] = image
-        if self.images is None:
-            raise UserError(f"data card '{self.name}', split '{self.split}': none of {len(source)} images is readable")
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def key(self, index: int) -> str:
-        """Return the name under which people find the sample again."""
-        return self.source.key(index)
-
-    def image(self, index: int) -> np.ndarray:
-        """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
-        if index in self.unreadable:
-            raise CorruptSample(self.key(index), self.unreadable[index])
-        assert self.images is not None
-        return self.images[index]
+    return InMemory(source, card) if card.in_memory and source.images is None else source

@@ -10,9 +10,10 @@ import torch
 
 from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.batch import Batch, Stream
-from unlabeled.data.crops import TOGETHER, cut
+from unlabeled.data.crops import cut, cut_in_turn
 from unlabeled.data.loader import batches
 from unlabeled.data.order import Order
+from unlabeled.data.remote import InOrder, StreamSource, Turn
 from unlabeled.errors import UserError
 from unlabeled.ops.random import uniforms
 
@@ -33,8 +34,10 @@ class TrainStream:
 
     Update u takes positions [k B, (k + 1) B) of the order of epoch u // updates_per_epoch, k = u % updates_per_epoch;
     its micro-batches are contiguous parts of these, and the processes' shares contiguous parts of the micro-batches.
-    What a sample becomes depends on (seed, name, epoch, position) alone, so not on processes, workers or resumes.
-    Raises UserError if the batch does not divide, or an epoch holds none, or labels are wanted of a set without.
+    What a sample becomes depends on (seed, name, epoch, position) alone, so not on processes, workers or resumes; of a
+    `StreamSource` it also depends on the number of processes and of workers (see `remote`).
+    Raises UserError if the batch does not divide, or an epoch holds none, or labels or places are wanted of a set
+    without.
     """
 
     def __init__(self, source: Source, stream: Stream, *, name: str, seed: int, batch: int, rank: int, world: int,
@@ -45,14 +48,21 @@ class TrainStream:
         if updates_per_epoch < 1:
             raise UserError(f"data.{name}.batch is {batch}, but split '{source.split}' of '{source.name}' holds only "
                             f"{len(source)} samples; use a smaller batch")
-        if stream.labels and source.labels is None:
+        if stream.labels and not source.has_labels:
             raise UserError(f"data.{name} needs labels, but split '{source.split}' of data card '{source.name}' has "
                             "none")
-        self.order = Order(len(source), seed, name)
-        self.maker = _TrainMaker(source, stream, self.order)
+        if stream.index and not source.random_access:
+            raise UserError(f"data.{name}: every image needs its place, and split '{source.split}' of data card "
+                            f"'{source.name}' is streamed; use a card with random access, such as source kind shards")
+        self.maker: _TrainMaker | InOrder
+        if isinstance(source, StreamSource):
+            lanes = source.lanes(world, workers)
+            self.maker, self.workers = InOrder(source, stream, name, seed, rank, world, lanes), min(workers, lanes)
+        else:
+            self.maker = _TrainMaker(source, stream, Order(len(source), seed, name))
+            self.workers = workers if source.images is None else 0
         self.batch, self.rank, self.world, self.grad_accum = batch, rank, world, grad_accum
         self.updates_per_epoch, self.pin_memory = updates_per_epoch, pin_memory
-        self.workers = workers if source.images is None else 0
         self._running: Generator[Batch, None, None] | None = None
 
     def updates(self, start: int, stop: int) -> Iterator[list[Batch]]:
@@ -66,13 +76,13 @@ class TrainStream:
         finally:  # also when the caller stops early: workers that wait for the garbage collector take seconds to end
             running.close()
 
-    def unit(self, update: int, micro: int) -> Unit:
-        """Return the samples of one micro-batch of this process."""
+    def unit(self, update: int, micro: int) -> Unit | Turn:
+        """Return what the maker needs to know of one micro-batch of this process."""
         epoch, k = divmod(update, self.updates_per_epoch)
         share = self.batch // (self.grad_accum * self.world)
         first = k * self.batch + (micro * self.world + self.rank) * share
         positions = np.arange(first, first + share)
-        return Unit(epoch, positions, self.order.indices(epoch, positions))
+        return self.maker.unit(epoch, positions, k * self.grad_accum + micro)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -88,7 +98,7 @@ class _Units:
     def __len__(self) -> int:
         return (self.stop - self.start) * self.stream.grad_accum
 
-    def __iter__(self) -> Iterator[Unit]:
+    def __iter__(self) -> Iterator[Unit | Turn]:
         for update in range(self.start, self.stop):
             for micro in range(self.stream.grad_accum):
                 yield self.stream.unit(update, micro)
@@ -102,15 +112,19 @@ class _TrainMaker:
         self.bad = np.zeros(len(source), bool)
         self.bad[list(source.unreadable)] = True
 
+    def unit(self, epoch: int, positions: np.ndarray, turn: int) -> Unit:
+        """Return the samples at `positions`, whichever micro-batch of its epoch it is."""
+        return Unit(epoch, positions, self.order.indices(epoch, positions))
+
     def make(self, unit: Unit) -> Batch:
         """Return the batch of a unit."""
         draws = [uniforms(unit.positions, geometry.draws, self.order.seed, self.order.name, "crop", c, unit.epoch)
                  for c, geometry in enumerate(self.stream.crops)]
         corrupt: list[str] = []
+        indices = unit.indices.copy()
         if self.source.images is None:
-            indices, cuts = self._from_files(unit, draws, corrupt)
+            cuts = cut_in_turn(self.stream.crops, self._images(unit, indices, corrupt), draws)
         else:
-            indices = unit.indices.copy()
             for row in np.flatnonzero(self.bad[indices]):
                 indices[row] = self._readable(unit, int(row), corrupt)[0]
             images = self.source.images[indices]
@@ -120,19 +134,10 @@ class _TrainMaker:
             label = torch.from_numpy(self.source.labels[indices])
         return Batch([crop for crop, _ in cuts], [box for _, box in cuts], torch.from_numpy(indices), label, corrupt)
 
-    def _from_files(self, unit: Unit, draws: list[np.ndarray], corrupt: list[str]) -> tuple[np.ndarray, list]:
-        indices = unit.indices.copy()
-        parts: list[list] = [[] for _ in draws]
-        for first in range(0, len(indices), TOGETHER):
-            images = []
-            for row in range(first, min(first + TOGETHER, len(indices))):
-                indices[row], image = self._readable(unit, row, corrupt)
-                images.append(image)
-            for part, geometry, draw in zip(parts, self.stream.crops, draws, strict=True):
-                part.append(cut(geometry, images, draw[first : first + TOGETHER]))
-        cuts = [(torch.cat([crop for crop, _ in part]),
-                 torch.cat([box for _, box in part]) if part[0][1] is not None else None) for part in parts]
-        return indices, cuts
+    def _images(self, unit: Unit, indices: np.ndarray, corrupt: list[str]) -> Iterator[np.ndarray]:
+        for row in range(len(indices)):
+            indices[row], image = self._readable(unit, row, corrupt)
+            yield image
 
     def _readable(self, unit: Unit, row: int, corrupt: list[str]) -> tuple[int, np.ndarray]:
         """Return the sample at a row or, if it is unreadable, the first readable substitute."""

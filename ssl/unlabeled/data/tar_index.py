@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
-import os
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from unlabeled.data.base import Names
+from unlabeled.data.kept import keep, places
 from unlabeled.errors import UserError
 
 _BLOCK = 512
@@ -43,15 +42,13 @@ def load_index(tar: Path, label: str | None) -> TarIndex:
     """
     stat = tar.stat()
     stamp = json.dumps([_VERSION, stat.st_size, stat.st_mtime_ns, label])
-    places = _places(tar)
-    for place in places:
+    where = places(tar.with_name(tar.name + ".index"))
+    for place in where:
         index = _read(place, stamp)
         if index is not None:
             return index
     index = make_index(tar, label)
-    for place in places:
-        if _write(place, stamp, index):
-            break
+    keep(where, lambda file: _fill(file, stamp, index))  # if nowhere, the next start reads the headers again
     return index
 
 
@@ -160,13 +157,6 @@ def _label(data: mmap.mmap, sample: dict[str, tuple[int, int]], rule: str, tar: 
         raise UserError(f"shard {tar}, sample {key}: no class number ({rule}) in {text[:60]!r}") from error
 
 
-def _places(tar: Path) -> list[Path]:
-    """Where the index may be: beside the shard, and in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlabeled" / "index"
-    name = hashlib.blake2b(os.fsencode(tar.absolute()), digest_size=16).hexdigest()
-    return [tar.with_name(tar.name + ".index"), cache / f"{name}.index"]
-
-
 def _read(place: Path, stamp: str) -> TarIndex | None:
     try:
         with np.load(place, allow_pickle=False) as saved:
@@ -178,24 +168,9 @@ def _read(place: Path, stamp: str) -> TarIndex | None:
         return None  # missing or damaged: the headers are read again
 
 
-def _write(place: Path, stamp: str, index: TarIndex) -> bool:
-    """Save the index atomically; False if the folder cannot be written to, which only costs the next start time."""
-    beside = None
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not place.parent.stat().st_mode & 0o222:  # read-only by its owner's wish, also for root
-            return False
-        arrays = {"stamp": np.array(stamp), "keys": np.frombuffer(index.keys.text, np.uint8), "ends": index.keys.ends,
-                  "fields": np.array(index.fields, dtype=np.str_), "offsets": index.offsets, "sizes": index.sizes}
-        if index.labels is not None:
-            arrays["labels"] = index.labels
-        handle, beside = tempfile.mkstemp(dir=place.parent, prefix=".index-")
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.chmod(beside, 0o644)
-        os.replace(beside, place)
-        return True
-    except OSError:
-        if beside is not None and os.path.exists(beside):
-            os.unlink(beside)
-        return False
+def _fill(file: IO[bytes], stamp: str, index: TarIndex) -> None:
+    arrays = {"stamp": np.array(stamp), "keys": np.frombuffer(index.keys.text, np.uint8), "ends": index.keys.ends,
+              "fields": np.array(index.fields, dtype=np.str_), "offsets": index.offsets, "sizes": index.sizes}
+    if index.labels is not None:
+        arrays["labels"] = index.labels
+    np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card, Torchvision
-from unlabeled.data.arrays import ArraySource, FileArray
-from unlabeled.data.base import Source
+from unlabeled.data.arrays import ArraySource
+from unlabeled.data.base import FileArray, Source
 from unlabeled.data.folder import class_folder
 from unlabeled.errors import UserError
 

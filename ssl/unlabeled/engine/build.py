@@ -17,6 +17,7 @@ from unlabeled.data.source import Source, open_source
 from unlabeled.data.stream import TrainStream
 from unlabeled.data.subset import open_part
 from unlabeled.engine.plan import Plan
+from unlabeled.errors import UserError
 from unlabeled.methods.base import Info, Method, StreamInfo
 from unlabeled.ops.distributed import rank, world
 
@@ -41,9 +42,12 @@ def open_streams(recipe: Recipe) -> dict[str, OpenStream]:
     opened = {}
     for name, stream in recipe.data.streams().items():
         card = read_file(find("data", stream.card), Card)
-        source = open_source(card, stream.split, stream.root, in_order=True)
-        if stream.subset is not None:
-            source = open_part(source, card, stream.subset, stream.root)
+        try:
+            source = open_source(card, stream.split, stream.root, in_order=True)
+            if stream.subset is not None:
+                source = open_part(source, card, stream.subset, stream.root)
+        except UserError as error:  # sources name the keys of the usual stream
+            raise UserError(str(error).replace("data.train.", f"data.{name}.")) from None
         opened[name] = OpenStream(card, source)
     return opened
 

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
+from unlabeled.data.base import too_many
 from unlabeled.engine.run_folder import RunFolder, on_rank0
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import rank, world
-
-FORGIVEN = 10  # so that one bad file does not end a run on a small folder
-
-
-def too_many(corrupt: int, samples: int, share: float) -> bool:
-    """Return whether `corrupt` unreadable samples are more than the allowed share, or all there are."""
-    return corrupt > max(FORGIVEN, share * samples) or corrupt == samples
 
 
 class CorruptSamples:

@@ -15,6 +15,7 @@ from unlabeled.backbones.build import build_backbone
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.engine.build import info_from_record, method_class
+from unlabeled.engine.checkpoint import disk_error
 from unlabeled.engine.export import find_export, inner, open_residuals
 from unlabeled.engine.run_folder import on_rank0
 from unlabeled.engine.steps import seed_everything
@@ -83,24 +84,31 @@ def load_export(source: str, *, weights: bool = True) -> Export:
 
 
 def adopt(source: str, run: Path) -> str:
-    """Copy what `load_export` needs of a source into RUN/sources, once, and return the copy as a source."""
+    """Copy what `load_export` needs of a finished run into RUN/sources, once, and return the copy as a source.
+
+    A source that is no finished run is returned as it is, for `load_export` to refuse.
+    """
     origin, name = split_source(source)
     copy = run / "sources" / f"{origin.name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-    on_rank0(lambda: _copy(origin, name, copy))
-    return str(copy) if name is None else f"{copy}:{name}"
+    if on_rank0(lambda: _copy(origin, copy)):
+        return str(copy) if name is None else f"{copy}:{name}"
+    return source
 
 
-def _copy(origin: Path, name: str | None, copy: Path) -> None:
-    if copy.exists() or not origin.exists():  # a missing origin is reported by load_export
-        return
+def _copy(origin: Path, copy: Path) -> bool:
+    """Return whether the copy is there; an unfinished run is not copied, for it would stay unfinished."""
+    if copy.exists() or not (origin / "DONE").exists():
+        return copy.exists()
     partial = copy.with_name(f"{copy.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    for file in ("recipe.yaml", "run.json"):
-        if (origin / file).exists():
-            partial.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for file in ("recipe.yaml", "run.json"):
             shutil.copyfile(origin / file, partial / file)
-    for folder in ("export", "sources"):
-        if (origin / folder).exists():
-            shutil.copytree(origin / folder, partial / folder)
-    if partial.exists():
+        for folder in ("export", "sources"):
+            if (origin / folder).is_dir():
+                shutil.copytree(origin / folder, partial / folder)
         partial.rename(copy)
+    except OSError as error:
+        raise disk_error(copy, error) from error
+    return True

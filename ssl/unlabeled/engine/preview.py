@@ -15,9 +15,11 @@ def views_png(views: dict[str, Tensor], images: int = 12) -> bytes | None:
 
     Views [b, 3, S, S] are stretched to their own range, so normalised ones can be seen too.
     """
-    rows = [x[:images].float().cpu() for x in views.values() if x.ndim == 4 and x.shape[1] == 3]
-    if not rows:
+    found = [x for x in views.values() if x.ndim == 4 and x.shape[1] == 3]
+    if not found:
         return None
+    images = min(images, *map(len, found))  # streams may have batches of different sizes
+    rows = [x[:images].float().cpu() for x in found]
     side = max(x.shape[-1] for x in rows)
     scale = max(1, 96 // side)
     tiles = []

@@ -1,0 +1,53 @@
+"""Files made from a set's own files and kept for the next start: beside them, else in the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+
+def places(beside: Path) -> list[Path]:
+    """Return where the file `beside` may be kept: there and, for read-only folders, in the user's cache folder."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlabeled" / beside.suffix[1:]
+    except RuntimeError:  # a user without a home
+        return [beside]
+    name = hashlib.blake2b(os.fsencode(beside.absolute()), digest_size=16).hexdigest()
+    return [beside, cache / f"{name}{beside.suffix}"]
+
+
+def keep(where: Sequence[Path], fill: Callable[[IO[bytes]], None]) -> OSError | None:
+    """Write a file, whole or not at all, to the first of these places that takes it; return the reason if none does.
+
+    Several processes may do so at once: the last one's file stays.
+    """
+    refused: OSError | None = None
+    for place in where:
+        try:
+            _write(place, fill)
+        except OSError as error:
+            refused = error
+        else:
+            return None
+    return refused
+
+
+def _write(place: Path, fill: Callable[[IO[bytes]], None]) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.parent.stat().st_mode & 0o222:  # read-only by its owner's wish, also for root
+        raise PermissionError(13, "read-only", str(place.parent))
+    handle, beside = tempfile.mkstemp(dir=place.parent, prefix=f".{place.suffix[1:]}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, place)
+    except BaseException:
+        os.unlink(beside)
+        raise
