@@ -6,26 +6,44 @@ from typing import get_args
 import pytest
 
 from unlabeled.config import protocol
-from unlabeled.config.files import listing
-from unlabeled.config.read import read_protocol
+from unlabeled.config.chain import Chain
+from unlabeled.config.files import find, listing
+from unlabeled.config.read import read_file, read_protocol, read_recipe
 from unlabeled.config.tables import PROTOCOLS
 from unlabeled.errors import UserError
+from unlabeled.evaluation.chain import check
 
 
 def test_every_type_has_a_runner_and_every_runner_a_type():
     types = get_args(get_args(protocol.AnyProtocol)[0])
     names = {get_args(kind.model_fields["protocol"].annotation)[0] for kind in types}
-    assert names == set(PROTOCOLS)
+    # these two score classifiers, one after training it, and have no runner on cached features
+    assert names == {*PROTOCOLS, "classify", "trained"}
     for runner in PROTOCOLS.values():
         module, _, function = runner.partition(":")
         assert callable(getattr(import_module(module), function))
 
 
-@pytest.mark.parametrize("name", ["knn", "linear", "few-labels"])
+@pytest.mark.parametrize("name", ["knn", "linear", "few-labels", "logistic", "classify"])
 def test_files_state_the_defaults(name):
     assert name in listing("eval")
     cfg = read_protocol(name)
     assert cfg == type(cfg)(protocol=name)
+
+
+@pytest.mark.parametrize("name", listing("eval"))
+def test_every_file_is_a_protocol(name):
+    read_protocol(name)
+
+
+@pytest.mark.parametrize("name", [name for name in listing("recipes") if not name.startswith("chains/")])
+def test_every_recipe_names_cards_and_protocols_that_exist(name):
+    read_recipe(name, check_files=True)
+
+
+@pytest.mark.parametrize("name", [name for name in listing("recipes") if name.startswith("chains/")])
+def test_every_chain_holds_together(name):
+    check(read_file(find("recipes", name), Chain))
 
 
 def test_an_unknown_protocol_is_answered_with_the_nearest():

@@ -13,7 +13,7 @@ from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
 
-SMALL = ["backbone.width=0.125", "train.epochs=null", "train.updates=2", "data.train.batch=16", "eval.every=0",
+SMALL = ["backbone.width=0.125", "train.epochs=null", "train.updates=30", "data.train.batch=16", "eval.every=0",
          "eval.at_end=[]", "optim.warmup_epochs=0", "optim.lr.base=0.01"]
 QUICK = ["workers=0", "data.batch=64", "epochs=2", "optim.lr.base=0.5"]
 
