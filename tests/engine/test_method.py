@@ -78,6 +78,8 @@ def test_an_unfinished_source_and_an_unknown_export_are_refused(source: Path, tm
         load_export(str(unfinished))
     with pytest.raises(UserError, match=r"no export 'backbon'.*Did you mean 'backbone'"):
         load_export(f"{source}:backbon")
+    with pytest.raises(UserError, match="gives map and no vectors; name another export"):
+        train(recipe(f"{source}:backbone.layer2"), tmp_path / "map")
     with pytest.raises(UserError, match="no module 'layer7'"):
         load_export(f"{source}:backbone.layer7").build()
 

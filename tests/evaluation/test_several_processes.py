@@ -1,13 +1,16 @@
 """Evaluation over several real processes."""
 
+import shutil
 from pathlib import Path
 
 import torch
 from tests.evaluation.fakes import FakeRuns
 from tests.processes import run_processes
 
+from unlabeled.config.read import read_recipe
 from unlabeled.engine import features as features_module
 from unlabeled.engine.features import Features, gather_features
+from unlabeled.engine.train import train
 from unlabeled.evaluation import evaluate as evaluate_module
 
 CPU = torch.device("cpu")
@@ -39,3 +42,20 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, monkeypatch):
     alone = in_a_process(0, tmp_path / "one")
     assert run_processes(2, in_a_process, tmp_path / "two") == [alone, None]
     assert (tmp_path / "two" / "eval" / "knn-update00000012.json").exists()
+
+
+def trained_in_a_process(rank: int, run: Path) -> float | None:
+    settings = ["workers=0", "data.batch=64", "epochs=4", "random_init=false", "method.crop={area: [0.6, 1.0]}"]
+    report = evaluate_module.evaluate("linear-sgd", run, settings)
+    return None if report is None else report["linear"].network["value"]
+
+
+def test_a_protocol_that_trains_gives_the_number_of_one_process(tmp_path):
+    small = ["backbone.width=0.125", "train.epochs=null", "train.updates=30", "data.train.batch=16", "eval.every=0",
+             "eval.at_end=[]", "optim.warmup_epochs=0", "optim.lr.base=0.01"]
+    run = tmp_path / "run"
+    assert train(read_recipe("demo/simclrv2", small), run).finished
+    shutil.copytree(run, tmp_path / "two")
+    alone = trained_in_a_process(0, run)
+    first, second = run_processes(2, trained_in_a_process, tmp_path / "two")
+    assert second is None and alone is not None and abs(first - alone) <= 1.0  # sums in another order

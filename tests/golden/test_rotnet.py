@@ -137,7 +137,7 @@ def test_alexnet(case: Case) -> None:
 class Given(nn.Identity):
     """Stands in for a network whose output is the input."""
 
-    num_features, input = 4, None
+    num_features, input, gives = 4, None, None
 
 
 def method(case: Case) -> RotNet:

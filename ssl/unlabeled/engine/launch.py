@@ -7,17 +7,23 @@ import warnings
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from unlabeled.augment import photometric
 from unlabeled.config.recipe import Train
 from unlabeled.errors import UserError
 from unlabeled.ops.compiler import compiler_problem
+from unlabeled.ops.memory import keep_freed_memory
 
 HOW = (
     "accelerate launch --multi_gpu --num_processes {n} pretrain.py RECIPE (on CPUs: ACCELERATE_USE_CPU=true before it)"
 )
+
+
+def join() -> PartialState:
+    """Join the other processes of the launch, on CPUs if it says so."""
+    return PartialState(cpu=_on_cpu())
 
 
 def start(train: Train) -> Accelerator:
@@ -26,7 +32,7 @@ def start(train: Train) -> Accelerator:
     Raises UserError if fewer processes came together than the launcher started or `train.processes` asks for, and for
     fp16 without a GPU.
     """
-    cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+    cuda = torch.cuda.is_available() and not _on_cpu()
     if train.precision == "fp16" and not cuda:
         raise UserError("train.precision fp16 needs a GPU; use bf16 or fp32 here")
     precision = {"auto": "bf16" if cuda else "no", "fp32": "no"}.get(train.precision, train.precision)
@@ -49,6 +55,8 @@ def start(train: Train) -> Accelerator:
         torch.backends.cudnn.benchmark = False
     elif cuda:
         torch.backends.cudnn.benchmark = True
+    if not cuda:
+        keep_freed_memory()
     _compile(train.compile, accelerator)
     return accelerator
 
@@ -63,3 +71,7 @@ def _compile(wanted: bool, accelerator: Accelerator) -> None:
     torch.compiler.set_stance("force_eager" if problem else "default")
     if problem and accelerator.is_main_process:
         print(f"train.compile: going on without it, torch.compile does not work here: {problem}", flush=True)
+
+
+def _on_cpu() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")

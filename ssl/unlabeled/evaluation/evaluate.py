@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from unlabeled.report.table import print_reports
 
 Pair = tuple[Features, Features]
 
+_NAME = 150  # longest name of a report; what is cut off is told apart by a hash
 _SAME_NUMBER = ("batch", "workers", "max_corrupt", "random_init", "raw_pixels")  # settings that change no number
 
 
@@ -101,9 +103,15 @@ def evaluate_many(protocols: Sequence[str | Path], run: Path, overrides: Sequenc
 def _read(protocol: str | Path, overrides: Sequence[str]) -> Job:
     cfg = read_protocol(protocol, overrides)
     # what differs from the file is part of the name, so that no report takes the place of the standard one
+    given = {text.partition("=")[0] for text in overrides}
+    export = cfg.export if "export" in given else None
+    card = Path(cfg.card).stem if cfg.card and "card" in given else None
     other = [text for text in overrides if text.partition("=")[0] not in ("export", "card", "root", *_SAME_NUMBER)]
-    special = (cfg.export, cfg.card and Path(cfg.card).stem, *(re.sub(r"[^\w=.+-]+", "_", text) for text in other))
-    return Job("-".join([find("eval", protocol).stem, *(part for part in special if part)]), cfg)
+    special = (export, card, *(re.sub(r"[^\w=.+-]+", "_", text) for text in other))
+    name = "-".join([find("eval", protocol).stem, *(part for part in special if part)])
+    if len(name) > _NAME:  # it becomes the name of a file and of a folder
+        name = f"{name[:_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Job(name, cfg)
 
 
 def _evaluate_group(jobs: list[Job], restored: Restored, splits: Splits, run: Path, device: torch.device,

@@ -14,6 +14,7 @@ from unlabeled.config.protocol import Protocol
 from unlabeled.config.read import read_file
 from unlabeled.data.source import Source, open_source
 from unlabeled.engine.export import find_export, inner
+from unlabeled.engine.launch import join
 from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Method
@@ -37,11 +38,8 @@ class Splits:
 
 def pick_device(accelerator: Any = None) -> torch.device:
     """Join the processes of the launch, if any, and return this one's device."""
-    if accelerator is None:
-        from accelerate import PartialState
-
-        accelerator = PartialState()
-    return accelerator.device
+    device: torch.device = (accelerator or join()).device
+    return device
 
 
 def pick_export(method: Method, name: str | None, size: int | None = None) -> tuple[str, Export]:

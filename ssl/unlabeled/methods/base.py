@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unlabeled.config.recipe import MethodConfig
 from unlabeled.data.batch import Batch, Stream
+from unlabeled.errors import UserError
 
 
 class BackboneModule(nn.Module):
@@ -105,6 +106,13 @@ def input_of(network: BackboneModule, size: int, info: Info) -> Input:
     """Return images of `size` with the statistics that `network` was trained with, or else those of the data card."""
     known = network.input or Input(size, info.mean, info.std)
     return Input(size, known.mean, known.std)
+
+
+def width_of(network: BackboneModule) -> int:
+    """Return the width of the vectors that `network` gives. Raises UserError if it gives none."""
+    if network.gives not in (None, "vector"):
+        raise UserError(f"backbone.init gives {network.gives} and no vectors; name another export, as in RUN:backbone")
+    return network.num_features
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from unlabeled.augment import geometry
 from unlabeled.augment.photometric import to_input
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
-from unlabeled.methods.base import BackboneModule, Export, Info, Losses, MakeBackbone, Method, Step, input_of
+from unlabeled.methods.base import BackboneModule, Export, Info, Losses, MakeBackbone, Method, Step, input_of, width_of
 from unlabeled.methods.finetune_config import FinetuneConfig
 from unlabeled.ops.labels import known_accuracy, known_cross_entropy
 
@@ -25,7 +25,7 @@ class Classifier(nn.Module):
     def __init__(self, network: BackboneModule, classes: int) -> None:
         super().__init__()
         self.network = network
-        self.linear = nn.Linear(network.num_features, classes)
+        self.linear = nn.Linear(width_of(network), classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 

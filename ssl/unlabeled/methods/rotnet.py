@@ -17,7 +17,7 @@ from unlabeled.augment import geometry
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.intermediate import Intermediate, refuse_unknown
 from unlabeled.data.batch import Batch, Stream
-from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of
+from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of, width_of
 from unlabeled.methods.rotnet_config import RotNetConfig
 
 ROTATIONS = 4
@@ -60,7 +60,7 @@ class RotNet(Method):
         self.cfg, self.info = cfg, info
         self.backbone = make_backbone()
         self.input = input_of(self.backbone, cfg.crop.size, info)
-        self.classifier = nn.Linear(self.backbone.num_features, ROTATIONS)
+        self.classifier = nn.Linear(width_of(self.backbone), ROTATIONS)
         if cfg.block is not None:
             refuse_unknown(self.backbone, cfg.block)
 

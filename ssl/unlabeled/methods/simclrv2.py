@@ -17,7 +17,18 @@ from torch import Tensor, nn
 from unlabeled.augment import geometry, photometric
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
-from unlabeled.methods.base import BackboneModule, Export, Group, Info, Input, Losses, MakeBackbone, Method, Step
+from unlabeled.methods.base import (
+    BackboneModule,
+    Export,
+    Group,
+    Info,
+    Input,
+    Losses,
+    MakeBackbone,
+    Method,
+    Step,
+    width_of,
+)
 from unlabeled.methods.simclrv2_config import Augment, Head, SimCLRv2Config
 from unlabeled.ops.distributed import gather, gather_with_grad, rank
 from unlabeled.ops.ema import ema_update
@@ -178,7 +189,7 @@ class SimCLRv2(Method):
         super().__init__()
         self.cfg, self.info = cfg, info
         self.backbone = make_backbone()
-        self.head = ProjectionHead(self.backbone.num_features, cfg.head)
+        self.head = ProjectionHead(width_of(self.backbone), cfg.head)
         if cfg.memory:
             keys = 2 * info.streams["train"].batch
             if cfg.memory.size < keys:
