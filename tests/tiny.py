@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
+from unlabeled.config.write import to_yaml
 from unlabeled.data.batch import Batch
 from unlabeled.data.stream import TrainStream
 from unlabeled.engine import build, launch
+from unlabeled.engine.export import write_exports
+from unlabeled.engine.method import build_method
 from unlabeled.engine.plan import make_plan
+from unlabeled.engine.run_folder import RunFolder
 from unlabeled.engine.steps import make_step
 from unlabeled.engine.updater import Updater
 from unlabeled.ops.distributed import rank, world
@@ -20,8 +28,68 @@ from unlabeled.ops.distributed import rank, world
 UPDATES = 6
 BATCH = 24  # divides by 1, 2, 3 and 4 processes
 
+_DIGITS = ["data.train.card=digits", "data.workers=0"]
+
+# two batch sizes; a bank of three updates, which six updates fill twice; confident enough for every image
+_SIMMATCHV2 = ["data.labeled.batch=12", "method.bank=72", "method.topn=7", "method.threshold=0.1"]
+
 # method -> variants, each a recipe and overrides; together the variants use every part of the method
 TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
+    "distil": {
+        "plain": ("cifar10/rotnet-cpu", [*_DIGITS, "method={name: distil, crop: {kind: padded, size: 8}}"]),
+        "labels": (
+            "cifar10/rotnet-cpu",
+            [
+                *_DIGITS,
+                "method={name: distil, crop: {kind: padded, size: 8}, temperature: 2.0, alpha: 0.7, "
+                "labels: {share: 0.5}}",
+            ],
+        ),
+    },
+    "finetune": {"plain": ("cifar10/rotnet-cpu", [*_DIGITS, "method={name: finetune, crop: {kind: padded, size: 8}}"])},
+    "probe": {
+        "heads": (
+            "cifar10/rotnet-cpu",
+            [
+                *_DIGITS,
+                "method={name: probe, crop: {kind: padded, size: 8}, heads: {output: {}, "
+                "pooled: {block: layer1, pool: 2, norm: true}, mlp: {kind: mlp, block: layer2, width: 9}, "
+                "conv: {kind: conv, block: layer1}}}",
+            ],
+        )
+    },
+    "rotnet": {
+        "all": ("cifar10/rotnet-cpu", [*_DIGITS, "method.crop={kind: padded, size: 8, pad: 1}"]),
+        "one": (
+            "cifar10/rotnet-cpu",
+            [*_DIGITS, "method.crop={kind: square, size: 12, proportion: 0.8}", "method.all_rotations=false"],
+        ),
+    },
+    "simmatchv2": {
+        "plain": ("demo/simmatchv2", _SIMMATCHV2),
+        "multicrop": (
+            "demo/simmatchv2",
+            [
+                *_SIMMATCHV2,
+                "method.ema.kind=eman",
+                "method.align=false",
+                "method.feature_norm=false",
+                "method.bank_init=uniform",
+                "method.crop={kind: resized, size: 12, area: [0.5, 1.0]}",
+                "method.strong=[{size: 12, area: [0.3, 1.0]}, {size: 10, area: [0.2, 0.9]}, {size: 8}]",
+                "method.augment={kind: color, blur_p: 0.5}",
+            ],
+        ),
+        "randaugment": (
+            "demo/simmatchv2",
+            [
+                *_SIMMATCHV2,
+                "method.crop={kind: padded, size: 8, pad: 1, border: reflect}",
+                "method.strong=[{kind: padded, size: 8, pad: 1, border: reflect}]",
+                "method.augment={kind: randaugment}",
+            ],
+        ),
+    },
     "simclrv2": {
         "plain": ("demo/simclrv2", []),
         "colour": ("demo/simclrv2-shapes", ["method.augment.blur_p=0.5"]),
@@ -34,6 +102,7 @@ VARIANTS = [(method, variant) for method, variants in TINY.items() for variant i
 def tiny_recipe(method: str, variant: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a variant at tiny size."""
     name, own = TINY[method][variant]
+    own = [*own, f"method.teacher={teacher()}"] if method == "distil" else own
     small = [
         "backbone.width=0.125",
         "train.epochs=null",
@@ -45,6 +114,20 @@ def tiny_recipe(method: str, variant: str, overrides: Sequence[str] = ()) -> Rec
     recipe = read_recipe(name, [*small, *own, *overrides])
     batches = [f"data.{stream}.batch={BATCH}" for stream in recipe.data.streams()]
     return read_recipe(name, [*small, *batches, *own, *overrides])
+
+
+@functools.cache
+def teacher() -> Path:
+    """Make what a finished fine-tuning run leaves behind, equal in every process: a classifier with random weights."""
+    run = Path(tempfile.mkdtemp(prefix="teacher-"))
+    recipe = tiny_recipe("finetune", "plain")
+    info = build.make_info(recipe, build.open_streams(recipe))
+    method = build_method(recipe, info)
+    torch.nn.init.normal_(method.classifier.linear.weight)
+    (run / "recipe.yaml").write_text(to_yaml(recipe))
+    (run / "run.json").write_text(json.dumps({"info": build.info_record(info)}))
+    write_exports(RunFolder(run), recipe, method, 0)
+    return run
 
 
 @dataclass
@@ -81,7 +164,7 @@ def tiny_run(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Tiny:
     opened = build.open_streams(recipe)
     clock = build.method_class(recipe).clock
     plan = make_plan(recipe, clock, len(opened[clock].source), world())
-    method = build.build_method(recipe, build.make_info(recipe, opened)).to(dtype)
+    method = build_method(recipe, build.make_info(recipe, opened)).to(dtype)
     streams = build.train_streams(recipe, opened, plan)
     return Tiny(Updater(method, recipe, plan, accelerator), streams)
 

@@ -129,8 +129,9 @@ def _keys(annotation: Any, prefix: Key) -> Iterator[Key]:
 def _unknown(path: Key, siblings: Mapping[str, Any], roots: Roots) -> tuple[str, Key]:
     """Say what was probably meant; also return it as a path. A key in the wrong block is found by its name."""
     name, message = str(path[-1]), f"unknown key '{dotted(path)}'."
-    elsewhere = sorted({key for prefix, root in roots.items() for key in _keys(root, prefix)})
-    exact = [dotted(key) for key in elsewhere if key[-1] == name and key[:-1] != path[:-1]]
+    known = {key for prefix, root in roots.items() for key in _keys(root, prefix)}
+    elsewhere = sorted(key for key in known if key[:-1] != path[:-1])
+    exact = [dotted(key) for key in elsewhere if key[-1] == name]
     for cutoff in (0.75, 0.5):
         near = difflib.get_close_matches(name, siblings, 1, cutoff)
         if near:

@@ -1,0 +1,365 @@
+"""SimMatchV2: few labels and many unlabelled images, made consistent over a graph of images.
+
+Zheng et al., "SimMatchV2: Semi-Supervised Learning with Graph Consistency", arXiv 2308.06692. A teacher, the student's
+moving average, sees a weak view of every unlabelled image, the student one or more strong ones. An image view is a node
+(a class distribution and a unit embedding), the similarity of two embeddings an edge. docs/simmatchv2.md has the table
+from paper to code.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled.augment import geometry, photometric, randaugment
+from unlabeled.augment.photometric import normalise, to_float
+from unlabeled.data.batch import Batch, Stream
+from unlabeled.errors import UserError
+from unlabeled.methods.base import BackboneModule, Export, Info, Input, Losses, MakeBackbone, Method, Step
+from unlabeled.methods.simmatchv2_config import RandAugment, SimMatchV2Config
+from unlabeled.ops.batchnorm import unsynchronised_buffers
+from unlabeled.ops.distributed import gather, world
+from unlabeled.ops.ema import ema_update
+
+# ---- network
+
+
+class Seen(NamedTuple):
+    """What a network makes of images, in at least float32: logits [b, C], unit embeddings [b, d]."""
+
+    logits: Tensor
+    embedding: Tensor
+
+
+class Network(nn.Module):
+    """Backbone, LayerNorm, and on the same vector a linear classifier and an embedding head: [b, 3, S, S] -> Seen."""
+
+    def __init__(self, backbone: BackboneModule, classes: int, embed_dim: int, feature_norm: bool) -> None:
+        super().__init__()
+        width = backbone.num_features
+        self.backbone = backbone
+        self.norm = nn.LayerNorm(width) if feature_norm else nn.Identity()
+        self.classifier = nn.Linear(width, classes)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, embed_dim))
+
+    def forward(self, x: Tensor) -> Seen:
+        """Return logits and embeddings."""
+        h = self.norm(self.backbone(x))
+        return Seen(_wide(self.classifier(h)), F.normalize(_wide(self.head(h)), dim=1, eps=1e-12))
+
+    def without_head(self) -> nn.Module:
+        """Return a copy that gives logits alone, in evaluation mode."""
+        parts: dict[str, nn.Module] = {"backbone": self.backbone, "norm": self.norm, "classifier": self.classifier}
+        return copy.deepcopy(nn.Sequential(OrderedDict(parts))).eval()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+# ---- what is remembered: the same on every process, written with gathered values after the update
+
+
+class LabeledBank(nn.Module):
+    """The teacher's last embedding of every labelled image, random at first, and its label (a number, not one-hot)."""
+
+    feature: Tensor
+    label: Tensor
+
+    def __init__(self, label: Tensor, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("feature", F.normalize(torch.randn(len(label), dim), dim=1))
+        self.register_buffer("label", label)
+
+    def write(self, index: Tensor, feature: Tensor) -> None:
+        """Write feature [n, d] to the rows index [n]; of an image that comes twice the last one, on any device."""
+        turn = torch.arange(len(index), device=index.device)
+        last = turn.new_zeros(len(self.label)).scatter_reduce_(0, index, turn, "amax")
+        self.feature[index] = feature[last[index]].to(self.feature.dtype)
+
+
+class UnlabeledBank(nn.Module):
+    """The teacher's embeddings and class distributions of the last `size` unlabelled images, first in first out."""
+
+    feature: Tensor
+    prob: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, dim: int, classes: int, init: Literal["zero", "uniform"]) -> None:
+        super().__init__()
+        self.register_buffer("feature", F.normalize(torch.randn(size, dim), dim=1))
+        self.register_buffer("prob", torch.full((size, classes), 0.0 if init == "zero" else 1 / classes))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    def push(self, feature: Tensor, prob: Tensor) -> None:
+        """Write feature [n, d] and prob [n, C] over the oldest rows."""
+        rows = (self.pointer + torch.arange(len(feature), device=feature.device)) % len(self.feature)
+        self.feature[rows] = feature.to(self.feature.dtype)
+        self.prob[rows] = prob.to(self.prob.dtype)
+        self.pointer.copy_((self.pointer + len(feature)) % len(self.feature))
+
+
+# ---- the teacher's targets
+
+
+class Told(NamedTuple):
+    """What the teacher says of b unlabelled images, without gradient.
+
+    prob: aligned prediction [b, C]. label: the same after propagation over the labelled neighbours [b, C]. mask: 1
+    where `prob` is confident, else 0, [b]. edge: similarity to the bank's images, as a distribution, [b, K].
+    """
+
+    prob: Tensor
+    label: Tensor
+    mask: Tensor
+    edge: Tensor
+
+
+def align(prob: Tensor, running: Tensor) -> Tensor:
+    """Divide distributions prob [b, C] by the running mean [C] and scale every row to sum 1."""
+    aligned = prob / running
+    return aligned / aligned.sum(1, keepdim=True)
+
+
+def neighbours(embedding: Tensor, feature: Tensor, count: int) -> Tensor:
+    """Return the `count` rows of feature [N, d] that are most similar to each embedding [b, d], int64 [b, count]."""
+    return (embedding @ feature.T).topk(count).indices
+
+
+def transition(nodes: Tensor, temperature: float) -> Tensor:
+    """Return where a walk from each of m unit nodes [b, m, d] goes next, [b, m, m]; it never stays."""
+    similarity = nodes @ nodes.transpose(1, 2) / temperature
+    similarity.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
+    return similarity.softmax(2)
+
+
+def first_row(walk: Tensor, alpha: float) -> Tensor:
+    """Return the first row [b, m] of (1 - alpha) (I - alpha A)^-1 for transitions A [b, m, m]; it sums to 1.
+
+    It is all that is needed of the inverse, so one system of equations is solved instead.
+    """
+    m = walk.shape[1]
+    system = torch.eye(m, dtype=walk.dtype, device=walk.device) - alpha * walk.transpose(1, 2)
+    start = walk.new_zeros(len(walk), m)
+    start[:, 0] = 1 - alpha
+    return torch.linalg.solve(system, start)
+
+
+def propagate(seen: Tensor, prob: Tensor, bank: LabeledBank, topn: int, alpha: float, temperature: float) -> Tensor:
+    """Return class distributions prob [b, C] after a walk over the graph of each image and its labelled neighbours.
+
+    seen: embeddings [b, d]. The node-edge consistency.
+    """
+    near = neighbours(seen, bank.feature, topn)
+    nodes = torch.cat([seen[:, None], bank.feature[near]], 1)
+    share = first_row(transition(nodes, temperature), alpha)
+    return (share[:, :1] * prob).scatter_add_(1, bank.label[near], share[:, 1:])
+
+
+# ---- losses
+
+
+def consistency(seen: Seen, told: Told, bank: UnlabeledBank, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return node-node, edge-edge and edge-node losses, 0-d, of one strong view of the images that the teacher saw.
+
+    Labels of the bank that sum to less than 1 (rows never written) are not scaled up, so edge-node has an offset.
+    """
+    node_node = -(told.label * seen.logits.log_softmax(1)).sum(1) * told.mask
+    log_edge = (seen.embedding @ bank.feature.T / temperature).log_softmax(1)
+    edge_edge = -(told.edge * log_edge).sum(1)
+    edge_node = -(told.prob * (log_edge.exp() @ bank.prob).log()).sum(1)
+    return node_node.mean(), edge_edge.mean(), edge_node.mean()
+
+
+def or_nothing(loss: Tensor, moves: Tensor) -> Tensor:
+    """Return the loss or, if it is not finite, as with an empty bank, a zero that still gives `moves` a gradient."""
+    return loss if bool(loss.detach().isfinite()) else 0 * moves.sum()
+
+
+def ema_momentum(base: float, update: int, horizon: int) -> float:
+    """Return the teacher's momentum of `update`: `base`, which up to 0.996 rises to 1 at `horizon` (published code)."""
+    if base > 0.996:
+        return base
+    return 1 - (1 - base) * (math.cos(math.pi * min(1.0, (update + 1) / horizon)) + 1) / 2
+
+
+# ---- the method
+
+
+class SimMatchV2(Method):
+    """Cross-entropy on the labelled images and four consistencies on the unlabelled ones."""
+
+    Config = SimMatchV2Config
+    clock = "unlabeled"
+    running: Tensor  # mean of the teacher's predictions before alignment, [C]
+
+    @classmethod
+    def streams(cls, cfg: SimMatchV2Config) -> dict[str, Stream]:
+        """A weak crop of labelled images; a weak one and the strong ones of unlabelled images."""
+        weak, *strong = (geometry.build(crop) for crop in (cfg.crop, *cfg.strong))
+        return {"labeled": Stream((weak,), labels=True, index=True), "unlabeled": Stream((weak, *strong))}
+
+    def __init__(self, cfg: SimMatchV2Config, make_backbone: MakeBackbone, info: Info) -> None:
+        super().__init__()
+        if info.classes is None:
+            raise UserError("simmatchv2 needs classes, and the data card of data.labeled names none")
+        label = _labels(info, info.classes)
+        if cfg.topn > len(label):
+            raise UserError(f"method.topn is {cfg.topn}, but data.labeled has only {len(label)} images")
+        batch = info.streams["unlabeled"].batch
+        if cfg.bank % batch:
+            fitting = max(1, round(cfg.bank / batch)) * batch
+            raise UserError(f"method.bank {cfg.bank} is no multiple of data.unlabeled.batch {batch}; {fitting} is")
+        self.cfg, self.info = cfg, info
+        backbone = make_backbone()
+        start = backbone.input
+        mean, std = (info.mean, info.std) if start is None else (start.mean, start.std)
+        self.input = Input(cfg.crop.size, mean, std)
+        self.student = Network(backbone, info.classes, cfg.embed_dim, cfg.feature_norm)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.labeled_bank = LabeledBank(label, cfg.embed_dim)
+        self.unlabeled_bank = UnlabeledBank(cfg.bank, cfg.embed_dim, info.classes, cfg.bank_init)
+        self.register_buffer("running", torch.full((info.classes,), 1 / info.classes))
+
+    def train(self, mode: bool = True) -> SimMatchV2:
+        """Set the mode; an EMAN teacher stays in evaluation mode."""
+        super().train(mode)
+        if self.cfg.ema.kind == "eman":
+            self.teacher.eval()
+        return self
+
+    # ---- views
+
+    def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
+        """Labelled images [b, 3, S, S], their labels and places [b]; weak and strong views of the unlabelled ones."""
+        few = batch["labeled"]
+        assert few.label is not None
+        weak, *strong = batch["unlabeled"].crops
+        made = {"labeled": few.crops[0], "weak": weak}
+        made |= {f"strong{i}": self._strong(crop, step) for i, crop in enumerate(strong)}
+        return {name: self._normalised(x) for name, x in made.items()} | {"label": few.label, "index": few.index}
+
+    def _strong(self, crop: Tensor, step: Step) -> Tensor:
+        # drawn for the global batch, so that an image looks the same on any number of processes
+        aug, n, total = self.cfg.augment, len(crop), len(crop) * self.info.world
+        mine = slice(self.info.rank * n, (self.info.rank + 1) * n)
+        if isinstance(aug, RandAugment):
+            return randaugment.apply(crop, randaugment.draw(total, aug.operations, aug.square, step.shared).rows(mine))
+        drawn = photometric.Drawn(
+            photometric.draw_jitter(
+                total, aug.brightness, aug.contrast, aug.saturation, aug.hue, aug.jitter_p, step.shared
+            ),
+            photometric.draw_chosen(total, aug.gray_p, step.shared),
+            photometric.draw_blur(total, aug.blur_p, aug.blur_sigma, step.shared),
+            photometric.draw_chosen(total, aug.solarize_p, step.shared),
+        )
+        return photometric.render(crop, drawn.rows(mine))
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        mean, std = self.input.mean, self.input.std
+        return to_float(x) if mean is None or std is None else normalise(to_float(x), mean, std)
+
+    # ---- forward
+
+    def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
+        """Labels, then the consistencies, each the mean over all strong views and times its weight."""
+        cfg, n = self.cfg, len(views["labeled"])
+        told, carry = self._teach(views["labeled"], views["weak"], step)
+        # BatchNorm sees labelled images and the first strong views together, further views by themselves
+        first = self.student(torch.cat([views["labeled"], views["strong0"]]))
+        others = [self.student(views[f"strong{i}"]) for i in range(1, len(cfg.strong))]
+        seen = [Seen(first.logits[n:], first.embedding[n:]), *others]
+        label = views["label"]
+        with torch.autocast(label.device.type, enabled=False):
+            supervised = F.cross_entropy(first.logits[:n], label)
+            parts = zip(*(consistency(s, told, self.unlabeled_bank, cfg.temperature) for s in seen), strict=True)
+            node_node, edge_edge, edge_node = (torch.stack(part).mean() for part in parts)
+        terms = {
+            "supervised": supervised,
+            "node_node": cfg.lambda_nn * node_node,
+            "edge_edge": cfg.lambda_ee * or_nothing(edge_edge, first.embedding),
+            "edge_node": cfg.lambda_en * or_nothing(edge_node, first.embedding),
+        }
+        right = (first.logits[:n].detach().argmax(1) == label).double().mean()
+        carry["index"] = views["index"]
+        return Losses(terms, carry, {"labeled_accuracy": right, "confident": told.mask.double().mean()})
+
+    @torch.no_grad()
+    def _teach(self, labeled: Tensor, weak: Tensor, step: Step) -> tuple[Told, dict[str, Tensor]]:
+        cfg, n = self.cfg, len(labeled)
+        logits, embedding = self._teacher(torch.cat([labeled, weak]), step)
+        with torch.autocast(weak.device.type, enabled=False):
+            raw, weak_embedding = logits[n:].softmax(1), embedding[n:]
+            prob = align(raw, self.running) if cfg.align else raw
+            label = propagate(weak_embedding, prob, self.labeled_bank, cfg.topn, cfg.alpha, cfg.temperature)
+            mask = (prob.amax(1) >= cfg.threshold).to(prob.dtype)
+            edge = (weak_embedding @ self.unlabeled_bank.feature.T / cfg.temperature).softmax(1)
+        carry = {"labeled": embedding[:n], "weak": torch.cat([weak_embedding, prob, raw], 1)}
+        return Told(prob, label, mask, edge), carry
+
+    def _teacher(self, x: Tensor, step: Step) -> Seen:
+        """Let the teacher see x; where BatchNorm is each process's own, images change processes for that (ShuffleBN).
+
+        Else teacher and student would see an image among the same others, which the statistics could give away.
+        """
+        if self.cfg.ema.kind == "eman" or world() == 1 or not unsynchronised_buffers(self.teacher):
+            return self.teacher(x)
+        mine = slice(self.info.rank * len(x), (self.info.rank + 1) * len(x))
+        order = torch.randperm(len(x) * self.info.world, generator=step.shared)
+        seen = self.teacher(gather(x.contiguous())[order[mine].to(x.device)])
+        back = order.argsort()[mine].to(x.device)
+        return Seen(*(gather(part)[back] for part in seen))
+
+    # ---- after the update
+
+    @torch.no_grad()
+    def after_step(self, step: Step, carry: dict[str, Tensor]) -> dict[str, float]:
+        """Fill the banks and move the running mean with what was seen before the update; then move the teacher."""
+        cfg = self.cfg
+        classes = len(self.running)
+        self.labeled_bank.write(gather(carry["index"]), gather(carry["labeled"]))
+        embedding, prob, raw = gather(carry["weak"]).split([cfg.embed_dim, classes, classes], 1)
+        self.unlabeled_bank.push(embedding, prob)
+        if cfg.align:
+            self.running.lerp_(raw.mean(0).to(self.running.dtype), 1 - cfg.align_momentum)
+        momentum = ema_momentum(cfg.ema.momentum, step.update, step.horizon)
+        ema_update(self.teacher, self.student, momentum, "average" if cfg.ema.kind == "eman" else "keep")
+        return {}
+
+    def exports(self) -> dict[str, Export]:
+        """Classifier and backbone of the student, which the paper evaluates, then of the teacher."""
+
+        def backbone(of: Network) -> nn.Module:
+            return copy.deepcopy(of.backbone).eval()
+
+        return {
+            "classifier": Export(self.student.without_head, "logits", self.input),
+            "backbone": Export(lambda: backbone(self.student), "vector", self.input),
+            "teacher-classifier": Export(self.teacher.without_head, "logits", self.input),
+            "teacher-backbone": Export(lambda: backbone(self.teacher), "vector", self.input),
+        }
+
+
+def _labels(info: Info, classes: int) -> Tensor:
+    """Return the labels of the labelled stream, int64 [N]; zeros where a checkpoint will bring them.
+
+    Raises UserError if one is unknown or a class has none.
+    """
+    labels = info.streams["labeled"].labels
+    if labels is None:
+        return torch.zeros(info.streams["labeled"].samples, dtype=torch.int64)
+    unknown = int((labels < 0).sum())
+    if unknown:
+        raise UserError(
+            f"data.labeled: {unknown} of {len(labels)} images have no label; choose others with data.labeled.subset"
+        )
+    empty = (torch.bincount(labels, minlength=classes) == 0).nonzero()
+    if len(empty):
+        raise UserError(f"data.labeled has no image of class {int(empty[0])}; each of the {classes} classes needs one")
+    return labels.clone()
