@@ -18,16 +18,26 @@ FACTORS = {"brightness": [0.0, 0.4, 1.0, 1.8], "contrast": [0.0, 0.4, 1.0, 1.8],
            "hue": [-0.5, -0.2, 0.0, 0.07, 0.2, 0.5]}
 
 
-@pytest.fixture(scope="module")
-def images(natural) -> torch.Tensor:
+def make_images(natural, size: int) -> torch.Tensor:
     """Photograph-like images, and what is hard for hue: grays, pure colours, black, white, equal channels."""
-    x = torch.from_numpy(natural(12, 32, 32, seed=1)).permute(0, 3, 1, 2) / 255
+    x = torch.from_numpy(natural(12, size, size, seed=1)).permute(0, 3, 1, 2) / 255
     x[0] = 0.5
-    x[1] = torch.rand(3, 32, 32, generator=generator("pure")).round()
+    x[1] = torch.rand(3, size, size, generator=generator("pure")).round()
     x[2, 1] = x[2, 0]
     x[3, :, :8], x[3, :, 8:16] = 0, 1
     x[4] = (x[4] * 3).round() / 3
     return x
+
+
+@pytest.fixture(scope="module")
+def images(natural) -> torch.Tensor:
+    return make_images(natural, 32)
+
+
+@pytest.fixture(scope="module", params=[32, 224])
+def sized(natural, request) -> torch.Tensor:
+    """The images at both sizes that the chain treats differently."""
+    return make_images(natural, request.param)
 
 
 def column(x: torch.Tensor, value: float) -> torch.Tensor:
@@ -35,10 +45,10 @@ def column(x: torch.Tensor, value: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_operation_equals_torchvision(images, operation):
+def test_operation_equals_torchvision(sized, operation):
     for factor in FACTORS[operation]:
-        ours = getattr(color, f"adjust_{operation}")(images.clone(), column(images, factor))
-        theirs = getattr(tv, f"adjust_{operation}")(images, factor)
+        ours = getattr(color, f"adjust_{operation}")(sized.clone(), column(sized, factor))
+        theirs = getattr(tv, f"adjust_{operation}")(sized, factor)
         assert (ours - theirs).abs().max() < 0.01 * LEVEL, factor
         assert ours.min() >= 0 and ours.max() <= 1
 
@@ -69,28 +79,28 @@ def test_simclr_contrast_is_about_the_mean_of_each_channel(images):
     torch.testing.assert_close(ours, ((images - mean) * 0.6 + mean).clamp(0, 1))
 
 
-def test_gray_equals_torchvision(images):
-    chosen = Chosen(torch.arange(len(images)) % 3 == 0)
-    ours = gray(images, chosen)
-    assert (ours[chosen.active] - tv.rgb_to_grayscale(images[chosen.active], 3)).abs().max() < 0.01 * LEVEL
-    assert torch.equal(ours[~chosen.active], images[~chosen.active])
+def test_gray_equals_torchvision(sized):
+    chosen = Chosen(torch.arange(len(sized)) % 3 == 0)
+    ours = gray(sized, chosen)
+    assert (ours[chosen.active] - tv.rgb_to_grayscale(sized[chosen.active], 3)).abs().max() < 0.01 * LEVEL
+    assert torch.equal(ours[~chosen.active], sized[~chosen.active])
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.3, 128 / 255])
-def test_solarize_equals_torchvision(images, threshold):
-    chosen = Chosen(torch.arange(len(images)) % 2 == 0)
-    ours = solarize(images, chosen, threshold)
-    assert torch.equal(ours[chosen.active], tv.solarize(images[chosen.active], threshold))
-    assert torch.equal(ours[~chosen.active], images[~chosen.active])
+def test_solarize_equals_torchvision(sized, threshold):
+    chosen = Chosen(torch.arange(len(sized)) % 2 == 0)
+    ours = solarize(sized, chosen, threshold)
+    assert torch.equal(ours[chosen.active], tv.solarize(sized[chosen.active], threshold))
+    assert torch.equal(ours[~chosen.active], sized[~chosen.active])
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_jitter_applies_each_samples_operations_in_its_own_order(images, inplace):
-    params = draw_jitter(len(images), 0.8, 0.8, 0.8, 0.2, 0.7, generator(0))
-    before = images.clone()
-    ours = jitter(images.clone() if inplace else images, params, inplace=inplace)
-    assert torch.equal(images, before)
-    for i, x in enumerate(images):
+def test_jitter_applies_each_samples_operations_in_its_own_order(sized, inplace):
+    params = draw_jitter(len(sized), 0.8, 0.8, 0.8, 0.2, 0.7, generator(0))
+    before = sized.clone()
+    ours = jitter(sized.clone() if inplace else sized, params, inplace=inplace)
+    assert torch.equal(sized, before)
+    for i, x in enumerate(sized):
         if params.active[i]:
             for index in params.order[i].tolist():
                 name = OPERATIONS[index]

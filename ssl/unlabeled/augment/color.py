@@ -8,6 +8,7 @@ clips its result to [0, 1].
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -17,6 +18,8 @@ from torch import Tensor
 Convention = Literal["torchvision", "simclr"]
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 GRAY = (0.2989, 0.5870, 0.1140)
+
+_compiling = False
 
 
 class Jitter(NamedTuple):
@@ -168,9 +171,24 @@ def _grouped(order: Tensor, amounts: Tensor, acts: Tensor) -> tuple[list[tuple[i
 
 
 def _operations(convention: Convention) -> tuple[Callable[[Tensor, Tensor], Tensor], ...]:
+    operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     if convention == "simclr":
-        return adjust_brightness, adjust_contrast_per_channel, adjust_saturation_hsv, adjust_hue
-    return adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue
+        operations = (adjust_brightness, adjust_contrast_per_channel, adjust_saturation_hsv, adjust_hue)
+    return tuple(map(_compiled, operations)) if _compiling else operations
+
+
+def compile_operations(on: bool = True) -> None:
+    """Run the jitter's operations through torch.compile from now on, in this process, or no longer.
+
+    Each is compiled by itself, for groups of any size: compiled as a whole, every sample would pay for all operations.
+    """
+    global _compiling
+    _compiling = on
+
+
+@functools.cache
+def _compiled(operation: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return torch.compile(operation)
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from unlabeled.augment.color import (
     Chosen,
     Convention,
     Jitter,
+    compile_operations,
     draw_chosen,
     draw_jitter,
     gray,
@@ -33,6 +34,7 @@ __all__ = [
     "Drawn",
     "Jitter",
     "blur",
+    "compile_operations",
     "default_taps",
     "draw_blur",
     "draw_chosen",
@@ -43,6 +45,7 @@ __all__ = [
     "render",
     "solarize",
     "to_float",
+    "to_input",
 ]
 
 # On a CPU the chain runs over so many values at a time that they stay in the cache: one view of 224 pixels, or 256 of
@@ -128,6 +131,12 @@ def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return (x - mean) / std per channel of x [n, 3, H, W], in new memory."""
     statistics = to_device(torch.tensor([mean, std], dtype=x.dtype), x.device).view(2, 1, -1, 1, 1)
     return (x - statistics[0]).div_(statistics[1])
+
+
+def to_input(crops: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """Return crops [n, 3, H, W] as a network expects them: in [0, 1], normalised if it has statistics."""
+    x = to_float(crops)
+    return x if mean is None or std is None else normalise(x, mean, std)
 
 
 def _float_type(crops: Tensor) -> torch.dtype:
