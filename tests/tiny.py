@@ -107,6 +107,7 @@ def tiny_recipe(method: str, variant: str, overrides: Sequence[str] = ()) -> Rec
         "backbone.width=0.125",
         "train.epochs=null",
         f"train.updates={UPDATES}",
+        "train.precision=fp32",
         "optim.warmup_epochs=0",
         "eval.at_end=[]",
         "eval.every=0",

@@ -20,6 +20,16 @@ def test_too_few_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         launch.start(train.model_copy(update={"processes": None}))
 
 
+@pytest.mark.parametrize(("amx", "asked", "given"), [
+    (True, "auto", "bf16"), (False, "auto", "no"), (True, "fp32", "no"), (False, "bf16", "bf16"),
+])  # fmt: skip
+def test_automatic_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch, amx: bool, asked: str, given: str) -> None:
+    monkeypatch.setattr(launch, "_has_amx", lambda: amx)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    train = tiny_recipe("simclrv2", "plain", [f"train.precision={asked}"]).train
+    assert launch.start(train).mixed_precision == given
+
+
 def test_lengths_that_cannot_be_are_refused() -> None:
     recipe = tiny_recipe("simclrv2", "plain")
     with pytest.raises(UserError, match="holds only 23 samples"):

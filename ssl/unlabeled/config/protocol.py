@@ -131,7 +131,7 @@ class Trained(Protocol):
     data: TrainedData
     optim: Optim
     epochs: int = Field(gt=0)
-    precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    precision: Precision = Field("auto", description="auto: bf16 on GPUs and on CPUs with AMX, else fp32")
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
     raw_pixels: Literal[False] = False
 

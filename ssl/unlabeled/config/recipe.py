@@ -230,7 +230,7 @@ class Train(Strict):
     schedule_scale: float = Field(1.0, gt=0, description="schedules run over total / schedule_scale updates")
     seed: int = Field(0, ge=0)
     processes: int | None = Field(None, gt=0, description="refuse to start with another number of processes")
-    precision: Precision = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    precision: Precision = Field("auto", description="auto: bf16 on GPUs and on CPUs with AMX, else fp32")
     grad_accum: int = Field(1, gt=0, description="micro-batches per update")
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
     channels_last: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -35,7 +36,8 @@ def start(train: Train) -> Accelerator:
     cuda = torch.cuda.is_available() and not _on_cpu()
     if train.precision == "fp16" and not cuda:
         raise UserError("train.precision fp16 needs a GPU; use bf16 or fp32 here")
-    precision = {"auto": "bf16" if cuda else "no", "fp32": "no"}.get(train.precision, train.precision)
+    automatic = "bf16" if cuda or _has_amx() else "no"
+    precision = {"auto": automatic, "fp32": "no"}.get(train.precision, train.precision)
     # buffers stay as each rank computed them; the engine broadcasts what is not synchronised. The option has a new name
     # in new versions of torch, which say so for every process
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
@@ -71,6 +73,14 @@ def _compile(wanted: bool, accelerator: Accelerator) -> None:
     torch.compiler.set_stance("force_eager" if problem else "default")
     if problem and accelerator.is_main_process:
         print(f"train.compile: going on without it, torch.compile does not work here: {problem}", flush=True)
+
+
+def _has_amx() -> bool:
+    """Return whether the processor multiplies bfloat16 matrices itself (AMX): elsewhere on CPUs bf16 is slower."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text().split()
+    except OSError:  # no such file on this system
+        return False
 
 
 def _on_cpu() -> bool:
