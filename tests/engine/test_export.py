@@ -10,11 +10,10 @@ import torch
 from unlabeled.backbones.build import build_backbone
 from unlabeled.config.recipe import Backbone
 from unlabeled.engine.export import write_exports
+from unlabeled.engine.method import build_method
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Info, StreamInfo
-from unlabeled.methods.simclrv2 import SimCLRv2
-from unlabeled.methods.simclrv2_config import SimCLRv2Config
 
 from tiny import tiny_recipe  # isort: skip
 
@@ -34,7 +33,7 @@ from tiny import tiny_recipe  # isort: skip
 def test_the_printed_lines_load_the_backbone_into_timm(backbone: dict, tmp_path: Path) -> None:
     recipe = tiny_recipe("simclrv2", "plain").model_copy(update={"backbone": Backbone(**backbone)})
     info = Info(0, 0, 1, None, {"train": StreamInfo(8, 8)})
-    method = SimCLRv2(SimCLRv2Config(), lambda: build_backbone(recipe.backbone), info)
+    method = build_method(recipe, info)
     lines = write_exports(RunFolder(tmp_path), recipe, method, 7)
     found: dict = {}
     exec(lines, found)
