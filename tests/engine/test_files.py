@@ -11,8 +11,10 @@ import pytest
 import torch
 from tiny import tiny_recipe
 
-from unlabeled.engine import checkpoint
+from unlabeled.config.read import read_recipe
+from unlabeled.engine import build, checkpoint
 from unlabeled.engine.checkpoint import Checkpoints
+from unlabeled.engine.chosen import keep_chosen
 from unlabeled.engine.corrupt import CorruptSamples
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.errors import UserError
@@ -105,3 +107,18 @@ def test_corrupt_samples_are_named_once_forgiven_in_small_numbers_and_stop_above
     assert again.seen == corrupt.seen, "a resumed run knows them"
     with pytest.raises(UserError, match=r"21 of 1000 samples cannot be read, more than data.max_corrupt 0.02 allows"):
         again.add(3, ["one more"])
+
+
+def test_the_chosen_images_are_kept_with_the_run_and_a_changed_set_is_refused(tmp_path: Path) -> None:
+    recipe = read_recipe("demo/simmatchv2")
+    opened = build.open_streams(recipe)
+    folder = RunFolder(tmp_path)
+    keep_chosen(folder, recipe, opened)
+    keys = (tmp_path / "subset-labeled.txt").read_text().split()
+    source = opened["labeled"].source
+    assert keys == [source.key(i) for i in range(40)] and not (tmp_path / "subset-unlabeled.txt").exists()
+    saved(folder.checkpoints, 5)
+    keep_chosen(folder, recipe, opened)
+    other = build.open_streams(read_recipe("demo/simmatchv2", ["data.labeled.subset.seed=1"]))
+    with pytest.raises(UserError, match=r"data\.labeled\.subset chooses other images.*the data has changed"):
+        keep_chosen(folder, recipe, other)

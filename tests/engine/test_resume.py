@@ -16,6 +16,9 @@ import torch
 from PIL import Image
 from processes import free_port
 
+from unlabeled.engine.run_lock import RunLock
+from unlabeled.errors import UserError
+
 ROOT = Path(__file__).parents[2]
 UPDATES = 15  # three epochs of 60 images in batches of 12
 
@@ -96,6 +99,19 @@ def reached(run: Path, update: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"update {update} was not reached")
 
 
+def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def final(run: Path) -> tuple[dict[str, torch.Tensor], dict[int, float]]:
     assert (run / "DONE").exists()
     state = torch.load(run / "checkpoints" / f"update-{UPDATES:08d}.pt", weights_only=True)
@@ -139,10 +155,50 @@ def test_sigkill_and_resume_is_exact_with_processes(photos: Path, tmp_path: Path
     finish(start(photos, tmp_path / "whole", processes))
     process = start(photos, tmp_path / "run", processes)
     reached(tmp_path / "run", 7, process)
-    os.killpg(process.pid, signal.SIGKILL)
+    for pid in [*ranks_of(process), process.pid]:  # the launcher gives its processes sessions of their own
+        os.kill(pid, signal.SIGKILL)
     finish(process, -signal.SIGKILL)
     finish(start(photos, tmp_path / "run", processes))
     assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_when_the_launcher_is_killed_its_processes_save_and_a_new_start_waits_for_them(
+    photos: Path, tmp_path: Path
+) -> None:
+    process = start(photos, tmp_path / "run", 2, "train.checkpoint_every=1000", "train.epochs=200")
+    reached(tmp_path / "run", 4, process)
+    ranks = ranks_of(process)
+    os.kill(process.pid, signal.SIGKILL)
+    again = start(photos, tmp_path / "run", 2, "train.checkpoint_every=1000", "train.epochs=200")
+    try:
+        while not (tmp_path / "run" / "REQUEUE").exists() and any(map(running, ranks)):
+            time.sleep(0.02)
+        assert (tmp_path / "run" / "REQUEUE").exists()
+        newest = max(int(p.stem.removeprefix("update-")) for p in (tmp_path / "run" / "checkpoints").glob("*.pt"))
+        reached(tmp_path / "run", newest + 2, again)
+        assert not any(map(running, ranks))
+    finally:
+        os.kill(again.pid, signal.SIGTERM)
+    assert f"going on from update {newest}" in finish(again, 1)  # torchrun itself ends with an error
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, time; from unlabeled.engine.run_lock import RunLock; "
+        "RunLock(pathlib.Path(sys.argv[1])).take(); print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "ssl"}
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match=f"is being trained by process {holder.pid} on .* use another folder"):
+        RunLock(tmp_path).take(patience=0.3)
+    holder.kill()
+    holder.wait()
+    lock = RunLock(tmp_path)
+    lock.take(patience=0.3)
+    assert lock.file.read_text().startswith(f"{os.getpid()} on ")
+    lock.release()
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(photos: Path, whole: Path, tmp_path: Path) -> None:
@@ -167,8 +223,7 @@ def test_term_to_every_process_saves_too(photos: Path, tmp_path: Path) -> None:
 def test_preemption_saves_on_all_ranks_and_asks_for_a_requeue(photos: Path, tmp_path: Path) -> None:
     process = start(photos, tmp_path / "run", 2, "train.checkpoint_every=1000", "train.epochs=200")
     reached(tmp_path / "run", 4, process)
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
-    os.kill(int(ranks[0]), signal.SIGUSR1)  # one rank hears it, all of them leave
+    os.kill(ranks_of(process)[0], signal.SIGUSR1)  # one rank hears it, all of them leave
     out = finish(process)
     assert "SIGUSR1: saved after update" in out
     assert (tmp_path / "run" / "REQUEUE").exists() and not (tmp_path / "run" / "DONE").exists()

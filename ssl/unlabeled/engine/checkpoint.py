@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import torch
 
 from unlabeled.errors import UserError
+from unlabeled.ops.distributed import on_rank0
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -80,12 +81,18 @@ class Checkpoints:
     def load_newest(self) -> tuple[dict[str, Any] | None, list[str]]:
         """Return the newest undamaged state (None if there is none) and a message per damaged one passed over.
 
-        Raises UserError if checkpoints exist and all of them are damaged.
+        Rank 0 chooses it: another process may write a newer one in the meantime. Call it on all ranks. Raises UserError
+        if checkpoints exist and all of them are damaged.
         """
+        path, passed = on_rank0(self._newest)
+        return None if path is None else read_checkpoint(path), passed
+
+    def _newest(self) -> tuple[Path | None, list[str]]:
         passed: list[str] = []
         for path in reversed(self.complete()):
             try:
-                return read_checkpoint(path), passed
+                check(path)
+                return path, passed
             except UserError as error:
                 passed.append(str(error))
         if passed:
@@ -96,6 +103,12 @@ class Checkpoints:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read one checkpoint onto the CPU; raises UserError if it is missing, incomplete or altered."""
+    check(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check(path: Path) -> None:
+    """Raise UserError if a checkpoint is missing, incomplete or altered."""
     try:
         written = json.loads(path.with_suffix(".json").read_bytes())["sha256"]
         found = _sha256(path)
@@ -103,7 +116,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} cannot be read: {error}") from error
     if found != written:
         raise UserError(f"checkpoint {path} is damaged: its hash differs from the one written beside it")
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _sha256(path: Path) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.distributed as dist
 
 from unlabeled.data.base import too_many
-from unlabeled.engine.run_folder import RunFolder, on_rank0
+from unlabeled.engine.run_folder import RunFolder
 from unlabeled.errors import UserError
-from unlabeled.ops.distributed import rank, world
+from unlabeled.ops.distributed import on_rank0, rank, world
 
 
 class CorruptSamples:

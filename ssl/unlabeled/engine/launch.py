@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 import warnings
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from unlabeled.errors import UserError
 from unlabeled.ops.compiler import compiler_problem
 from unlabeled.ops.memory import keep_freed_memory
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HOW = (
     "accelerate launch --multi_gpu --num_processes {n} pretrain.py RECIPE (on CPUs: ACCELERATE_USE_CPU=true before it)"
 )
@@ -33,6 +37,7 @@ def start(train: Train) -> Accelerator:
     Raises UserError if fewer processes came together than the launcher started or `train.processes` asks for, and for
     fp16 without a GPU.
     """
+    _end_with_the_launcher()
     cuda = torch.cuda.is_available() and not _on_cpu()
     if train.precision == "fp16" and not cuda:
         raise UserError("train.precision fp16 needs a GPU; use bf16 or fp32 here")
@@ -73,6 +78,15 @@ def _compile(wanted: bool, accelerator: Accelerator) -> None:
     torch.compiler.set_stance("force_eager" if problem else "default")
     if problem and accelerator.is_main_process:
         print(f"train.compile: going on without it, torch.compile does not work here: {problem}", flush=True)
+
+
+def _end_with_the_launcher() -> None:
+    """Let the system send TERM to this process when its launcher dies, killed perhaps: it saves and ends.
+
+    torchrun puts its processes into sessions of their own, so that they would otherwise train on, unseen.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _has_amx() -> bool:

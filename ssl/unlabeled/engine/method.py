@@ -17,10 +17,10 @@ from unlabeled.config.recipe import Recipe
 from unlabeled.engine.build import info_from_record, method_class
 from unlabeled.engine.checkpoint import disk_error
 from unlabeled.engine.export import find_export, inner, open_residuals
-from unlabeled.engine.run_folder import on_rank0
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export, Info, Method
+from unlabeled.ops.distributed import on_rank0
 
 
 def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights: bool = True) -> Method:

@@ -9,23 +9,20 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from unlabeled import __version__
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.write import to_yaml
 from unlabeled.config.yaml_lines import parse_file
 from unlabeled.engine.checkpoint import disk_error, write_atomically
+from unlabeled.engine.run_lock import RunLock
 from unlabeled.errors import UserError
-from unlabeled.ops.distributed import rank, world
-
-T = TypeVar("T")
+from unlabeled.ops.distributed import world
 
 # what may change between a start and its resume without changing what is learned
 _FREE = (
@@ -41,21 +38,6 @@ _FREE = (
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "pydantic")
 
 
-def on_rank0(work: Callable[[], T]) -> T:
-    """Run `work` on rank 0 and give every rank its result; its UserError is raised on every rank."""
-    box: list[Any] = [None, None]
-    if rank() == 0:
-        try:
-            box[0] = work()
-        except UserError as error:
-            box[1] = str(error)
-    if world() > 1:
-        dist.broadcast_object_list(box)
-    if box[1] is not None:
-        raise UserError(box[1])
-    return box[0]
-
-
 class RunFolder:
     """Paths and small files of a run; everything but reading happens on rank 0."""
 
@@ -67,14 +49,19 @@ class RunFolder:
         self.corrupt = path / "corrupt.jsonl"
         self.done = path / "DONE"
         self.requeue = path / "REQUEUE"
+        self.lock = RunLock(path)
 
     def open(self, recipe: Recipe, info: dict[str, Any], fresh: bool) -> None:
         """Create the folder, or check that what stands there is the same run; without a checkpoint it is none yet.
 
-        Raises UserError, with the keys that differ, if the folder holds a run of another recipe.
+        Raises UserError, with the keys that differ, if the folder holds a run of another recipe, and if another start
+        is at work in it.
         """
+        if self.path.is_dir():
+            self.lock.take()
         if fresh and self.path.exists():
             self._set_aside()
+            self.lock.release()
         resolved = recipe.model_dump(mode="json")
         existing = self.path / "recipe.yaml"
         if existing.exists() and any(self.checkpoints.glob("update-*.json")):
@@ -83,6 +70,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(self.path, error) from error
+        self.lock.take()
         self.requeue.unlink(missing_ok=True)
         self.write("recipe.yaml", to_yaml(recipe))
         self.write("run.json", json.dumps({**_environment(), **info}, indent=1))

@@ -18,6 +18,7 @@ from unlabeled.config.recipe import Recipe
 from unlabeled.data.batch import Batch
 from unlabeled.engine import build, launch
 from unlabeled.engine.checkpoint import Checkpoints
+from unlabeled.engine.chosen import keep_chosen
 from unlabeled.engine.corrupt import CorruptSamples
 from unlabeled.engine.export import write_exports
 from unlabeled.engine.method import build_method
@@ -25,11 +26,11 @@ from unlabeled.engine.online import Online
 from unlabeled.engine.plan import Plan, describe, make_plan
 from unlabeled.engine.preview import views_png
 from unlabeled.engine.progress import Meter, ProgressBar
-from unlabeled.engine.run_folder import RunFolder, on_rank0
+from unlabeled.engine.run_folder import RunFolder
 from unlabeled.engine.signals import Signals
 from unlabeled.engine.sinks import Metrics
 from unlabeled.engine.updater import Outcome, Updater
-from unlabeled.ops.distributed import rank, sum_over_ranks, world
+from unlabeled.ops.distributed import on_rank0, rank, sum_over_ranks, world
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
     folder = RunFolder(run)
     if not dry_run:
         on_rank0(lambda: folder.open(recipe, {"info": build.info_record(info)}, fresh))
+        on_rank0(lambda: keep_chosen(folder, recipe, opened))
         if on_rank0(folder.done.exists):
             if rank() == 0:
                 print(f"{run} is finished ({plan.total} updates); fresh=true starts it anew")
+            folder.lock.release()
             return Result(run, plan.total, finished=True)
     if rank() == 0:
         processes = f"{world()} process{'es' * (world() > 1)} on {accelerator.device.type}"
@@ -70,6 +73,7 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
         return trainer.dry_run() if dry_run else trainer.run()
     finally:
         trainer.close()
+        folder.lock.release()
 
 
 def buffer_sizes(method: torch.nn.Module, largest: int = 3) -> str:

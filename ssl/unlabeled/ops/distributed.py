@@ -6,11 +6,16 @@ so a gather must pass gradients back as a sum over ranks (checked against one pr
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from unlabeled.errors import UserError
+
+T = TypeVar("T")
 
 
 def world() -> int:
@@ -74,3 +79,18 @@ def broadcast_buffers(tensors: list[Tensor]) -> None:
         dist.broadcast(flat, 0)
         for target, value in zip(same, flat.split([t.numel() for t in same]), strict=True):
             target.copy_(value.view_as(target))
+
+
+def on_rank0(work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 and give every rank its result; its UserError is raised on every rank."""
+    box: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            box[0] = work()
+        except UserError as error:
+            box[1] = str(error)
+    if world() > 1:
+        dist.broadcast_object_list(box)
+    if box[1] is not None:
+        raise UserError(box[1])
+    return box[0]
