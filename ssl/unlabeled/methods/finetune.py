@@ -1,7 +1,8 @@
 """Fine-tuning: a linear classifier that starts at zero on a network whose weights all train.
 
 SimCLRv2's second stage (arXiv 2006.10029 section 2) with `backbone.init: RUN:backbone+head1`; from any other export the
-usual fine-tuning; without `backbone.init` the supervised baseline, from random weights.
+usual fine-tuning; without `backbone.init` the supervised baseline, from random weights. Off by default is what
+transformers need besides: layer-wise learning rates, RandAugment, random erasing, mixup, CutMix, smoothing.
 """
 
 from __future__ import annotations
@@ -10,13 +11,25 @@ import copy
 
 from torch import Tensor, nn
 
-from unlabeled.augment import geometry
+from unlabeled.augment import geometry, regularise
 from unlabeled.augment.photometric import to_input
+from unlabeled.backbones.depth import layer_depths
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
-from unlabeled.methods.base import BackboneModule, Export, Info, Losses, MakeBackbone, Method, Step, input_of, width_of
+from unlabeled.methods.base import (
+    BackboneModule,
+    Export,
+    Group,
+    Info,
+    Losses,
+    MakeBackbone,
+    Method,
+    Step,
+    input_of,
+    width_of,
+)
 from unlabeled.methods.finetune_config import FinetuneConfig
-from unlabeled.ops.labels import known_accuracy, known_cross_entropy
+from unlabeled.ops.labels import known_accuracy, known_soft_cross_entropy, likeliest, one_hot
 
 
 class Classifier(nn.Module):
@@ -48,22 +61,45 @@ class Finetune(Method):
         super().__init__()
         if info.classes is None:
             raise UserError("fine-tuning needs labels, and the data card names no classes")
+        self.cfg, self.info = cfg, info
         network = make_backbone()
         self.input = input_of(network, cfg.crop.size, info)
         self.classifier = Classifier(network, info.classes)
 
     def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
-        """The crops [b, 3, S, S] and their labels."""
-        train = batch["train"]
-        assert train.label is not None
-        return {"view": to_input(train.crops[0], self.input.mean, self.input.std), "label": train.label}
+        """The crops [b, 3, S, S] and their targets [b, C], zero where the label is unknown."""
+        train, cfg = batch["train"], self.cfg
+        assert train.label is not None and self.info.classes is not None
+        crop, place = train.crops[0], (step.shared, self.info.rank, self.info.world)
+        if cfg.randaugment is not None:
+            chosen = regularise.rand_augment(cfg.randaugment.operations, cfg.randaugment.magnitude)
+            crop = regularise.each(crop, chosen, *place)
+        view = to_input(crop, self.input.mean, self.input.std)
+        if cfg.erasing > 0:
+            view = regularise.each(view, regularise.random_erasing(cfg.erasing), *place)
+        target = one_hot(train.label, self.info.classes, cfg.smoothing)
+        view, target = regularise.mix(view, target, cfg.mixup, cfg.cutmix)
+        return {"view": view, "target": target}
 
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """Mean cross-entropy over the images whose label is known."""
-        logits, label = self.classifier(views["view"]), views["label"]
+        logits, target = self.classifier(views["view"]), views["target"]
         return Losses(
-            {"labels": known_cross_entropy(logits, label)}, metrics={"accuracy": known_accuracy(logits, label)}
+            {"labels": known_soft_cross_entropy(logits, target)},
+            metrics={"accuracy": known_accuracy(logits, likeliest(target))},
         )
+
+    def param_groups(self) -> list[Group]:
+        """One group; with `layer_decay` one per layer, and the classifier with a projection layer at the full rate."""
+        if self.cfg.layer_decay == 1:
+            return super().param_groups()
+        depths = layer_depths(self.classifier.network)
+        groups: dict[int, list[str]] = {}
+        for name, p in self.named_parameters():
+            if p.requires_grad:
+                below = depths.get(name.removeprefix("classifier.network."), 0)
+                groups.setdefault(below, []).append(name)
+        return [Group(tuple(names), lr_mult=self.cfg.layer_decay**below) for below, names in groups.items()]
 
     def exports(self) -> dict[str, Export]:
         """The classifier, and the network without it."""

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from unlabeled.config.augment import Crop, ResizedCrop
-from unlabeled.config.recipe import MethodConfig
+from unlabeled.config.recipe import MethodConfig, Strict
+
+
+class RandAugment(Strict):
+    """RandAugment (arXiv 1909.13719) as torchvision has it."""
+
+    operations: int = Field(2, gt=0, description="operations per image")
+    magnitude: int = Field(9, ge=0, le=30, description="bin of 31")
 
 
 class FinetuneConfig(MethodConfig):
@@ -16,3 +25,11 @@ class FinetuneConfig(MethodConfig):
 
     name: Literal["finetune"] = "finetune"
     crop: Crop = ResizedCrop()
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate per layer below the classifier (arXiv 2106.08254)"
+    )
+    randaugment: RandAugment | None = None
+    erasing: float = Field(0.0, ge=0, le=1, description="probability of random erasing (arXiv 1708.04896)")
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup (arXiv 1710.09412), within a process; 0: none")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix (arXiv 1905.04899); with mixup: either, evenly")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")

@@ -1,0 +1,89 @@
+"""Fine-tuning's regularisers: layer-wise rates, and images and labels that are changed together."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from tiny import snapshot, tiny_recipe, tiny_run
+from torch import nn
+
+from unlabeled.augment import regularise
+from unlabeled.backbones.depth import layer_depths
+from unlabeled.errors import UserError
+from unlabeled.ops.labels import known_cross_entropy, known_soft_cross_entropy, likeliest, one_hot
+
+MIXED = ["method={name: finetune, crop: {kind: padded, size: 8}, mixup: 0.8, cutmix: 1.0, smoothing: 0.1}"]
+
+
+def test_layers_of_a_transformer_are_counted_from_the_classifier() -> None:
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=3, img_size=32)
+    depths = layer_depths(network)
+    assert set(depths) == {name for name, _ in network.named_parameters()}
+    assert [depths[f"blocks.{i}.mlp.fc1.weight"] for i in range(3)] == [3, 2, 1]
+    assert depths["norm.weight"] == 1 and depths["patch_embed.proj.weight"] == depths["cls_token"] == 4
+    inside = layer_depths(nn.ModuleDict({"backbone": network, "head": nn.Linear(2, 2)}))
+    assert inside["backbone.blocks.2.norm1.weight"] == 1 and "head.weight" not in inside
+    with pytest.raises(UserError, match="layer_decay needs a network of timm"):
+        layer_depths(nn.Linear(2, 2))
+
+
+def test_rates_fall_layer_by_layer() -> None:
+    recipe = tiny_recipe("finetune", "plain", ["method.layer_decay=0.5"])
+    groups = tiny_run(recipe).updater.method.param_groups()
+    rate = {name: group.lr_mult for group in groups for name in group.names}
+    assert rate["classifier.linear.weight"] == 1
+    assert rate["classifier.network.layer4.1.conv1.weight"] == 0.5
+    assert rate["classifier.network.layer1.0.conv1.weight"] == 0.5**8
+    assert rate["classifier.network.conv1.weight"] == 0.5**9
+
+
+def test_soft_targets_of_known_labels_are_the_usual_loss() -> None:
+    logits = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    label = torch.tensor([0, 3, -1, 2, 2, -1])
+    target = one_hot(label, 4)
+    torch.testing.assert_close(known_soft_cross_entropy(logits, target), known_cross_entropy(logits, label))
+    assert torch.equal(likeliest(target), label)
+    smooth = torch.nn.functional.cross_entropy(logits[[0, 1, 3, 4]], label[[0, 1, 3, 4]], label_smoothing=0.2)
+    torch.testing.assert_close(known_soft_cross_entropy(logits, one_hot(label, 4, 0.2)), smooth)
+    assert float(known_soft_cross_entropy(logits, torch.zeros(6, 4))) == 0
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_targets_are_mixed_as_their_images(mixup: float, cutmix: float) -> None:
+    torch.manual_seed(0)
+    label = torch.tensor([0, 1, 2, 3])
+    images = label.float()[:, None, None, None].expand(4, 3, 16, 16).contiguous()  # an image shows its label
+    for _ in range(8):
+        mixed, target = regularise.mix(images, one_hot(label, 4), mixup, cutmix)
+        shown = mixed.mean((1, 2, 3))
+        torch.testing.assert_close(shown, target @ torch.arange(4.0))
+        torch.testing.assert_close(target.sum(1), torch.ones(4))
+    assert ((target > 0) & (target < 1)).any()
+    unmixed = regularise.mix(images, one_hot(label, 4), 0.0, 0.0)
+    assert unmixed[0] is images
+
+
+def test_what_is_drawn_for_an_image_depends_on_its_place_alone() -> None:
+    images = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    augment = regularise.rand_augment(2, 30)
+    state = torch.get_rng_state()
+    whole = regularise.each(images, augment, torch.Generator().manual_seed(1), 0, 1)
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is left as it was"
+    halves = enumerate(images.split(3))
+    parts = [regularise.each(half, augment, torch.Generator().manual_seed(1), r, 2) for r, half in halves]
+    assert torch.equal(torch.cat(parts), whole) and not torch.equal(whole, images)
+    other = regularise.each(images, augment, torch.Generator().manual_seed(2), 0, 1)
+    assert not torch.equal(other, whole)
+
+
+def test_mixing_resumes_exactly() -> None:
+    recipe = tiny_recipe("finetune", "plain", MIXED)
+    whole, first = tiny_run(recipe), tiny_run(recipe)
+    losses = whole.train(0, 4)
+    first.train(0, 2)
+    second = tiny_run(recipe)
+    second.updater.method.load_state_dict(first.updater.method.state_dict())
+    second.updater.optimizer.load_state_dict(first.updater.optimizer.state_dict())
+    assert second.train(2, 4) == losses[2:]
+    assert all(torch.equal(value, snapshot(whole)[name]) for name, value in snapshot(second).items())
