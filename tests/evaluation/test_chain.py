@@ -14,8 +14,8 @@ from unlabeled.config.chain import Chain
 from unlabeled.engine.restore import load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.chain import check, run_chain
-from unlabeled.report.chain import interval, print_chain
 from unlabeled.report.report import Number, Report, Split
+from unlabeled.report.seeds import interval, print_seeds
 
 TINY = ["backbone={name: resnet18, width: 0.125, stem: cifar}", "train.epochs=null", "train.updates=2",
         "data.train.batch=16", "eval.every=0", "eval.at_end=[]", "optim.warmup_epochs=0", "optim.lr.base=0.01"]
@@ -102,6 +102,6 @@ def test_the_table_shows_means_with_intervals() -> None:
         return Report("classify", {}, "run", "finetune", "all", 1, 0, 0, "digits", 10, split, split, [number], {})
 
     console = Console(record=True, width=120)
-    print_chain({"one": [[report(50.0)]], "two": [[report(60.0)], [report(70.0)]]}, console)
+    print_seeds({"one": [[report(50.0)]], "two": [[report(60.0)], [report(70.0)]]}, "step", console)
     text = console.export_text()
     assert "50.0 " in text and "65.0 ± 63.5" in text and "95 % interval" in text

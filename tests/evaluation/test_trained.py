@@ -12,6 +12,7 @@ from unlabeled.engine.restore import load_run
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
+from unlabeled.evaluation.seeds import evaluate_seeds
 
 SMALL = ["backbone.width=0.125", "train.epochs=null", "train.updates=30", "data.train.batch=16", "eval.every=0",
          "eval.at_end=[]", "optim.warmup_epochs=0", "optim.lr.base=0.01"]
@@ -90,3 +91,19 @@ def test_wrong_options_are_named_with_their_place() -> None:
         read_protocol("linear-sgd", ["optim.lr.bas=3"])
     with pytest.raises(UserError, match=r"no method 'prob'\. Did you mean 'probe'"):
         read_protocol("linear-sgd", ["method.name=prob"])
+
+
+def test_several_seeds_draw_labels_and_training_anew_and_give_an_interval(run: Path, capsys) -> None:
+    settings = [*QUICK, "random_init=false", "epochs=1", "method.crop={kind: affine, size: 12}",
+                "data.subset={per_class: 8}"]
+    reports = evaluate_seeds("linear-sgd", run, settings, range(2))
+    recipes = [load_run(run / "eval" / report.name).recipe for report in reports]
+    assert [(r.train.seed, r.data.train.subset.seed) for r in recipes] == [(0, 0), (1, 1)]
+    values = [report["linear"].network["value"] for report in reports]
+    assert values[0] != values[1]
+    printed = capsys.readouterr().out
+    assert f"{sum(values) / 2:.1f} ±" in printed and "95 % interval" in printed
+    with pytest.raises(UserError, match="draws nothing"):
+        evaluate_seeds("knn", run, [], range(2))
+    with pytest.raises(UserError, match=r"'seed=4' and --seeds"):
+        evaluate_seeds("linear-sgd", run, ["seed=4"], range(2))

@@ -16,8 +16,8 @@ from unlabeled.evaluation.evaluate import evaluate_many
 from unlabeled.evaluation.setup import open_splits
 from unlabeled.evaluation.trained import recipe_on
 from unlabeled.ops.distributed import rank
-from unlabeled.report.chain import print_chain
 from unlabeled.report.report import Report
+from unlabeled.report.seeds import print_seeds
 
 
 def check(chain: Chain) -> None:
@@ -51,7 +51,7 @@ def run_chain(chain: Chain, folder: Path, seeds: Sequence[int]) -> int:
                 return result.exit_code
             reports.setdefault(step.name, []).append(evaluate_many(step.evaluate, run) if step.evaluate else [])
     if rank() == 0:
-        print_chain(reports)
+        print_seeds(reports, "step")
     return 0
 
 

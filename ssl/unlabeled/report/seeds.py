@@ -1,4 +1,4 @@
-"""One table over the steps of a chain, with intervals over seeds."""
+"""One table over several seeds, with the mean and its interval: of the steps of a chain, or of one protocol."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from scipy import stats
 from unlabeled.report.report import Number, Report
 
 
-def print_chain(reports: Mapping[str, Sequence[Sequence[Report]]], console: Console | None = None) -> None:
-    """Print one row per step and number. reports: per step, per seed, the reports of its protocols."""
+def print_seeds(reports: Mapping[str, Sequence[Sequence[Report]]], first: str, console: Console | None = None) -> None:
+    """Print one row per entry and number.
+
+    reports: per step or protocol, per seed, the reports. first: title of the first column.
+    """
     console = console or Console(highlight=False)
-    console.print(chain_table(reports))
+    console.print(seeds_table(reports, first))
     if any(len(runs) > 1 for runs in reports.values()):
         console.print("± is half the 95 % interval of the mean over seeds (Student's t); the last update is scored")
 
 
-def chain_table(reports: Mapping[str, Sequence[Sequence[Report]]]) -> Table:
+def seeds_table(reports: Mapping[str, Sequence[Sequence[Report]]], first: str) -> Table:
     """Return the table; random init and raw pixels stand beside numbers that have them."""
-    table = Table("step", "accuracy, %", "value", "random init", "raw pixels", "chance", "seeds")
+    table = Table(first, "accuracy, %", "value", "random init", "raw pixels", "chance", "seeds")
     for column in table.columns[2:]:
         column.justify = "right"
-    for step, runs in reports.items():
+    for entry, runs in reports.items():
         for numbers in zip(*([number for report in run for number in report.numbers] for run in runs), strict=True):
             cells = [_mean(numbers, kind) for kind in ("network", "random_init", "raw_pixels")]
-            table.add_row(step, numbers[0].name, *cells, f"{numbers[0].chance:.1f}", str(len(numbers)))
+            table.add_row(entry, numbers[0].name, *cells, f"{numbers[0].chance:.1f}", str(len(numbers)))
     return table
 
 
