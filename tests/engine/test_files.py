@@ -98,6 +98,20 @@ def test_another_recipe_is_refused_but_where_and_how_may_change(tmp_path: Path) 
     assert (tmp_path / "run.replaced-1" / "recipe.yaml").exists()
 
 
+def test_a_run_goes_on_after_a_new_version_brought_an_option_with_a_default(tmp_path: Path) -> None:
+    RunFolder(tmp_path).open(tiny_recipe("simclrv2", "plain"), {"info": {}}, fresh=False)
+    saved(tmp_path / "checkpoints", 5)
+    lines = (tmp_path / "recipe.yaml").read_text().splitlines(keepends=True)
+    older = [line for line in lines if "nonfinite" not in line and "temperature" not in line]
+    assert len(older) == len(lines) - 2
+    (tmp_path / "recipe.yaml").write_text("".join(older))
+    default = tiny_recipe("simclrv2", "plain", ["method.temperature=0.1"])
+    RunFolder(tmp_path).open(default, {"info": {}}, fresh=False)
+    (tmp_path / "recipe.yaml").write_text("".join([*older, "unheard_of: 1\n"]))
+    with pytest.raises(UserError, match="unheard_of: 1 there, absent now"):
+        RunFolder(tmp_path).open(default, {"info": {}}, fresh=False)
+
+
 def test_corrupt_samples_are_named_once_forgiven_in_small_numbers_and_stop_above_the_share(tmp_path: Path) -> None:
     corrupt = CorruptSamples(RunFolder(tmp_path), samples=1000, share=0.02)
     assert corrupt.add(0, ["b", "a", "b"]) == ["a", "b"]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from unlabeled import __version__
+from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.write import to_yaml
 from unlabeled.config.yaml_lines import parse_file
@@ -65,7 +66,7 @@ class RunFolder:
         resolved = recipe.model_dump(mode="json")
         existing = self.path / "recipe.yaml"
         if existing.exists() and any(self.checkpoints.glob("update-*.json")):
-            _refuse_other_recipe(self.path, parse_file(existing).value, resolved)
+            _refuse_other_recipe(self.path, _dumped(existing), resolved)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -119,6 +120,14 @@ class RunFolder:
             number += 1
         os.replace(self.path, aside)
         print(f"fresh=true: the earlier run now stands in {aside}")
+
+
+def _dumped(file: Path) -> dict[str, Any]:
+    """Return the recipe of a file; options that came after it was written have their defaults."""
+    try:
+        return read_recipe(file).model_dump(mode="json")
+    except UserError:  # written by another version, or by hand: what differs is shown as it stands there
+        return parse_file(file).value
 
 
 def _refuse_other_recipe(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
