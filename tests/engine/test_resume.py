@@ -67,7 +67,7 @@ def command(photos: Path, run: Path, processes: int, *extra: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
 
 def start(*args, **kwargs) -> subprocess.Popen[str]:
@@ -83,7 +83,12 @@ def start(*args, **kwargs) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, _ = process.communicate(timeout=300)
+    try:
+        out, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        for pid in [*descendants(process.pid), process.pid]:
+            os.kill(pid, signal.SIGABRT)  # every process says where it stands (PYTHONFAULTHANDLER)
+        raise AssertionError(f"the run hangs:\n{process.communicate()[0]}") from None
     assert process.returncode == code, out
     return out
 
@@ -99,9 +104,13 @@ def reached(run: Path, update: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"update {update} was not reached")
 
 
-def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True)
-    return [int(pid) for pid in found.stdout.split()]
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+    return [int(child) for child in found.stdout.split()]
+
+
+def descendants(pid: int) -> list[int]:
+    return [each for child in children(pid) for each in (*descendants(child), child)]
 
 
 def running(pid: int) -> bool:
@@ -155,7 +164,7 @@ def test_sigkill_and_resume_is_exact_with_processes(photos: Path, tmp_path: Path
     finish(start(photos, tmp_path / "whole", processes))
     process = start(photos, tmp_path / "run", processes)
     reached(tmp_path / "run", 7, process)
-    for pid in [*ranks_of(process), process.pid]:  # the launcher gives its processes sessions of their own
+    for pid in [*children(process.pid), process.pid]:  # the launcher gives its processes sessions of their own
         os.kill(pid, signal.SIGKILL)
     finish(process, -signal.SIGKILL)
     finish(start(photos, tmp_path / "run", processes))
@@ -167,7 +176,7 @@ def test_when_the_launcher_is_killed_its_processes_save_and_a_new_start_waits_fo
 ) -> None:
     process = start(photos, tmp_path / "run", 2, "train.checkpoint_every=1000", "train.epochs=200")
     reached(tmp_path / "run", 4, process)
-    ranks = ranks_of(process)
+    ranks = children(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     again = start(photos, tmp_path / "run", 2, "train.checkpoint_every=1000", "train.epochs=200")
     try:
@@ -223,7 +232,7 @@ def test_term_to_every_process_saves_too(photos: Path, tmp_path: Path) -> None:
 def test_preemption_saves_on_all_ranks_and_asks_for_a_requeue(photos: Path, tmp_path: Path) -> None:
     process = start(photos, tmp_path / "run", 2, "train.checkpoint_every=1000", "train.epochs=200")
     reached(tmp_path / "run", 4, process)
-    os.kill(ranks_of(process)[0], signal.SIGUSR1)  # one rank hears it, all of them leave
+    os.kill(children(process.pid)[0], signal.SIGUSR1)  # one rank hears it, all of them leave
     out = finish(process)
     assert "SIGUSR1: saved after update" in out
     assert (tmp_path / "run" / "REQUEUE").exists() and not (tmp_path / "run" / "DONE").exists()

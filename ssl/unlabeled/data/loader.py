@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator, Iterable, Sequence
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from unlabeled.errors import UserError
+
+_END = object()
 
 
 class Maker(Protocol):
@@ -25,23 +29,52 @@ def usable(workers: int) -> int:
     return min(workers, len(os.sched_getaffinity(0)))
 
 
-def batches(maker: Maker, units: Iterable[Any], workers: int, pin_memory: bool = False,
+def batches(maker: Maker, units: Iterable[Any], workers: int, pin_memory: bool = False, patience: float = 120.0,
             ) -> Generator[Any, None, None]:
-    """Yield the batch of every unit in order, made by `workers` processes, or here if there are none."""
+    """Yield the batch of every unit in order, made by `workers` processes, or here if there are none.
+
+    Processes that give nothing for `patience` seconds (0: for ever) are taken to be stuck, on a file system perhaps;
+    they are replaced, and what they had not delivered is made again.
+    """
     if workers == 0:
         for unit in units:
             batch = maker.make(unit)
             yield batch.pin_memory() if pin_memory else batch
         return
-    loader: DataLoader[Any] = DataLoader(
-        _Units(maker), batch_size=None, sampler=units, num_workers=usable(workers), pin_memory=pin_memory,
-        collate_fn=_unchanged, worker_init_fn=_quiet,
-        generator=torch.Generator(),  # else the loader draws from torch's global generator
-    )
-    for made in loader:
-        if isinstance(made, UserError):
-            raise made
-        yield made
+    sent: deque[Any] = deque()  # handed to the workers, and not yet back
+    rest = iter(units)
+
+    def handed() -> Iterator[Any]:
+        yield from list(sent)
+        for unit in rest:
+            sent.append(unit)
+            yield unit
+
+    while True:
+        loader: DataLoader[Any] = DataLoader(
+            _Units(maker), batch_size=None, sampler=handed(), num_workers=usable(workers), pin_memory=pin_memory,
+            collate_fn=_unchanged, worker_init_fn=_quiet, timeout=patience,
+            generator=torch.Generator(),  # else the loader draws from torch's global generator
+        )
+        made: Any = iter(loader)
+        try:
+            while (batch := next(made, _END)) is not _END:
+                sent.popleft()
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            warnings.warn(f"loader processes gave nothing for {patience:.0f} s and are started anew", stacklevel=2)
+            patience *= 2
+        finally:
+            made._shutdown_workers()
+            for worker in made._workers:  # one that is stuck, and deaf to TERM, would not let this process end
+                if worker.is_alive():
+                    worker.kill()
+                    worker.join()
 
 
 class _Units(Dataset[Any]):

@@ -197,7 +197,7 @@ def _run(packer: Packer, parts: list[Piece], record: Path, settings: PackSetting
     unreadable = {split: 0 for split in packer.sources}
     begun = said = time.monotonic()
     images = 0
-    with closing(batches(packer, parts, settings.workers)) as made, open(record, "a") as log:
+    with closing(batches(packer, parts, settings.workers, patience=0)) as made, open(record, "a") as log:
         for part, found in zip(parts, made, strict=True):
             if found != part.done:
                 images += found["samples"]
