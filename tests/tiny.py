@@ -33,6 +33,15 @@ _DIGITS = ["data.train.card=digits", "data.workers=0"]
 # two batch sizes; a bank of three updates, which six updates fill twice; confident enough for every image
 _SIMMATCHV2 = ["data.labeled.batch=12", "method.bank=72", "method.topn=7", "method.threshold=0.1"]
 
+# narrow heads, and crops of 32 pixels, whose last map has 4 x 4 cells
+_PIXPRO = [
+    "data.train.card=digits",
+    "backbone.stem=cifar",
+    "method.hidden=24",
+    "method.dim=12",
+    "method.crop={kind: resized, size: 32, area: [0.3, 1.0]}",
+]
+
 # method -> variants, each a recipe and overrides; together the variants use every part of the method
 TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
     "distil": {
@@ -46,7 +55,32 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
             ],
         ),
     },
-    "finetune": {"plain": ("cifar10/rotnet-cpu", [*_DIGITS, "method={name: finetune, crop: {kind: padded, size: 8}}"])},
+    "finetune": {
+        "plain": ("cifar10/rotnet-cpu", [*_DIGITS, "method={name: finetune, crop: {kind: padded, size: 8}}"]),
+        "regularised": (
+            "cifar10/rotnet-cpu",
+            [
+                *_DIGITS,
+                "method={name: finetune, crop: {kind: padded, size: 8}, layer_decay: 0.7, randaugment: {}, "
+                "erasing: 0.5, smoothing: 0.1}",
+            ],
+        ),
+    },
+    "pixpro": {
+        "plain": ("demo/pixpro", [*_PIXPRO, "method.head_output_bias=true"]),
+        "instance": (
+            "demo/pixpro",
+            [*_PIXPRO, "method.pixel.transform_layers=2", "method.instance={kind: byol, predictor_hidden: 16}"],
+        ),
+        "contrast": (
+            "demo/pixpro",
+            [*_PIXPRO, "method.pixel={kind: contrast}", "method.instance={kind: infonce, weight: 0.5}"],
+        ),
+        "fpn": (
+            "demo/pixpro",
+            [*_PIXPRO, "method.fpn={levels: [3, 4, 5], width: 16}", "method.pixel.sharpness=1.0"],
+        ),
+    },
     "probe": {
         "heads": (
             "cifar10/rotnet-cpu",

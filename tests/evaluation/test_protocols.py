@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from unlabeled.config import protocol
+from unlabeled.config import protocols
 from unlabeled.config.chain import Chain
 from unlabeled.config.files import find, listing
 from unlabeled.config.read import read_file, read_protocol, read_recipe
@@ -15,7 +15,7 @@ from unlabeled.evaluation.chain import check
 
 
 def test_every_type_has_a_runner_and_every_runner_a_type():
-    types = get_args(get_args(protocol.AnyProtocol)[0])
+    types = get_args(get_args(protocols.AnyProtocol)[0])
     names = {get_args(kind.model_fields["protocol"].annotation)[0] for kind in types}
     # these two score classifiers, one after training it, and have no runner on cached features
     assert names == {*PROTOCOLS, "classify", "trained"}
@@ -24,7 +24,10 @@ def test_every_type_has_a_runner_and_every_runner_a_type():
         assert callable(getattr(import_module(module), function))
 
 
-@pytest.mark.parametrize("name", ["knn", "linear", "few-labels", "logistic", "classify"])
+DENSE = ["correspondence", "segmentation-linear", "segmentation-fcn"]
+
+
+@pytest.mark.parametrize("name", ["knn", "linear", "few-labels", "logistic", "classify", *DENSE])
 def test_files_state_the_defaults(name):
     assert name in listing("eval")
     cfg = read_protocol(name)

@@ -51,8 +51,8 @@ def test_processes_with_different_data_are_one_process(
     for part in parts:
         for name, whole in grads.items():
             error = float((torch.as_tensor(part["grads"][name]) - whole).norm())
-            # a gradient that is zero in theory is rounding: it is compared with the largest one
-            allowed = grad_tolerance * max(float(whole.norm()), 1e-6 * largest)
+            # a gradient that is zero in theory (a bias before BatchNorm) is rounding: compared with the largest one
+            allowed = grad_tolerance * max(float(whole.norm()), 1e-4 * largest)
             assert error <= allowed, f"gradient of {name}: off by {error:.2g}, norm {float(whole.norm()):.2g}"
         for name, value in part["state"].items():
             first = torch.as_tensor(parts[0]["state"][name])

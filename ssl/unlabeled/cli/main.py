@@ -12,12 +12,12 @@ import time
 from collections.abc import Sequence
 
 from unlabeled import __version__
-from unlabeled.cli import chain, evaluate, features, pack, pretrain, recipes, schema
+from unlabeled.cli import chain, evaluate, export, features, look, pack, pretrain, recipes, schema
 from unlabeled.cli.arguments import Parser, first_process
 from unlabeled.errors import UserError
 
-COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "chain": chain, "features": features, "pack": pack,
-            "recipes": recipes, "schema": schema}
+COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "chain": chain, "features": features, "export": export,
+            "look": look, "pack": pack, "recipes": recipes, "schema": schema}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

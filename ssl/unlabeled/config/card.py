@@ -86,6 +86,31 @@ class Shapes(Strict):
         return self
 
 
+class VocMasks(Strict):
+    """PASCAL VOC's segmentation: JPEGImages, masks, and ImageSets/Segmentation/PATH.txt for a split's path."""
+
+    kind: Literal["voc-masks"]
+    masks: str = Field("SegmentationClass", description="folder of the masks; SegmentationClassAug: those of SBD too")
+
+
+class CityscapesMasks(Strict):
+    """Cityscapes' fine annotations: leftImg8bit/PATH/CITY and gtFine/PATH/CITY for a split's path."""
+
+    kind: Literal["cityscapes-masks"]
+
+
+class VocBoxes(Strict):
+    """PASCAL VOC's detection: a split's path is YEAR/LIST, such as VOC2007/trainval, or several of them joined by +."""
+
+    kind: Literal["voc-boxes"]
+
+
+class CocoBoxes(Strict):
+    """COCO's layout: images in ROOT/PATH for a split's path, objects in ROOT/annotations/instances_PATH.json."""
+
+    kind: Literal["coco-boxes"]
+
+
 class Split(Strict):
     """One split of a set."""
 
@@ -114,7 +139,9 @@ class Card(Strict):
     name: str
     about: str = Field("", description="one sentence for people")
     source: Annotated[
-        Shards | Streamed | Folder | ClassFolder | Torchvision | Array | Digits | Shapes, Field(discriminator="kind")
+        Shards | Streamed | Folder | ClassFolder | Torchvision | Array | Digits | Shapes | VocMasks | CityscapesMasks
+        | VocBoxes | CocoBoxes,
+        Field(discriminator="kind"),
     ]
     root: str | None = Field(None, description="folder of the data; may hold $VARIABLES; $CARD is the card's folder")
     splits: dict[str, Split] = Field(min_length=1)

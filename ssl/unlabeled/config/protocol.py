@@ -134,6 +134,3 @@ class Trained(Protocol):
     precision: Precision = Field("auto", description="auto: bf16 on GPUs and on CPUs with AMX, else fp32")
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
     raw_pixels: Literal[False] = False
-
-
-AnyProtocol = Annotated[Knn | Linear | FewLabels | Logistic | Classify | Trained, Field(discriminator="protocol")]

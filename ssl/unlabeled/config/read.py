@@ -18,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from unlabeled.config.card import Card
 from unlabeled.config.explain import Problem, Roots, did_you_mean, explain, show
 from unlabeled.config.files import find, shown
-from unlabeled.config.protocol import AnyProtocol, Protocol
+from unlabeled.config.protocol import Protocol
+from unlabeled.config.protocols import AnyProtocol
 from unlabeled.config.recipe import MethodConfig, Recipe
 from unlabeled.config.tables import BACKBONES, METHODS
 from unlabeled.config.yaml_lines import Key, dotted, parse, parse_file

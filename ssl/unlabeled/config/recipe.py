@@ -174,8 +174,10 @@ class Optim(Strict):
     name: Literal["lars", "sgd", "adamw"]
     lr: LearningRate
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up from 0, in epochs")
-    schedule: Literal["cosine", "constant", "cosine_by_epoch", "cosine_7_16"] = Field(
-        "cosine", description="cosine_by_epoch: constant within every epoch; cosine_7_16: only 7/16 of the half wave"
+    schedule: Literal["cosine", "constant", "cosine_1pct", "cosine_by_epoch", "cosine_7_16"] = Field(
+        "cosine",
+        description="cosine_1pct: from 1 % of the peak, to 1e-6; cosine_by_epoch: constant within every epoch; "
+        "cosine_7_16: only 7/16 of the half wave",
     )
     weight_decay: float = Field(0.0, ge=0)
     exclude_decay: list[str] = Field(

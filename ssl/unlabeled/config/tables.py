@@ -6,6 +6,7 @@ from __future__ import annotations
 METHODS: dict[str, tuple[str, str]] = {
     "distil": ("unlabeled.methods.distil_config:DistilConfig", "unlabeled.methods.distil:Distil"),
     "finetune": ("unlabeled.methods.finetune_config:FinetuneConfig", "unlabeled.methods.finetune:Finetune"),
+    "pixpro": ("unlabeled.methods.pixpro_config:PixProConfig", "unlabeled.methods.pixpro:PixPro"),
     "probe": ("unlabeled.methods.probe_config:ProbeConfig", "unlabeled.methods.probe:Probe"),
     "rotnet": ("unlabeled.methods.rotnet_config:RotNetConfig", "unlabeled.methods.rotnet:RotNet"),
     "simclrv2": ("unlabeled.methods.simclrv2_config:SimCLRv2Config", "unlabeled.methods.simclrv2:SimCLRv2"),
@@ -39,4 +40,8 @@ PROTOCOLS: dict[str, str] = {
     "linear": "unlabeled.evaluation.linear:run",
     "few-labels": "unlabeled.evaluation.few_labels:run",
     "logistic": "unlabeled.evaluation.logistic:run",
+    "segmentation-linear": "unlabeled.evaluation.segmentation_linear:run",
+    "segmentation-fcn": "unlabeled.evaluation.segmentation_fcn:run",
+    "correspondence": "unlabeled.evaluation.correspondence:run",
+    "detection": "unlabeled.evaluation.detection:run",
 }

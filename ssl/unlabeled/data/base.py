@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,24 @@ FORGIVEN = 10  # so that one bad file does not end a run on a small folder
 def too_many(corrupt: int, samples: int, share: float) -> bool:
     """Return whether `corrupt` unreadable samples are more than the allowed share, or all there are."""
     return corrupt > max(FORGIVEN, share * samples) or corrupt == samples
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The k objects of one image.
+
+    boxes: float32 [k, 4], left, top, right, bottom in pixels. kinds: int64 [k], places in `Source.object_classes`.
+    areas: float32 [k], square pixels, of the mask where there is one. crowd: bool [k], a region of many objects, which
+    is neither trained on nor counted. difficult: bool [k], trained on, but not counted. masks: bool [k, H, W], if they
+    were asked for.
+    """
+
+    boxes: np.ndarray
+    kinds: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    masks: np.ndarray | None = None
 
 
 class FileArray:
@@ -57,7 +76,9 @@ class Source:
 
     labels: int64 [n], -1 where unknown; None if the set has none. images: uint8 [n, H, W, 3] if it lives in memory,
     read-only if it is mapped from a file. unreadable: index and reason of images that could not be read into memory;
-    their rows in `images` are black.
+    their rows in `images` are black. mask_classes: names of what masks tell apart; None if the set has no masks.
+    object_classes: names of the kinds of objects with boxes; None if it has none. has_shapes: these have masks too.
+    dropped: how many of them were left out, whose boxes enclose nothing.
     """
 
     name: str
@@ -65,6 +86,10 @@ class Source:
     classes: list[str] | None = None
     labels: np.ndarray | None = None
     images: np.ndarray | None = None
+    mask_classes: list[str] | None = None
+    object_classes: list[str] | None = None
+    has_shapes = False
+    dropped = 0
     unreadable: dict[int, str]
     random_access = True  # False: `data.remote.StreamSource`, which is read in its own order and only to train
     _file: FileArray | None = None
@@ -101,6 +126,21 @@ class Source:
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
         raise NotImplementedError
+
+    def mask(self, index: int) -> np.ndarray:
+        """Return the class of every pixel, uint8 [H, W], 255 where it is not counted. Raises UserError.
+
+        Only of sets that name `mask_classes`.
+        """
+        raise NotImplementedError
+
+    def objects(self, index: int, *, masks: bool = False) -> Objects:
+        """Return the objects of an image, with their masks if asked for. Only of sets that name `object_classes`."""
+        raise NotImplementedError
+
+    def with_objects(self) -> np.ndarray:
+        """Return the images, int64, that hold an object to train on."""
+        return np.arange(len(self))
 
     def raw(self, index: int) -> bytes | None:
         """Return the bytes of the image's file; None if images do not stand in files. Raises CorruptSample."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unlabeled.config.card import Card, Shapes
-from unlabeled.data.base import Source
+from unlabeled.data.base import Objects, Source
 from unlabeled.data.shape_kinds import KINDS
 from unlabeled.ops.random import uniforms
 
@@ -172,15 +172,23 @@ def _column(values: np.ndarray) -> np.ndarray:
 
 
 class ShapesSource(Source):
-    """Rendered images; the label is the kind of the largest object."""
+    """Rendered images; the label is the kind of the largest object.
+
+    Masks hold 0 for background and 1 + k for an object of kind k.
+    """
 
     def __init__(self, name: str, split: str, samples: int, rule: Shapes, in_memory: bool) -> None:
         super().__init__(name, split)
         self.rule, self.samples = rule, samples
         self.classes = list(KINDS)
-        self.labels = self._scenes(np.arange(samples)).kinds[:, 0].copy()
+        self.mask_classes = ["background", *KINDS]
+        self.object_classes, self.has_shapes = list(KINDS), True
+        scenes = self._scenes(np.arange(samples))
+        self.labels = scenes.kinds[:, 0].copy()
+        self._masks: np.ndarray | None = None
         if in_memory:
-            self.images = render(self._scenes(np.arange(samples)), rule.size)[0]
+            self.images, objects = render(scenes, rule.size)
+            self._masks = _kinds_seen(scenes, objects)  # painted anyway, and a third of the images' size
 
     def __len__(self) -> int:
         return self.samples
@@ -195,6 +203,24 @@ class ShapesSource(Source):
             return self.images[index]
         return render(self._scenes(np.array([index])), self.rule.size)[0][0]
 
+    def mask(self, index: int) -> np.ndarray:
+        """Return the kind of object seen at every pixel, from 1 on, or 0; uint8 [H, W]."""
+        if self._masks is not None:
+            return self._masks[index]
+        scenes = self._scenes(np.array([index]))
+        return _kinds_seen(scenes, render(scenes, self.rule.size)[1])[0]
+
+    def objects(self, index: int, *, masks: bool = False) -> Objects:
+        """Return the objects of which something is seen."""
+        truth = self.labelled(index)
+        seen = truth.masks.any(axis=(1, 2))
+        top, left, height, width = truth.boxes[seen].T
+        none = np.zeros(int(seen.sum()), bool)
+        return Objects(
+            np.stack([left, top, left + width, top + height], 1).astype(np.float32), truth.kinds[seen],
+            truth.masks[seen].sum(axis=(1, 2)).astype(np.float32), none, none, truth.masks[seen] if masks else None,
+        )
+
     def labelled(self, index: int) -> Labelled:
         """Return one image with the class, mask and box of every object in it."""
         scenes = self._scenes(np.array([index]))
@@ -205,6 +231,12 @@ class ShapesSource(Source):
 
     def _scenes(self, indices: np.ndarray) -> Scenes:
         return draw_scenes(indices, self.rule.objects, self.rule.seed, self.split)
+
+
+def _kinds_seen(scenes: Scenes, objects: np.ndarray) -> np.ndarray:
+    """Turn the numbers of objects at pixels [n, H, W] into their kinds from 1 on, 0 for background."""
+    kinds = np.pad(scenes.kinds + 1, ((0, 0), (1, 0))).astype(np.uint8)
+    return kinds[np.arange(len(objects))[:, None, None], objects]
 
 
 def _box(mask: np.ndarray) -> list[int]:

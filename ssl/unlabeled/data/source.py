@@ -20,6 +20,10 @@ _OPENERS = {
     "array": "unlabeled.data.arrays:open_array",
     "digits": "unlabeled.data.arrays:open_digits",
     "shapes": "unlabeled.data.shapes:open_shapes",
+    "voc-masks": "unlabeled.data.segmentation:open_voc",
+    "cityscapes-masks": "unlabeled.data.segmentation:open_cityscapes",
+    "voc-boxes": "unlabeled.data.detection:open_voc",
+    "coco-boxes": "unlabeled.data.detection:open_coco",
 }
 
 

@@ -88,9 +88,9 @@ def extract(
         together = {name: e for name, e in embedders.items() if e.size == size}
         parts = _extract_part(together, source, size, batch, workers, device)
         for name, part in parts.items():
-            _refuse_nonfinite(name, part.x, device)
+            refuse_nonfinite(name, part.x, device)
             found[name] = gather_features(part, device)
-    _refuse_corrupt(source, next(iter(found.values())).corrupt, max_corrupt)
+    refuse_corrupt(source, next(iter(found.values())).corrupt, max_corrupt)
     return found
 
 
@@ -124,9 +124,7 @@ def gather_features(part: Features, device: torch.device) -> Features:
     """
     if world() == 1:
         return join([part])
-    corrupt: list[list[str]] = [[] for _ in range(world())]
-    dist.all_gather_object(corrupt, part.corrupt)
-    names = [key for keys in corrupt for key in keys]
+    names = gather_names(part.corrupt)
     width = int(max_over_ranks(torch.tensor(part.x.shape[1], device=device)))
     x = part.x if len(part.x) else part.x.new_empty(0, width)
     columns = [x, part.index, *([] if part.label is None else [part.label])]
@@ -134,6 +132,15 @@ def gather_features(part: Features, device: torch.device) -> Features:
     if rank() != 0:
         return Features(x, part.index, part.label, names)
     return join([Features(gathered[0], gathered[1], gathered[2] if part.label is not None else None, names)])
+
+
+def gather_names(mine: list[str]) -> list[str]:
+    """Concatenate the names of all ranks, on all of them."""
+    if world() == 1:
+        return mine
+    names: list[list[str]] = [[] for _ in range(world())]
+    dist.all_gather_object(names, mine)
+    return [name for part in names for name in part]
 
 
 def gather_rows(x: Tensor, device: torch.device) -> Tensor:
@@ -170,7 +177,8 @@ def join(parts: list[Features]) -> Features:
     return Features(x[order], index[order], label, [key for part in parts for key in part.corrupt])
 
 
-def _refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
+def refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
+    """Raise UserError if more than the `allowed` share of a split is `corrupt`."""
     if too_many(len(corrupt), len(source), allowed):
         raise UserError(
             f"data '{source.name}', split '{source.split}': {len(corrupt)} of {len(source)} images cannot "
@@ -178,7 +186,8 @@ def _refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
         )
 
 
-def _refuse_nonfinite(name: str, x: Tensor, device: torch.device) -> None:
+def refuse_nonfinite(name: str, x: Tensor, device: torch.device) -> None:
+    """Raise UserError, on all ranks, if features x [n of this rank, F] of any of them are NaN or infinite."""
     bad = sum_over_ranks((~torch.isfinite(x)).any(1).sum().to(device))
     if int(bad):
         raise UserError(

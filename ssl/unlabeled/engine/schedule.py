@@ -14,6 +14,16 @@ def warmup_cosine(update: int, peak: float, warmup: int, horizon: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def warmup_cosine_1pct(update: int, peak: float, warmup: int, horizon: int) -> float:
+    """Rise linearly from 1 % of `peak` over `warmup` updates, then fall by a half cosine to 1e-6 at `horizon`.
+
+    Source: the published code of arXiv 2011.10043.
+    """
+    if update < warmup:
+        return peak * (0.01 + 0.99 * update / warmup)
+    return 1e-6 + warmup_cosine(update, peak - 1e-6, warmup, horizon)
+
+
 def warmup_constant(update: int, peak: float, warmup: int, horizon: int) -> float:
     """Rise linearly from 0 to `peak` over `warmup` updates and stay there."""
     return peak * update / warmup if update < warmup else peak
@@ -40,4 +50,9 @@ def table_rate(epoch: float, table: Sequence[tuple[float, float]]) -> float:
     return next((rate for end, rate in table if end > epoch), table[-1][1])
 
 
-SCHEDULES = {"cosine": warmup_cosine, "constant": warmup_constant, "cosine_7_16": warmup_cosine_7_16}
+SCHEDULES = {
+    "cosine": warmup_cosine,
+    "constant": warmup_constant,
+    "cosine_1pct": warmup_cosine_1pct,
+    "cosine_7_16": warmup_cosine_7_16,
+}

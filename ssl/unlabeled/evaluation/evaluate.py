@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 from unlabeled.config.files import find
 from unlabeled.config.protocol import Classify, Protocol, Trained
+from unlabeled.config.protocol_dense import Dense
 from unlabeled.config.read import read_protocol
 from unlabeled.config.tables import PROTOCOLS
 from unlabeled.data.source import Source
@@ -73,7 +74,8 @@ def evaluate_many(protocols: Sequence[str | Path], run: Path, overrides: Sequenc
     restored = load_run(Path(run), device=device)
     together: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
-        together.setdefault(job.shares, []).append(job)
+        if not isinstance(job.cfg, Dense):
+            together.setdefault(job.shares, []).append(job)
     opened = {}
     for key, group in together.items():  # all that can be refused is refused before anything is extracted
         opened[key] = open_splits(group[0].cfg, restored)
@@ -89,6 +91,10 @@ def evaluate_many(protocols: Sequence[str | Path], run: Path, overrides: Sequenc
         for job in group:
             if job not in frozen:
                 reports[job.name] = _evaluate_classifiers(job, restored, opened[key], device)
+    for job in jobs:
+        if isinstance(job.cfg, Dense):
+            report = _runner(job.cfg)(job.name, job.cfg, restored, Path(run), device)
+            reports |= {} if report is None else {job.name: report}
     if rank() != 0:
         return []
     for report in reports.values():
@@ -177,11 +183,16 @@ def _evaluate_classifiers(job: Job, restored: Restored, splits: Splits, device: 
 
 def _run(cfg: Protocol, features: dict[str, Pair], classes: int, device: torch.device) -> list[Number]:
     """Run one protocol on every kind of features that it asks for."""
-    module, _, function = PROTOCOLS[cfg.protocol].partition(":")
-    runner = getattr(import_module(module), function)
+    runner = _runner(cfg)
     kinds = [kind for kind in features if kind == "network" or getattr(cfg, kind)]
     scores = {kind: runner(cfg, *(part.labelled() for part in features[kind]), classes, device) for kind in kinds}
     return _numbers(scores, features["network"][1])
+
+
+def _runner(cfg: Protocol) -> Callable[..., Any]:
+    module, _, function = PROTOCOLS[cfg.protocol].partition(":")
+    runner: Callable[..., Any] = getattr(import_module(module), function)
+    return runner
 
 
 def _numbers(scores: dict[str, dict[str, Score]], test: Features) -> list[Number]:

@@ -7,6 +7,7 @@ test set is scored once, at the end.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -76,38 +77,52 @@ class Probe:
         return torch.addmm(self.bias, x.to(self.bias.device), self.weight).unflatten(1, (self.settings, -1))
 
 
-@torch.no_grad()
 def fit(cfg: Linear, x: Tensor, label: Tensor, classes: int, settings: list[tuple[float, float]],
         device: torch.device) -> Probe:
     """Train one classifier per (lr, weight decay) on standardised x [n, F], label int64 [n], from zero.
 
     SGD with momentum and a cosine to zero over cfg.epochs, or cfg.min_updates if that is more; biases do not decay.
-    All settings see the same batches, so one product serves all: the gradient is written out, softmax minus one-hot.
     """
     n, batch = len(x), min(cfg.images_per_update, len(x))
     per_epoch = n // batch
-    total = max(cfg.epochs * per_epoch, cfg.min_updates)
-    probe = Probe(x.shape[1], len(settings), classes, device)
-    lr, decay = torch.tensor(settings, device=device).repeat_interleave(classes, dim=0).T
-    momentum = [torch.zeros_like(probe.weight), torch.zeros_like(probe.bias)]
     rows = torch.empty(0, dtype=torch.int64)
+
+    def draw(update: int) -> tuple[Tensor, Tensor]:
+        nonlocal rows
+        epoch, place = divmod(update, per_epoch)
+        if place == 0:
+            rows = torch.from_numpy(permutation(n, cfg.seed, "linear", "order", epoch))
+        chunk = rows[place * batch : (place + 1) * batch]
+        return x[chunk], label[chunk]
+
+    probe = Probe(x.shape[1], len(settings), classes, device)
+    descend(probe, settings, max(cfg.epochs * per_epoch, cfg.min_updates), draw, cfg.momentum)
+    return probe
+
+
+@torch.no_grad()
+def descend(probe: Probe, settings: list[tuple[float, float]], updates: int,
+            draw: Callable[[int], tuple[Tensor, Tensor]], momentum: float) -> None:
+    """Train the probe's classifiers, one per (lr, weight decay), on the batches x [b, F], label [b] of `draw(update)`.
+
+    All settings see the same batches, so one product serves all: the gradient is written out, softmax minus one-hot.
+    """
+    device, classes = probe.bias.device, len(probe.bias) // len(settings)
+    lr, decay = torch.tensor(settings, device=device).repeat_interleave(classes, dim=0).T
+    buffers = [torch.zeros_like(probe.weight), torch.zeros_like(probe.bias)]
     with full_precision(device):
-        for update in range(total):
-            epoch, place = divmod(update, per_epoch)
-            if place == 0:
-                rows = torch.from_numpy(permutation(n, cfg.seed, "linear", "order", epoch))
-            chunk = rows[place * batch : (place + 1) * batch]
-            part, target = x[chunk].to(device), label[chunk].to(device)
+        for update in range(updates):
+            x, label = draw(update)
+            part, target = x.to(device), label.to(device)
             error = probe(part).softmax(2)
             error.scatter_add_(2, target[:, None, None].expand(-1, len(settings), 1), error.new_full((), -1.0).expand(
-                batch, len(settings), 1))
-            error = error.flatten(1) / batch
-            step = lr * (0.5 * (1 + math.cos(math.pi * update / total)))
-            momentum[0].mul_(cfg.momentum).addmm_(part.T, error).addcmul_(probe.weight, decay[None])
-            momentum[1].mul_(cfg.momentum).add_(error.sum(0))
-            probe.weight.addcmul_(momentum[0], step[None], value=-1)
-            probe.bias.addcmul_(momentum[1], step, value=-1)
-    return probe
+                len(part), len(settings), 1))
+            error = error.flatten(1) / len(part)
+            step = lr * (0.5 * (1 + math.cos(math.pi * update / updates)))
+            buffers[0].mul_(momentum).addmm_(part.T, error).addcmul_(probe.weight, decay[None])
+            buffers[1].mul_(momentum).add_(error.sum(0))
+            probe.weight.addcmul_(buffers[0], step[None], value=-1)
+            probe.bias.addcmul_(buffers[1], step, value=-1)
 
 
 @torch.no_grad()

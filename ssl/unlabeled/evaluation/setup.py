@@ -56,13 +56,18 @@ def pick_export(method: Method, name: str | None, size: int | None = None) -> tu
     return name or outer, replace(export, input=replace(export.input, size=size or export.input.size))
 
 
+def find_card(cfg: Protocol, restored: Restored) -> tuple[Card, str | None, str | None]:
+    """Return card and root of a protocol, its own or the run's, and the run's own split where the card is the run's."""
+    stream = restored.recipe.data.streams()[type(restored.method).clock]
+    if cfg.card is not None:
+        return read_file(find("data", cfg.card), Card), cfg.root, None
+    return read_file(find("data", stream.card), Card), stream.root if cfg.root is None else cfg.root, stream.split
+
+
 def open_splits(cfg: Protocol, restored: Restored) -> Splits:
     """Open the splits of a protocol: its own card's, or the run's. Raises UserError if there is nothing to score."""
-    stream = restored.recipe.data.streams()[type(restored.method).clock]
-    own = cfg.card is None
-    card = read_file(find("data", stream.card if cfg.card is None else cfg.card), Card)
-    root = stream.root if own and cfg.root is None else cfg.root
-    train = open_source(card, cfg.train or ("train" if "train" in card.splits or not own else stream.split), root)
+    card, root, own = find_card(cfg, restored)
+    train = open_source(card, cfg.train or ("train" if "train" in card.splits else own or "train"), root)
     if train.labels is None or not (train.labels >= 0).any():
         return Splits(card.name, train, None, [])
     name = cfg.test or next((split for split in ("test", "val") if split in card.splits), None)

@@ -129,7 +129,7 @@ class Method(nn.Module):
 
     Config: ClassVar[type[MethodConfig]]
     clock: ClassVar[str] = "train"
-    couples_batch: ClassVar[bool] = False
+    couples_batch: bool = False
 
     @classmethod
     def streams(cls, cfg: MethodConfig) -> dict[str, Stream]:

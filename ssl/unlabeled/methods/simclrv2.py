@@ -8,7 +8,7 @@ published code, the sum of the two directions, which is twice the paper's mean. 
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -177,7 +177,7 @@ class SimCLRv2(Method):
     """SimCLRv2's first stage, with the optional momentum memory and online linear probe."""
 
     Config = SimCLRv2Config
-    couples_batch: ClassVar[bool] = True
+    couples_batch = True
 
     @classmethod
     def streams(cls, cfg: SimCLRv2Config) -> dict[str, Stream]:

@@ -9,7 +9,6 @@ from paper to code.
 from __future__ import annotations
 
 import copy
-import math
 from collections import OrderedDict
 from typing import Literal, NamedTuple
 
@@ -25,7 +24,7 @@ from unlabeled.methods.base import BackboneModule, Export, Info, Input, Losses, 
 from unlabeled.methods.simmatchv2_config import RandAugment, SimMatchV2Config
 from unlabeled.ops.batchnorm import unsynchronised_buffers
 from unlabeled.ops.distributed import gather, world
-from unlabeled.ops.ema import ema_update
+from unlabeled.ops.ema import ema_update, rising_momentum
 
 # ---- network
 
@@ -186,7 +185,7 @@ def ema_momentum(base: float, update: int, horizon: int) -> float:
     """Return the teacher's momentum of `update`: `base`, which up to 0.996 rises to 1 at `horizon` (published code)."""
     if base > 0.996:
         return base
-    return 1 - (1 - base) * (math.cos(math.pi * min(1.0, (update + 1) / horizon)) + 1) / 2
+    return rising_momentum(base, update + 1, horizon)
 
 
 # ---- the method

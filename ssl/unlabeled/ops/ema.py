@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import nn
+
+
+def rising_momentum(start: float, update: int, horizon: int) -> float:
+    """Return the momentum of `update`, which rises by a half cosine from `start` to 1 at `horizon`."""
+    return 1 - (1 - start) * (math.cos(math.pi * min(1.0, update / horizon)) + 1) / 2
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ class Report:
     """Numbers of one protocol and what they were measured on.
 
     settings: the resolved protocol. Without labels train and test are the same split and classes is None. health:
-    label-free measures per network. sheet: file of the neighbour sheet.
+    label-free measures per network. sheet: file of the neighbour sheet. measure: what the numbers are, in percent.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Report:
     health: dict[str, dict[str, float]]
     warning: str | None = None
     sheet: str | None = None
+    measure: str = "accuracy"
 
     def __getitem__(self, name: str) -> Number:
         """Return a number by its name."""

@@ -26,7 +26,7 @@ def print_seeds(reports: Mapping[str, Sequence[Sequence[Report]]], first: str, c
 
 def seeds_table(reports: Mapping[str, Sequence[Sequence[Report]]], first: str) -> Table:
     """Return the table; random init and raw pixels stand beside numbers that have them."""
-    table = Table(first, "accuracy, %", "value", "random init", "raw pixels", "chance", "seeds")
+    table = Table(first, "number, %", "value", "random init", "raw pixels", "chance", "seeds")
     for column in table.columns[2:]:
         column.justify = "right"
     for entry, runs in reports.items():

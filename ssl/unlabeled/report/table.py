@@ -29,7 +29,8 @@ def numbers_table(reports: Sequence[Report]) -> Table:
     """Return one row per number: pretrained, random init, raw pixels, chance; empty columns are left out."""
     numbers = [number for report in reports for number in report.numbers]
     shown = [(key, title) for key, title in _COLUMNS if any(getattr(n, key) for n in numbers)]
-    table = Table("accuracy, %", *(title for _, title in shown), "chance", "test images")
+    measured = " / ".join(dict.fromkeys(report.measure for report in reports if report.numbers))
+    table = Table(f"{measured}, %", *(title for _, title in shown), "chance", "test images")
     for column in table.columns[1:]:
         column.justify = "right"
     for report in reports:
@@ -70,7 +71,9 @@ def _detail(number: Number) -> str:
     details = number.network["details"]
     if "draws" in details:
         return f"mean ± deviation over {details['draws']} draws of the labels"
-    return ", ".join(f"{key} {value:g}" if isinstance(value, float) else str(value) for key, value in details.items())
+    short = {key: value for key, value in details.items() if not isinstance(value, dict)}  # tables stay in the file
+    written = {float: "{} {:g}", int: "{} {}"}  # anything else is a sentence
+    return ", ".join(written.get(type(value), "{1}").format(key, value) for key, value in short.items())
 
 
 def _health_line(name: str, values: dict[str, float]) -> str:

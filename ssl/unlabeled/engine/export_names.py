@@ -1,0 +1,140 @@
+"""Backbones under the names of other libraries; a file is read back in that library's own class before it is kept."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from unlabeled.backbones import naming
+from unlabeled.backbones.build import loading_lines
+from unlabeled.config.recipe import Backbone
+from unlabeled.engine.checkpoint import write_atomically
+from unlabeled.errors import UserError
+from unlabeled.methods.base import Export, Input
+
+State = dict[str, Tensor]
+
+_CLOSE = 1e-6  # of the largest feature; sums may be taken in another order
+_DETECTRON2_DEPTHS = (18, 34, 50, 101, 152)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one library reads weights.
+
+    build: Python lines that make its own network, as `model`. write: fills a file. read: takes the weights from it as
+    `told`, what the user is told of the file, does.
+    """
+
+    library: str
+    suffix: str
+    build: str
+    write: Callable[[State, BinaryIO], object]
+    read: Callable[[Path], State]
+    told: Callable[[Path], str]
+
+
+def write_named(export: Export, backbone: Backbone, form: str, out: Path) -> str:
+    """Write the weights of an exported backbone to `out` as `form` names them; return the lines that load them.
+
+    form: torchvision, timm or detectron2. Raises UserError for a file name of another kind, or for a network that the
+    library's class cannot hold or computes otherwise; nothing is written then.
+    """
+    network = export.build().cpu().float().eval()
+    chosen = _FORMS[form](network, backbone, export.input)
+    if out.suffix != chosen.suffix:
+        raise UserError(f"--out {out}: a file for {form} ends in {chosen.suffix}")
+    found: dict[str, Any] = {}
+    exec(chosen.build, found)  # the very lines that the user gets
+    theirs: nn.Module = found["model"].eval()
+    state = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
+    naming.refuse_other_shapes(state, theirs.state_dict(), chosen.library)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    trial = out.with_name(f".{out.name}.trial")
+    try:
+        write_atomically(trial, lambda file: chosen.write(state, file))
+        theirs.load_state_dict(chosen.read(trial))
+        apart = naming.largest_difference(network, theirs, export.input.size)
+        if not apart <= _CLOSE:
+            raise UserError(f"{chosen.library}'s network takes these weights, but its features are {apart:.1g} apart: "
+                            "it computes otherwise than the one that was trained, so nothing was written")
+        os.replace(trial, out)
+    finally:
+        trial.unlink(missing_ok=True)
+    return chosen.told(out)
+
+
+def _torchvision(network: nn.Module, backbone: Backbone, image: Input) -> Form:
+    build = naming.torchvision_lines(naming.shape_of(network))
+
+    def told(path: Path) -> str:
+        return f'{build}\nmodel.load_state_dict(torch.load("{path}"))\n{_statistics(image)}'
+
+    return Form("torchvision", ".pth", build, torch.save, torch.load, told)
+
+
+def _timm(network: nn.Module, backbone: Backbone, image: Input) -> Form:
+    from safetensors.torch import load_file
+
+    build, _, _ = loading_lines(backbone, "").rpartition("\n")
+    if "unlabeled" in build:
+        raise UserError(f"timm has no network like this {backbone.name}, which is defined in this package: "
+                        "RUN/export/backbone.safetensors holds its weights")
+
+    def told(path: Path) -> str:
+        return f"{loading_lines(backbone, str(path))}\n{_statistics(image)}"
+
+    return Form("timm", ".safetensors", build, lambda state, file: file.write(save(state)), load_file, told)
+
+
+def _detectron2(network: nn.Module, backbone: Backbone, image: Input) -> Form:
+    """Return detectron2's form; its ResNet is tried as torchvision's, which is the same network by other names."""
+    shape = naming.shape_of(network)
+    if shape.depth not in _DETECTRON2_DEPTHS:
+        raise UserError(f"detectron2 has no ResNet of depth {shape.depth}; it has {_DETECTRON2_DEPTHS}")
+
+    def write(state: State, file: BinaryIO) -> None:
+        model = {naming.to_detectron2(name): value.numpy() for name, value in state.items()}
+        pickle.dump({"model": model, "__author__": "unlabeled", "matching_heuristics": True}, file)
+
+    def read(path: Path) -> State:
+        model = pickle.loads(path.read_bytes())["model"]
+        return {naming.from_detectron2(name): torch.as_tensor(value) for name, value in model.items()}
+
+    def told(path: Path) -> str:
+        return _detectron2_config(shape, image, path)
+
+    return Form("detectron2", ".pkl", naming.torchvision_lines(shape), write, read, told)
+
+
+_FORMS = {"torchvision": _torchvision, "timm": _timm, "detectron2": _detectron2}
+
+
+def _statistics(image: Input) -> str:
+    if image.mean is None:
+        return "# images: RGB in [0, 1], without mean and deviation"
+    return f"# images: RGB in [0, 1], then mean {list(image.mean)} and deviation {list(image.std or ())}"
+
+
+def _detectron2_config(shape: naming.Shape, image: Input, path: Path) -> str:
+    """Return what a detectron2 configuration must say for the file: its defaults are other images and other strides."""
+    mean = [round(255 * value, 3) for value in image.mean or (0, 0, 0)]
+    std = [round(255 * value, 3) for value in image.std or (1, 1, 1)]
+    kind = {"DEPTH": shape.depth, "STRIDE_IN_1X1": False, "NORM": "SyncBN"}
+    if shape.block == "BasicBlock":
+        kind["RES2_OUT_CHANNELS"] = 64
+    elif (shape.groups, shape.width) != (1, 64):
+        kind |= {"NUM_GROUPS": shape.groups, "WIDTH_PER_GROUP": shape.width}
+    resnets = ", ".join(f"{key}: {value}" for key, value in kind.items())
+    return (
+        f"MODEL:\n  WEIGHTS: {path}\n  PIXEL_MEAN: {mean}\n  PIXEL_STD: {std}\n  RESNETS: {{{resnets}}}\n"
+        "  BACKBONE: {FREEZE_AT: 0}\nINPUT: {FORMAT: RGB}"
+    )

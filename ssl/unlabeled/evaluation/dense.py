@@ -1,0 +1,128 @@
+"""What the protocols on feature maps share: networks, splits with masks, whole images, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlabeled.augment.photometric import to_input
+from unlabeled.augment.resample import crop_resize, crop_resize_batch
+from unlabeled.config.card import Card
+from unlabeled.config.protocol_dense import Dense
+from unlabeled.data.source import Source, open_source
+from unlabeled.engine.export import open_residuals
+from unlabeled.engine.maps import LastMap, last_map
+from unlabeled.engine.restore import Restored, load_run
+from unlabeled.errors import UserError
+from unlabeled.evaluation.scores import Score
+from unlabeled.evaluation.setup import find_card, pick_export
+from unlabeled.methods.base import Input
+from unlabeled.report.report import Number, Report, Split
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that a protocol judges: its last map with (C, h, w), and the input that it expects."""
+
+    export: str
+    map: LastMap
+    shape: tuple[int, int, int]
+    input: Input
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Turn images, uint8 [b, 3, H, W] on the device, into what the network sees."""
+        x = to_input(images, self.input.mean, self.input.std)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the maps, float32 [b, C, h, w], of images, uint8 [b, 3, H, W] on the device."""
+        maps: Tensor = self.map(self.prepare(images))
+        return maps.float()
+
+
+def networks(cfg: Dense, restored: Restored, run: Path, size: int | None, device: torch.device,
+             ) -> Iterator[tuple[str, Network]]:
+    """Yield "network", the run's own, then "random_init", the same untrained with open residual branches, if asked for.
+
+    size: side of the images; None: as in training. The second is made when the first is done with. Raises UserError as
+    `last_map` does.
+    """
+    for kind in ("network", *(["random_init"] if cfg.random_init else [])):
+        trained = kind == "network"
+        method = (restored if trained else load_run(run, random_init=True, device=device)).method
+        name, export = pick_export(method, cfg.export, size)
+        found, shape = last_map(name, export if trained else open_residuals(export), device)
+        yield kind, Network(name, found, shape, export.input)
+
+
+@dataclass(frozen=True)
+class MaskedSplits:
+    """The opened splits of a set with masks, and the names of the masks' classes."""
+
+    card: Card
+    train: Source
+    test: Source
+    names: list[str]
+
+
+def open_masked(cfg: Dense, restored: Restored) -> MaskedSplits:
+    """Open train and test of a protocol's card, its own or the run's. Raises UserError if it has no masks."""
+    card, root, own = find_card(cfg, restored)
+    train = open_source(card, cfg.train or ("train" if "train" in card.splits else own or "train"), root)
+    if train.mask_classes is None:
+        raise UserError(f"data card '{card.name}' has no masks; choose one that has, such as card=shapes96, or "
+                        "card=voc2012-segmentation root=FOLDER")
+    return MaskedSplits(card, train, open_source(card, scored_split(cfg, card), root), train.mask_classes)
+
+
+def scored_split(cfg: Dense, card: Card, other: str | None = None) -> str:
+    """Return the split that is scored: test, else val, else `other`. Raises UserError if there is none."""
+    name = cfg.test or next((split for split in ("test", "val") if split in card.splits), other)
+    if name is None:
+        raise UserError(f"data card '{card.name}' has neither split test nor val (it has: {', '.join(card.splits)}); "
+                        "choose one with test=SPLIT")
+    return name
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The whole image, resized to a square whatever its shape; parameters are boxes [n, 7] (see `data.batch.Batch`)."""
+
+    size: int
+    draws: ClassVar[int] = 0
+    boxes: ClassVar[bool] = True
+
+    def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn image sizes [n, 2] into boxes [n, 7]; `uniforms` [n, 0] is not looked at."""
+        sizes = sizes.astype(np.float64)
+        none = np.zeros((len(sizes), 1))
+        return np.concatenate([none, none, sizes, sizes, none], 1)
+
+    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Resize one uint8 image [H, W, 3] to uint8 [3, size, size]."""
+        return crop_resize(image, parameters, self.size, "bilinear")
+
+    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
+        """Resize equally large uint8 images [n, 3, H, W] to uint8 [n, 3, size, size]."""
+        if tuple(images.shape[2:]) == (self.size, self.size):
+            return images.contiguous()
+        return crop_resize_batch(images, parameters, self.size, "bilinear")
+
+
+def dense_report(name: str, cfg: Dense, restored: Restored, export: str, card: Card, splits: tuple[Split, Split],
+                 scores: Mapping[str, Mapping[str, Score]], chance: Mapping[str, float], *, measure: str,
+                 classes: int | None = None) -> Report:
+    """Set scores by kind (network, random_init) and number beside chance; splits: train and test as they were used."""
+    numbers = [Number(number, chance[number], **{kind: vars(found[number]) for kind, found in scores.items()})
+               for number in scores["network"]]
+    return Report(
+        name=name, settings=cfg.model_dump(mode="json"), run=str(restored.run), method=restored.recipe.method.name,
+        export=export, update=restored.update, train_seed=restored.recipe.train.seed, seed=cfg.seed, card=card.name,
+        classes=classes, train=splits[0], test=splits[1], numbers=numbers, health={}, measure=measure,
+    )

@@ -1,0 +1,144 @@
+"""Detection transfer: what a backbone is worth to Faster R-CNN or Mask R-CNN, trained on boxes, in COCO's AP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from unlabeled.config.card import Card
+from unlabeled.config.protocol_detection import Detection
+from unlabeled.data.base import Source, too_many
+from unlabeled.data.detection_batches import WholeMaker
+from unlabeled.data.loader import batches, split_evenly
+from unlabeled.data.source import open_source
+from unlabeled.engine.export import open_residuals
+from unlabeled.engine.restore import Restored, load_run
+from unlabeled.engine.steps import seed_everything
+from unlabeled.errors import UserError
+from unlabeled.evaluation.average_precision import Detections, average_precision, encode, require_pycocotools
+from unlabeled.evaluation.dense import dense_report, scored_split
+from unlabeled.evaluation.detection_network import build_detector
+from unlabeled.evaluation.detection_train import train_detector
+from unlabeled.evaluation.scores import Score
+from unlabeled.evaluation.setup import find_card, pick_export
+from unlabeled.ops.distributed import rank, world
+from unlabeled.ops.precision import full_precision
+from unlabeled.report.report import Report, Split
+
+
+@dataclass(frozen=True)
+class BoxedSplits:
+    """The opened splits of a set with boxes."""
+
+    card: Card
+    train: Source
+    test: Source
+    names: list[str]
+
+
+def run(name: str, cfg: Detection, restored: Restored, run: Path, device: torch.device) -> Report | None:
+    """Train the protocol's detector on the run's network, and on the untrained one if asked for, and score both.
+
+    The trainings stand in RUN/eval/NAME and NAME-random-init. Returns the report on rank 0, None elsewhere. Raises
+    UserError for bad input, or if a training was interrupted.
+    """
+    require_pycocotools()
+    splits = open_boxed(cfg, restored)
+    if rank() == 0:
+        for source in (splits.train, splits.test):
+            if source.dropped:
+                print(f"data {splits.card.name}, '{source.split}': objects left out, since their boxes or masks enclose "
+                      f"nothing of the image: {source.dropped}")
+    scores: dict[str, dict[str, Score]] = {}
+    for kind in ("network", *(["random_init"] if cfg.random_init else [])):
+        trained = kind == "network"
+        method = (restored if trained else load_run(run, random_init=True)).method
+        export, chosen = pick_export(method, cfg.export)
+        chosen = chosen if trained else open_residuals(chosen)
+        seed_everything(cfg.seed, "detection", "heads")
+        model = build_detector(chosen.build(), cfg, len(splits.names), chosen.input)
+        folder = restored.run / "eval" / (name if trained else f"{name}-random-init")
+        origin = f"{kind}: {export}, update {restored.update}"
+        unreadable = sorted(set(train_detector(model, cfg, splits.train, folder, origin)))
+        found, corrupt = detect(model, cfg, splits.test, device)
+        if rank() == 0:
+            scores[kind] = score(splits, found, cfg)
+    if rank() != 0:
+        return None
+    counts = (Split(splits.train.split, len(splits.train.with_objects()), 0, len(unreadable), unreadable),
+              Split(splits.test.split, len(found), 0, len(corrupt), corrupt))
+    chance = dict.fromkeys(scores["network"], 0.0)  # of boxes drawn at random hardly any is right
+    return dense_report(name, cfg, restored, export, splits.card, counts, scores, chance, measure="average precision",
+                        classes=len(splits.names))
+
+
+def open_boxed(cfg: Detection, restored: Restored) -> BoxedSplits:
+    """Open train and test of a protocol's card, its own or the run's. Raises UserError if it has no boxes."""
+    card, root, own = find_card(cfg, restored)
+    train = open_source(card, cfg.train or ("train" if "train" in card.splits else own or "train"), root)
+    if train.object_classes is None:
+        raise UserError(f"data card '{card.name}' has no boxes; choose one that has, such as card=shapes96, or "
+                        "card=coco root=FOLDER")
+    if cfg.masks and not train.has_shapes:
+        raise UserError(f"data card '{card.name}' has boxes but no masks of objects; use masks=false")
+    test = open_source(card, scored_split(cfg, card), root)
+    if train.object_classes != test.object_classes:
+        raise UserError(f"data card '{card.name}': splits '{train.split}' and '{test.split}' have different classes; "
+                        "name them in the card with 'classes'")
+    return BoxedSplits(card, train, test, train.object_classes)
+
+
+@torch.inference_mode()
+def detect(model: nn.Module, cfg: Detection, source: Source, device: torch.device,
+           ) -> tuple[dict[int, Detections], list[str]]:
+    """Return what `model` finds in every readable image of `source`, each seen once over all processes, on rank 0.
+
+    Other ranks get their own part. Also returns the keys of unreadable images, on all ranks. Raises UserError if there
+    are too many of them.
+    """
+    model.eval()
+    found: dict[int, Detections] = {}
+    corrupt: list[str] = []
+    count = min(cfg.test_images or len(source), len(source))
+    bounds = split_evenly(count, world())
+    start, stop = bounds[rank()], bounds[rank() + 1]
+    units = [np.arange(first, min(first + cfg.batch, stop)) for first in range(start, stop, cfg.batch)]
+    with full_precision(device):
+        for made in batches(WholeMaker(source), units, cfg.workers):
+            corrupt += made.corrupt
+            images = [image.to(device).float() / 255 for image in made.images]
+            if images:
+                for index, output in zip(made.index, model(images), strict=True):
+                    found[index] = _read(output)
+    model.train()
+    if world() > 1:
+        keys: list[list[str]] = [[] for _ in range(world())]
+        dist.all_gather_object(keys, corrupt)
+        corrupt = [key for each in keys for key in each]
+        parts: list[dict[int, Detections]] = [{} for _ in range(world())]
+        dist.gather_object(found, parts if rank() == 0 else None)
+        if rank() == 0:
+            found = {index: each for part in parts for index, each in part.items()}
+    if too_many(len(corrupt), count, cfg.max_corrupt):
+        raise UserError(f"data '{source.name}', split '{source.split}': {len(corrupt)} of {count} images cannot "
+                        f"be read, more than max_corrupt {cfg.max_corrupt:g} allows; such as {', '.join(corrupt[:5])}")
+    return found, corrupt
+
+
+def score(splits: BoxedSplits, found: Mapping[int, Detections], cfg: Detection) -> dict[str, Score]:
+    """Return the average precisions of detections on the test images."""
+    truth = {index: splits.test.objects(index, masks=cfg.masks) for index in found}
+    return average_precision(truth, found, splits.names, masks=cfg.masks, recall_levels=cfg.recall_levels)
+
+
+def _read(output: dict[str, Tensor]) -> Detections:
+    """Turn the answer for one image into arrays; masks [k, 1, H, W] count from one half on."""
+    masks = encode((output["masks"][:, 0] >= 0.5).cpu().numpy()) if "masks" in output else None
+    boxes, scores, labels = (output[key].cpu().numpy() for key in ("boxes", "scores", "labels"))
+    return Detections(boxes, scores, labels - 1, masks)

@@ -1,0 +1,206 @@
+"""Training a detector: SGD with warm-up and steps, in one or several processes, going on from its newest checkpoint."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from unlabeled.config.protocol_detection import Detection
+from unlabeled.config.recipe import Train
+from unlabeled.data.base import Source, too_many
+from unlabeled.data.detection_batches import DetectionBatch, TrainMaker
+from unlabeled.data.loader import batches
+from unlabeled.engine import launch
+from unlabeled.engine.checkpoint import Checkpoints
+from unlabeled.engine.progress import Meter, ProgressBar
+from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.signals import Signals
+from unlabeled.engine.steps import seed_everything
+from unlabeled.errors import UserError
+from unlabeled.ops.batchnorm import convert
+from unlabeled.ops.distributed import max_over_ranks, on_rank0, rank, sum_over_ranks, world
+
+_WARMUP_FROM = 1e-3  # of the learning rate
+_LOG_EVERY = 20
+_KEEP = 2
+# what may change between a start and its resume without changing what is learned
+_FREE = ("batch", "workers", "root", "checkpoint_every", "max_corrupt", "random_init", "size", "test", "test_images",
+         "recall_levels")
+
+
+def learning_rate(update: int, cfg: Detection) -> float:
+    """Return the rate of an update: a linear rise from a thousandth, then a tenth after every one of `cfg.steps`."""
+    rate = cfg.lr * 0.1 ** sum(update >= step for step in cfg.steps)
+    done = min(1.0, update / cfg.warmup) if cfg.warmup else 1.0
+    return rate * (_WARMUP_FROM * (1 - done) + done)
+
+
+def train_detector(model: nn.Module, cfg: Detection, source: Source, folder: Path, origin: str) -> list[str]:
+    """Train `model` in place on the images of `source` that hold objects; return the keys of unreadable ones.
+
+    folder: keeps checkpoints and metrics.jsonl; a training there is gone on with, or, if complete, only loaded. origin:
+    says what network it started from. Raises UserError if another training stands there, if the batch does not divide,
+    if the loss is not finite or too many images cannot be read, and after an interruption.
+    """
+    if cfg.images_per_update % world():
+        raise UserError(f"images_per_update is {cfg.images_per_update}, which {world()} processes cannot share evenly")
+    accelerator = launch.start(Train(updates=cfg.updates, precision="fp32"))
+    torch.backends.cudnn.benchmark = False  # every batch has another shape
+    maker = TrainMaker(source, tuple(cfg.train_sizes), cfg.longest, cfg.seed, masks=cfg.masks)
+    return _Training(model, cfg, maker, RunFolder(folder), origin, accelerator).run()
+
+
+class _Training:
+    """The state of one training; `run` does all of it."""
+
+    def __init__(self, model: nn.Module, cfg: Detection, maker: TrainMaker, folder: RunFolder, origin: str,
+                 accelerator: Accelerator) -> None:
+        self.cfg, self.maker, self.folder, self.device = cfg, maker, folder, accelerator.device
+        self.about = json.dumps({"origin": origin, **cfg.model_dump(mode="json", exclude=set(_FREE))})
+        if world() > 1:
+            convert(model, self.device)
+        self.model = model.to(self.device).train()
+        self.optimizer = torch.optim.SGD(_groups(model, cfg.weight_decay), lr=cfg.lr, momentum=cfg.momentum)
+        self.parallel = accelerator.prepare_model(self.model)
+        self.checkpoints = Checkpoints(folder.checkpoints, _KEEP)
+        self.corrupt: list[str] = []
+
+    def run(self) -> list[str]:
+        start = self._resume()
+        if start < self.cfg.updates:
+            with Signals() as signals:
+                self._train(start, signals)
+            self._settle_norms()
+            self._save(self.cfg.updates)
+        return self.corrupt
+
+    def _train(self, start: int, signals: Signals) -> None:
+        total = self.cfg.updates
+        bar, meter = ProgressBar(total, start, rank() == 0), Meter(self.cfg.images_per_update)
+        waiting = time.perf_counter()
+        try:
+            for update, made in self._batches(start, total):
+                meter.add(time.perf_counter() - waiting)
+                rate = learning_rate(update, self.cfg)
+                losses = self._update(update, made, rate)
+                heard = self._agree(losses, made, signals.received, update)
+                self.optimizer.step()
+                done = update + 1
+                if update % _LOG_EVERY == 0 or done == total:
+                    bar.note(self._log(update, losses, rate, meter))
+                bar.advance(done)
+                if heard or (done % self.cfg.checkpoint_every == 0 and done < total):
+                    self._save(done)
+                if heard:
+                    raise UserError(f"{self.folder.path} was interrupted after update {done}; the same command goes on "
+                                    "from there")
+                waiting = time.perf_counter()
+        finally:
+            bar.close()
+
+    def _update(self, update: int, made: DetectionBatch, rate: float) -> dict[str, Tensor]:
+        """Do forward and backward and leave the gradients; return the losses by name."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self._losses(update, made)
+        torch.stack(list(losses.values())).sum().backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _losses(self, update: int, made: DetectionBatch) -> dict[str, Tensor]:
+        # anchors and regions are sampled by torch's global generator
+        seed_everything(self.cfg.seed, "detection", update, rank())
+        images = [image.to(self.device).float() / 255 for image in made.images]
+        targets = [{name: value.to(self.device) for name, value in target.items()} for target in made.targets]
+        losses: dict[str, Tensor] = self.parallel(images, targets)
+        return losses
+
+    def _agree(self, losses: dict[str, Tensor], made: DetectionBatch, received: int, update: int) -> int:
+        """Return the largest signal of all processes. Raises UserError, in all of them, if one cannot go on."""
+        self.corrupt += made.corrupt
+        finite = torch.stack(list(losses.values())).isfinite().all()
+        other = torch.tensor([received, len(made.corrupt)], device=self.device)
+        bad, heard, unreadable = max_over_ranks(torch.cat([(~finite).long()[None], other])).tolist()
+        if bad:
+            rate = learning_rate(update, self.cfg)
+            raise UserError(f"the loss became non-finite at update {update} (lr {rate:.3g}): take a lower lr or more "
+                            f"warmup. The checkpoints in {self.folder.checkpoints} are from before")
+        if unreadable:
+            count = int(sum_over_ranks(torch.tensor(len(set(self.corrupt)), device=self.device)))
+            if too_many(count, len(self.maker), self.cfg.max_corrupt):
+                raise UserError(f"data '{self.maker.source.name}': {count} training images cannot be read, more than "
+                                f"max_corrupt {self.cfg.max_corrupt:g} allows; such as {', '.join(self.corrupt[:5])}")
+        return int(heard)
+
+    def _batches(self, start: int, stop: int) -> Iterator[tuple[int, DetectionBatch]]:
+        """Yield this process's part of the batches of the updates [start, stop)."""
+        size = self.cfg.images_per_update
+        mine, per_epoch = size // world(), max(1, len(self.maker) // size)
+        units: list[tuple[int, np.ndarray]] = []
+        for update in range(start, stop):
+            first = update % per_epoch * size + rank() * mine
+            units.append((update // per_epoch, np.arange(first, first + mine)))
+        yield from enumerate(batches(self.maker, units, self.cfg.workers), start)
+
+    @torch.no_grad()
+    def _settle_norms(self) -> None:
+        """Replace the running statistics of BatchNorm by means over batches of the final weights ("precise BN")."""
+        norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        if not self.cfg.precise_bn or not norms:
+            return
+        before = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+        for update, made in self._batches(self.cfg.updates, self.cfg.updates + self.cfg.precise_bn):
+            self._losses(update, made)
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+
+    def _log(self, update: int, losses: dict[str, Tensor], rate: float, meter: Meter) -> dict[str, float]:
+        names = sorted(losses)
+        means = (sum_over_ranks(torch.stack([losses[name].double() for name in names])) / world()).tolist()
+        logged = {"loss": sum(means), "lr": rate, **dict(zip(names, means, strict=True)), **meter.read()}
+        if rank() == 0:
+            self.folder.append(self.folder.metrics, [{"update": update, **logged}])
+        return logged
+
+    def _resume(self) -> int:
+        on_rank0(lambda: self.folder.checkpoints.mkdir(parents=True, exist_ok=True))
+        state, _ = self.checkpoints.load_newest()
+        start = 0
+        if state is not None:
+            if state["about"] != self.about:
+                raise UserError(f"{self.folder.path} holds a training with other settings or of another network; move "
+                                "it away, or name a setting here, which gives it a folder of its own")
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            start = state["update"]
+        on_rank0(lambda: self.folder.cut_back(start))
+        if start and rank() == 0:
+            finished = start == self.cfg.updates
+            print(f"{self.folder.path} is finished" if finished else f"going on from update {start}", flush=True)
+        return start
+
+    def _save(self, done: int) -> None:
+        state: dict[str, Any] = {"update": done, "about": self.about, "model": self.model.state_dict(),
+                                 "optimizer": self.optimizer.state_dict()}
+        on_rank0(lambda: self.checkpoints.save(done, state))
+
+
+def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Put the trainable parameters into two groups: weights and biases decay, norms do not."""
+    norms = {id(p) for module in model.modules() if "norm" in type(module).__name__.lower()
+             for p in module.parameters(recurse=False)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [([p for p in trained if id(p) not in norms], decay), ([p for p in trained if id(p) in norms], 0.0)]
+    return [{"params": params, "weight_decay": each} for params, each in groups if params]

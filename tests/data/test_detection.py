@@ -1,0 +1,261 @@
+"""Sets with boxes: the layouts of VOC and COCO, what is refused, and what a batch for a detector holds."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unlabeled.config.card import Card
+from unlabeled.data.base import CorruptSample, Source
+from unlabeled.data.detection_batches import TrainMaker, WholeMaker, resized_to
+from unlabeled.data.source import open_source
+from unlabeled.errors import UserError
+
+OBJECT = ("<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>"
+          "<ymax>{}</ymax></bndbox></object>")
+
+
+def picture(path: Path, width: int = 60, height: int = 40) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.arange(width * height * 3, dtype=np.uint8).reshape(height, width, 3)).save(path)
+
+
+def voc_image(root: Path, year: str, name: str, *objects: tuple) -> None:
+    picture(root / year / "JPEGImages" / f"{name}.jpg")
+    (root / year / "Annotations").mkdir(exist_ok=True)
+    text = "".join(OBJECT.format(*each) for each in objects)
+    (root / year / "Annotations" / f"{name}.xml").write_text(
+        f"<annotation><size><width>60</width><height>40</height><depth>3</depth></size>{text}</annotation>")
+
+
+def voc_list(root: Path, year: str, name: str, *images: str) -> None:
+    (root / year / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    (root / year / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(images) + "\n")
+
+
+def card(kind: str, root: Path, **more: object) -> Card:
+    return Card.model_validate({"name": "boxes", "source": {"kind": kind}, "root": str(root), **more})
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Card:
+    voc_image(tmp_path, "VOC2007", "a", ("dog", 0, 1, 1, 60, 40), ("cat", 1, 11, 6, 20, 15))
+    voc_image(tmp_path, "VOC2012", "b", ("cat", 0, 50, 30, 70, 45), ("cat", 0, 61, 5, 90, 10))
+    voc_image(tmp_path, "VOC2012", "c")
+    voc_list(tmp_path, "VOC2007", "trainval", "a")
+    voc_list(tmp_path, "VOC2012", "trainval", "b", "c")
+    return card("voc-boxes", tmp_path, classes=["cat", "dog"],
+                splits={"train": {"path": "VOC2007/trainval+VOC2012/trainval"}, "val": {"path": "VOC2007/trainval"}})
+
+
+def test_voc_lists_are_joined_and_boxes_are_edges_from_zero(voc: Card) -> None:
+    source = open_source(voc, "train")
+    assert [source.key(i) for i in range(3)] == ["VOC2007/JPEGImages/a.jpg", "VOC2012/JPEGImages/b.jpg",
+                                                 "VOC2012/JPEGImages/c.jpg"]
+    assert source.object_classes == ["cat", "dog"] and not source.has_shapes
+    objects = source.objects(0)
+    assert objects.boxes.tolist() == [[0, 0, 60, 40], [10, 5, 20, 15]]
+    assert objects.kinds.tolist() == [1, 0] and objects.difficult.tolist() == [False, True]
+    assert objects.areas.tolist() == [2400, 100] and not objects.crowd.any()
+    assert source.image(0).shape == (40, 60, 3)
+    assert len(open_source(voc, "val")) == 1
+
+
+def test_boxes_are_cut_at_the_border_and_those_beyond_are_counted(voc: Card) -> None:
+    source = open_source(voc, "train")
+    assert source.objects(1).boxes.tolist() == [[49, 29, 60, 40]]
+    assert source.dropped == 1
+    assert source.objects(2).boxes.shape == (0, 4)
+    assert source.with_objects().tolist() == [0, 1]
+
+
+def test_a_copy_for_another_process_is_the_same(voc: Card) -> None:
+    source = open_source(voc, "train")
+    again = pickle.loads(pickle.dumps(source))
+    assert np.array_equal(again.objects(0).boxes, source.objects(0).boxes) and again.key(1) == source.key(1)
+
+
+def test_what_is_wrong_with_voc_files_is_said(voc: Card, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file .*VOC2007/ImageSets/Main/test\.txt; give the folder that holds"):
+        open_source(voc.model_copy(update={"splits": {"train": voc.splits["val"].model_copy(
+            update={"path": "VOC2007/test"})}}), "train")
+    with pytest.raises(UserError, match=r"a\.xml: object of class 'dog', which data card 'boxes' does not name"):
+        open_source(voc.model_copy(update={"classes": ["cat"]}), "train")
+    with pytest.raises(UserError, match="needs 'classes'"):
+        open_source(voc.model_copy(update={"classes": None}), "train")
+    (tmp_path / "VOC2012" / "JPEGImages" / "b.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 annotated images are missing in .*: VOC2012/JPEGImages/b\.jpg"):
+        open_source(voc, "train")
+    file = tmp_path / "VOC2007" / "Annotations" / "a.xml"
+    file.write_text("<annotation><size><width>9</width></size>")
+    with pytest.raises(UserError, match=r"annotation .*a\.xml is damaged"):
+        open_source(voc, "train")
+    file.write_text("<annotation><size><width>9</width></size></annotation>")
+    with pytest.raises(UserError, match=r"a\.xml is damaged: no size/height"):
+        open_source(voc, "train")
+    file.unlink()
+    with pytest.raises(UserError, match=r"annotation .*a\.xml cannot be read: No such file"):
+        open_source(voc, "train")
+
+
+POLYGON = [10.0, 5.0, 20.0, 5.0, 20.0, 15.0, 10.0, 15.0]
+
+
+def coco_content() -> dict:
+    def note(number: int, image: int, box: list, kind: int, shape: object, **more: object) -> dict:
+        return {"id": number, "image_id": image, "category_id": kind, "bbox": box, "segmentation": shape,
+                "area": box[2] * box[3] / 2, "iscrowd": 0, **more}
+
+    # run lengths down the columns: the first 25 of 60 columns of 40 pixels
+    runs = {"size": [40, 60], "counts": [0, 1000, 1400]}
+    return {
+        "images": [{"id": 7, "file_name": "x.jpg", "height": 40, "width": 60},
+                   {"id": 3, "file_name": "y.jpg", "height": 40, "width": 60},
+                   {"id": 9, "file_name": "z.jpg", "height": 40, "width": 60}],
+        "categories": [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}],
+        "annotations": [
+            note(1, 7, [10, 5, 10, 10], 18, [POLYGON]),
+            note(2, 7, [0, 0, 25, 40], 17, runs, iscrowd=1),
+            note(3, 3, [55, 35, 10, 10], 17, [POLYGON, [30.0, 20.0, 40.0, 20.0, 40.0, 30.0]]),
+            note(4, 3, [5, 5, 0, 10], 17, [POLYGON]),
+            note(5, 3, [5, 5, 5, 10], 17, [[1.0, 2.0, 3.0, 4.0]]),
+            note(6, 9, [0, 0, 25, 40], 17, runs, iscrowd=1),
+        ],
+    }
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Card:
+    for name in "xyz":
+        picture(tmp_path / "photos" / f"{name}.jpg")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_photos.json").write_text(json.dumps(coco_content()))
+    return card("coco-boxes", tmp_path, splits={"train": {"path": "photos"}})
+
+
+def test_coco_images_and_classes_follow_their_numbers(coco: Card) -> None:
+    source = open_source(coco, "train")
+    assert [source.key(i) for i in range(3)] == ["photos/y.jpg", "photos/x.jpg", "photos/z.jpg"]
+    assert source.object_classes == ["cat", "dog"] and source.has_shapes
+    assert source.dropped == 2  # no area, and a polygon of two points
+    assert source.with_objects().tolist() == [0, 1]  # only a crowd in the third
+    objects = source.objects(1, masks=True)
+    assert objects.boxes.tolist() == [[10, 5, 20, 15], [0, 0, 25, 40]]
+    assert objects.kinds.tolist() == [1, 0] and objects.crowd.tolist() == [False, True]
+    assert objects.areas.tolist() == [50, 500]
+    assert objects.masks.shape == (2, 40, 60) and source.objects(1).masks is None
+
+
+def test_coco_polygons_and_run_lengths_become_masks(coco: Card) -> None:
+    source = open_source(coco, "train")
+    square, crowd = source.objects(1, masks=True).masks
+    assert square[6:14, 11:19].all() and square.sum() <= 121 and not square[:4].any() and not square[:, 22:].any()
+    assert crowd[:, :25].all() and not crowd[:, 25:].any()
+    (both,) = source.objects(0, masks=True).masks
+    assert both[10, 15] and both[22, 38] and not both[22, 25]
+    assert source.objects(0).boxes.tolist() == [[55, 35, 60, 40]]
+
+
+def test_what_is_wrong_with_coco_files_is_said(coco: Card, tmp_path: Path) -> None:
+    file = tmp_path / "annotations" / "instances_photos.json"
+    with pytest.raises(UserError, match="category 'cat', which data card 'boxes' does not name"):
+        open_source(coco.model_copy(update={"classes": ["dog"]}), "train")
+    content = coco_content()
+    del content["annotations"][0]["bbox"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is damaged, or no file of instances: no 'bbox'"):
+        open_source(coco, "train")
+    file.write_text('{"images": [')
+    with pytest.raises(UserError, match="is damaged, or no file of instances"):
+        open_source(coco, "train")
+    file.write_text(json.dumps(coco_content()))
+    (tmp_path / "photos" / "z.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 annotated images are missing in .*photos/z\.jpg"):
+        open_source(coco, "train")
+    file.unlink()
+    with pytest.raises(UserError, match=r"no file .*instances_photos\.json; give the folder that holds annotations"):
+        open_source(coco, "train")
+
+
+def shapes(n: int = 20, size: int = 48) -> Source:
+    return open_source(Card.model_validate({"name": "s", "source": {"kind": "shapes", "size": size, "objects": [2, 5]},
+                                            "splits": {"train": {"samples": n}}, "in_memory": True}), "train")
+
+
+def test_rendered_shapes_have_boxes_around_their_masks() -> None:
+    source = shapes()
+    for i in range(len(source)):
+        objects = source.objects(i, masks=True)
+        assert len(objects.kinds) == len(objects.boxes) == len(objects.masks) > 0
+        for mask, (left, top, right, bottom), area in zip(objects.masks, objects.boxes.astype(int), objects.areas,
+                                                          strict=True):
+            assert mask.sum() == area == mask[top:bottom, left:right].sum()
+            assert mask[top].any() and mask[bottom - 1].any() and mask[:, left].any() and mask[:, right - 1].any()
+        seen = source.mask(i)
+        assert np.array_equal(np.unique(seen[seen > 0]), np.unique(objects.kinds + 1))
+
+
+def test_training_views_depend_on_their_position_alone_and_boxes_follow_the_image() -> None:
+    source = shapes()
+    maker = TrainMaker(source, (40, 48, 60), 200, seed=5, masks=True)
+    together = maker.make((2, np.arange(20)))
+    flipped = set()
+    for position in range(20):
+        alone = maker.make((2, np.array([position])))
+        assert torch.equal(alone.images[0], together.images[position])
+        image, target = alone.images[0], alone.targets[0]
+        truth = source.objects(alone.index[0], masks=True)
+        side = image.shape[1]
+        assert side in (40, 48, 60) and image.dtype == torch.uint8
+        assert torch.equal(target["labels"], torch.from_numpy(truth.kinds + 1))
+        scaled = torch.from_numpy(truth.boxes) * side / 48
+        mirrored = torch.stack([side - scaled[:, 2], scaled[:, 1], side - scaled[:, 0], scaled[:, 3]], 1)
+        flip = not torch.allclose(target["boxes"], scaled, atol=1e-4)
+        flipped.add(flip)
+        assert torch.allclose(target["boxes"], mirrored if flip else scaled, atol=1e-4)
+        for mask, box in zip(target["masks"], target["boxes"], strict=True):
+            rows, columns = torch.nonzero(mask.any(1)).flatten(), torch.nonzero(mask.any(0)).flatten()
+            found = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
+            assert (found - box).abs().max() <= 1.5
+    assert flipped == {True, False}
+    assert {image.shape[1] for image in together.images} == {40, 48, 60}
+    again = maker.make((3, np.arange(20)))
+    assert again.index != together.index  # another epoch
+
+
+def test_every_image_with_objects_comes_once_in_an_epoch() -> None:
+    maker = TrainMaker(shapes(), (48,), 200, seed=0, masks=False)
+    assert sorted(maker.make((0, np.arange(20))).index) == list(range(20))
+    assert "masks" not in maker.make((0, np.arange(1))).targets[0]
+
+
+def test_unreadable_images_are_named_and_replaced_alike() -> None:
+    source = shapes()
+    whole = source.image
+
+    def image(index: int) -> np.ndarray:
+        if index == 3:
+            raise CorruptSample("three", "broken for the test")
+        return whole(index)
+
+    source.image = image
+    maker = TrainMaker(source, (48,), 200, seed=0, masks=False)
+    made = maker.make((0, np.arange(20)))
+    assert made.corrupt == ["three"] and len(made.images) == 20 and 3 not in made.index
+    assert maker.make((0, np.arange(20))).index == made.index
+    tested = WholeMaker(source).make(np.arange(5))
+    assert tested.index == [0, 1, 2, 4] and tested.corrupt == ["three"]
+
+
+@pytest.mark.parametrize(("given", "side", "expected"), [
+    ((480, 640), 800, (800, 1067)), ((375, 500), 480, (480, 640)), ((300, 1200), 800, (333, 1333)),
+    ((640, 480), 800, (1067, 800)),
+])
+def test_the_shorter_side_gives_way_to_the_longer(given: tuple, side: int, expected: tuple) -> None:
+    assert resized_to(*given, side, 1333) == expected
