@@ -1,0 +1,189 @@
+"""What a network sees in single images: its map in colours and, for PixPro, which cells of two crops are pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlabeled.config.card import Card
+from unlabeled.config.files import find
+from unlabeled.config.look import OF_THE_PAIR, LookSettings
+from unlabeled.config.read import read_file
+from unlabeled.data.batch import Geometry
+from unlabeled.data.folder import FolderSource
+from unlabeled.data.pairs import fixed_crops
+from unlabeled.data.source import Source, open_source
+from unlabeled.data.subset import Part
+from unlabeled.engine.features import refuse_nonfinite
+from unlabeled.engine.maps import last_map
+from unlabeled.engine.restore import Restored, load_run
+from unlabeled.errors import UserError
+from unlabeled.evaluation.dense import Network, Whole
+from unlabeled.evaluation.setup import pick_device, pick_export
+from unlabeled.ops.cells import centres, coordinates, distances
+from unlabeled.ops.health import thin
+from unlabeled.ops.precision import full_precision
+from unlabeled.report.look import Panel, draw_colours, draw_pairs, write_figure
+
+_BATCH = 16
+_TAILS = (0.01, 0.99)  # single cells must not take the colours from all others
+_ROUNDING = 1e-5  # of float32 maps, at unit length
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image, whole and in views: crops uint8 [3, S, S], boxes [7] (see `data.batch.Batch`), maps [C, h, w]."""
+
+    index: int
+    crops: list[Tensor]
+    boxes: list[Tensor]
+    maps: list[Tensor]
+
+
+def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: str | None = None,
+         pca: bool = False) -> list[Path]:
+    """Write a picture per image, of `images` or else of a set, and return their paths.
+
+    A PixPro run's show two crops, their pairs and a cell's similarities, unless `pca`; all show the cells in colours.
+    Raises UserError for bad input, or if the run's method is not `method`.
+    """
+    device = pick_device()
+    restored = load_run(path, device=device)
+    own = restored.recipe.method.name
+    if method not in (None, own):
+        raise UserError(f"{restored.run} was trained with {own}, not with {method}; leave '{method}' out")
+    paired = own == "pixpro" and not pca
+    for key in OF_THE_PAIR:
+        if not paired and key in settings.model_fields_set:
+            raise UserError(f"'{key}' has no effect: {restored.run} was trained with {own}, and crops are PixPro's")
+    name, export = pick_export(restored.method, settings.export, settings.size)
+    found, shape = last_map(name, export, device)
+    network = Network(name, found, shape, export.input)
+    source = _files(images) if images else _some(settings, restored)
+    views = _views(restored, export.input.size) if paired else ()
+    seen = see(network, source, views, settings.seed, device)
+    colours = Colours(torch.cat([each.flatten(1).T for image in seen for each in image.maps]))
+    folder = Path(settings.out) if settings.out else restored.run / "look" / f"update{restored.update:08d}"
+    written = []
+    for image in seen:
+        if paired:
+            figure = draw_pairs(*pair_of(image, source, colours, restored.recipe.method.threshold, settings.pixel))
+        else:
+            figure = draw_colours(Panel("image", source.image(image.index), colours(image.maps[0])))
+        kind, stem = "pairs" if paired else "pca", Path(source.key(image.index)).stem
+        written.append(write_figure(figure, folder / f"{image.index + 1}-{stem}-{kind}.png"))
+    cells = f"{shape[1]} x {shape[2]} cells of {shape[0]} numbers"
+    print(*written, f"export {name}, update {restored.update}, {cells}", sep="\n")
+    return written
+
+
+def _files(images: Sequence[Path]) -> Source:
+    """Return files as a set; their names are as they were given."""
+    return FolderSource("images", "given", Path(), [str(path) for path in images])
+
+
+def _some(settings: LookSettings, restored: Restored) -> Source:
+    """Return images spread over a split of a card, the settings' or the run's own."""
+    stream = restored.recipe.data.streams()[type(restored.method).clock]
+    card = read_file(find("data", settings.card or stream.card), Card)
+    own = stream.split if settings.card is None else next(iter(card.splits))
+    split = settings.split or next((each for each in ("test", "val") if each in card.splits), own)
+    source = open_source(card, split, settings.root or (stream.root if settings.card is None else None))
+    return Part(source, thin(torch.arange(len(source)), settings.count).numpy())
+
+
+def _views(restored: Restored, size: int) -> Sequence[Geometry]:
+    """Return the crops that PixPro is trained on, of `size`."""
+    method = restored.recipe.method
+    cfg = method.model_copy(update={"crop": method.crop.model_copy(update={"size": size})})
+    return type(restored.method).streams(cfg)["train"].crops
+
+
+@torch.inference_mode()
+def see(network: Network, source: Source, views: Sequence[Geometry], seed: int, device: torch.device) -> list[Seen]:
+    """Return what the network makes of every image of a set: the whole first, then the views drawn by `seed`.
+
+    Names images that cannot be read. Raises UserError if none can, and if the network gives NaN or infinity.
+    """
+    seen: list[Seen] = []
+    with full_precision(device):
+        for part in fixed_crops(source, [Whole(network.input.size), *views], (seed, "look"), 0, 1, _BATCH):
+            for key in part.corrupt:
+                print(f"left out, cannot be read: {key}")
+            maps = [network(crops.to(device)).cpu() for crops in part.crops if len(crops)]
+            boxes = [box for box in part.boxes if box is not None]
+            seen += [Seen(int(part.index[i]), [crops[i] for crops in part.crops], [box[i] for box in boxes],
+                          [each[i] for each in maps]) for i in range(len(part.index))]
+    if not seen:
+        raise UserError(f"none of the {len(source)} images can be read")
+    refuse_nonfinite(network.export, torch.stack([image.maps[0].mean((1, 2)) for image in seen]), torch.device("cpu"))
+    return seen
+
+
+class Colours:
+    """The first three principal components of cells [n, C], taken at unit length, as red, green and blue.
+
+    The largest number of every component is positive. 0 and 1 are the 1st and the 99th percentile of the cells; a
+    component along which they do not differ is 0.5.
+    """
+
+    def __init__(self, cells: Tensor) -> None:
+        x = _unit(cells)
+        self.mean = x.mean(0)
+        centred = x - self.mean
+        axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -3:].flip(1)
+        self.axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+        self.low, self.high = np.quantile((centred @ self.axes).numpy(), _TAILS, axis=0)
+        self.flat = self.high - self.low < _ROUNDING
+
+    def __call__(self, cells: Tensor) -> np.ndarray:
+        """Return the colours of a map [C, h, w], float64 [h, w, 3] in [0, 1]."""
+        parts = ((_unit(cells.permute(1, 2, 0)) - self.mean) @ self.axes).numpy()
+        shares = (parts - self.low) / np.where(self.flat, 1, self.high - self.low)
+        return np.where(self.flat, 0.5, shares.clip(0, 1))
+
+
+def _unit(cells: Tensor) -> Tensor:
+    """Return cells [..., C] at unit length in float64, with zeros for what is missing to three numbers."""
+    return F.pad(F.normalize(cells.double(), dim=-1), (0, max(0, 3 - cells.shape[-1])))
+
+
+def pair_of(image: Seen, source: Source, colours: Colours, threshold: float, pixel: tuple[int, int] | None,
+            ) -> tuple[list[Panel], list[tuple[float, float, float, float]], np.ndarray]:
+    """Return what `draw_pairs` draws: panels of the image and its two views, the views' boxes, and the pairs' mask.
+
+    pixel: row and column of a cell of view 1; None: the central one. Raises UserError if there is no such cell.
+    """
+    high, wide = image.maps[1].shape[1:]
+    row, column = pixel or (high // 2, wide // 2)
+    if row >= high or column >= wide:
+        raise UserError(f"pixel={row},{column} lies outside the map of {high} x {wide} cells, which count from 0")
+    places = coordinates(torch.stack(image.boxes))
+    positive = distances(places[1:2], places[2:3], (high, wide))[0] < threshold
+    spot = centres(places[1:2], (high, wide))[0, row * wide + column]
+    flipped = [", flipped" if box[6] > 0 else "" for box in image.boxes]
+    titles = ["image", f"view 1{flipped[1]}", f"view 2{flipped[2]}"]
+    shown = [source.image(image.index), *(crop.permute(1, 2, 0).numpy() for crop in image.crops[1:])]
+    panels = [Panel(title, pixels, colours(each), similarity(image.maps[1][:, row, column], each), _inside(spot, place))
+              for title, pixels, each, place in zip(titles, shown, image.maps, places, strict=True)]
+    boxes = []
+    for top, left, height, width, tall, across, _ in (box.tolist() for box in image.boxes[1:]):
+        boxes.append((left / across, top / tall, width / across, height / tall))
+    return panels, boxes, positive.numpy()
+
+
+def similarity(cell: Tensor, cells: Tensor) -> np.ndarray:
+    """Return the cosines of a cell [C] and the cells of a map [C, h, w]: float [h, w]."""
+    return F.cosine_similarity(cell[:, None, None], cells, dim=0).numpy()
+
+
+def _inside(spot: Tensor, place: Tensor) -> tuple[float, float] | None:
+    """Return a place (x, y) of the image as shares of a view with coordinates [4]; None if it lies outside."""
+    x, y = ((spot - place[:2]) / (place[2:] - place[:2])).tolist()
+    return (x, y) if 0 <= x <= 1 and 0 <= y <= 1 else None
