@@ -82,7 +82,7 @@ class Correspondence(Dense):
     area: tuple[float, float] = Field((0.2, 1.0), description="share of the image's area in a view")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip of a view")
     jitter: float = Field(
-        0.25, ge=0, le=1, description="strength of the colour jitter of both views; 1 is SimCLR's, 0 none"
+        1.0, ge=0, le=1, description="strength of the colour jitter of both views; 1 is SimCLR's, 0 none"
     )
     near: float = Field(
         0.7, gt=0, description="bin diagonals within which the second number counts a match (PixPro's threshold)"
