@@ -37,7 +37,7 @@ class Detection(Dense):
     warmup: int = Field(1000, ge=0, description="updates in which the lr rises linearly from a thousandth")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0, description="of all weights but those of norms")
-    precise_bn: int = Field(200, ge=0, description="batches that give norms their statistics at the end; 0: running ones")
+    precise_bn: int = Field(200, ge=0, description="batches that give norms their last statistics; 0: running ones")
     recall_levels: Literal[11, 101] = Field(101, description="of the precision-recall curve: VOC 2007's, or COCO's")
     checkpoint_every: Positive = Field(2500, description="updates between checkpoints")
 

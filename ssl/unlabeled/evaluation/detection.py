@@ -53,8 +53,8 @@ def run(name: str, cfg: Detection, restored: Restored, run: Path, device: torch.
     if rank() == 0:
         for source in (splits.train, splits.test):
             if source.dropped:
-                print(f"data {splits.card.name}, '{source.split}': objects left out, since their boxes or masks enclose "
-                      f"nothing of the image: {source.dropped}")
+                print(f"data {splits.card.name}, '{source.split}': objects left out, since their boxes or masks "
+                      f"enclose nothing of the image: {source.dropped}")
     scores: dict[str, dict[str, Score]] = {}
     for kind in ("network", *(["random_init"] if cfg.random_init else [])):
         trained = kind == "network"

@@ -75,12 +75,14 @@ class _Training:
         self.corrupt: list[str] = []
 
     def run(self) -> list[str]:
-        start = self._resume()
+        start, settled = self._resume()
         if start < self.cfg.updates:
             with Signals() as signals:
                 self._train(start, signals)
-            self._settle_norms()
             self._save(self.cfg.updates)
+        if not settled:
+            self._settle_norms()
+            self._save(self.cfg.updates, settled=True)
         return self.corrupt
 
     def _train(self, start: int, signals: Signals) -> None:
@@ -174,26 +176,26 @@ class _Training:
             self.folder.append(self.folder.metrics, [{"update": update, **logged}])
         return logged
 
-    def _resume(self) -> int:
+    def _resume(self) -> tuple[int, bool]:
+        """Return the updates done, and whether BatchNorm has its final statistics."""
         on_rank0(lambda: self.folder.checkpoints.mkdir(parents=True, exist_ok=True))
         state, _ = self.checkpoints.load_newest()
-        start = 0
+        start, settled = 0, False
         if state is not None:
             if state["about"] != self.about:
                 raise UserError(f"{self.folder.path} holds a training with other settings or of another network; move "
                                 "it away, or name a setting here, which gives it a folder of its own")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            start = state["update"]
+            start, settled = state["update"], state["settled"]
         on_rank0(lambda: self.folder.cut_back(start))
         if start and rank() == 0:
-            finished = start == self.cfg.updates
-            print(f"{self.folder.path} is finished" if finished else f"going on from update {start}", flush=True)
-        return start
+            print(f"{self.folder.path} is finished" if settled else f"going on from update {start}", flush=True)
+        return start, settled
 
-    def _save(self, done: int) -> None:
-        state: dict[str, Any] = {"update": done, "about": self.about, "model": self.model.state_dict(),
-                                 "optimizer": self.optimizer.state_dict()}
+    def _save(self, done: int, *, settled: bool = False) -> None:
+        state: dict[str, Any] = {"update": done, "settled": settled, "about": self.about,
+                                 "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         on_rank0(lambda: self.checkpoints.save(done, state))
 
 
