@@ -29,7 +29,7 @@ class SegmentationLinear(Dense):
         "where all its images are equal, else as in training"
     )
     batch: int = Field(32, gt=0, description="images per forward pass and process; the result does not depend on it")
-    lr: list[Rate] = Field([0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0], min_length=1)
+    lr: list[Rate] = Field([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0], min_length=1)
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     images_per_update: int = Field(64, gt=0, description="at most the whole training set")
