@@ -238,8 +238,8 @@ def test_the_key_network_follows_one_update_behind() -> None:
     after = {n: p.detach().clone() for n, p in method.online.named_parameters()}
     tiny.train(1, 2)
     handle.remove()
-    m = rising_momentum(0.99, 1, tiny.updater.plan.horizon)
-    assert 0.99 < m < 1
+    m = rising_momentum(method.cfg.key_momentum, 1, tiny.updater.plan.horizon)
+    assert method.cfg.key_momentum < m < 1
     for name, first in seen[0].items():
         old = start[f"key.{name}"]
         assert torch.equal(first, old)
