@@ -115,10 +115,10 @@ def descendants(pid: int) -> list[int]:
 
 def running(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
+    return state != "Z"  # an orphan that has ended may wait for a parent to take notice
 
 
 def final(run: Path) -> tuple[dict[str, torch.Tensor], dict[int, float]]:
