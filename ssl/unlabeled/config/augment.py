@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
 from unlabeled.config.recipe import Strict
+
+
+def _area_is_a_share(area: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < area[0] <= area[1] <= 1:
+        raise ValueError(f"area is a range of shares, 0 < smallest <= largest <= 1; got {list(area)}")
+    return area
+
+
+def _scale_is_positive(scale: tuple[float, float]) -> tuple[float, float]:
+    return _positive_range("scale", scale)
+
+
+AreaRange = Annotated[tuple[float, float], AfterValidator(_area_is_a_share)]
+ScaleRange = Annotated[tuple[float, float], AfterValidator(_scale_is_positive)]
 
 
 class ResizedCrop(Strict):
@@ -14,17 +28,10 @@ class ResizedCrop(Strict):
 
     kind: Literal["resized"] = "resized"
     size: int = Field(224, gt=0, description="side of the view, pixels")
-    area: tuple[float, float] = Field((0.08, 1.0), description="share of the image's area")
+    area: AreaRange = Field((0.08, 1.0), description="share of the image's area")
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-
-    @field_validator("area")
-    @classmethod
-    def _area_is_a_share(cls, area: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(f"area is a range of shares, 0 < smallest <= largest <= 1; got {list(area)}")
-        return area
 
     @field_validator("aspect")
     @classmethod
@@ -39,13 +46,8 @@ class AffineCrop(Strict):
     size: int = Field(gt=0, description="side of the view, pixels")
     degrees: float = Field(0.0, ge=0, le=180, description="rotation is drawn from +-degrees")
     translate: float = Field(0.0, ge=0, le=1, description="shift is drawn from +- this share of the side")
-    scale: tuple[float, float] = (1.0, 1.0)
+    scale: ScaleRange = (1.0, 1.0)
     shear: float = Field(0.0, ge=0, lt=90, description="shear along x is drawn from +-degrees")
-
-    @field_validator("scale")
-    @classmethod
-    def _scale_is_positive(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        return _positive_range("scale", scale)
 
 
 class PaddedCrop(Strict):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from unlabeled.config.augment import AreaRange, ScaleRange
 from unlabeled.config.protocol import Positive, Protocol
 
 Rate = Annotated[float, Field(gt=0)]
@@ -57,7 +58,7 @@ class SegmentationFcn(Dense):
     )
     width: Positive = Field(256, description="channels of the two convolutions")
     dilation: Positive = Field(1, description="of the two convolutions; MoCo's and PixPro's protocol has 6")
-    scale: tuple[float, float] = Field((0.5, 2.0), description="range of the random factor on the image's size")
+    scale: ScaleRange = Field((0.5, 2.0), description="range of the random factor on the image's size")
     updates: Positive = Field(2000, description="optimizer updates")
     lr: Rate = 0.01
     drops: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
@@ -66,20 +67,13 @@ class SegmentationFcn(Dense):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
 
-    @field_validator("scale")
-    @classmethod
-    def _scale_is_positive(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale is a range, 0 < smallest <= largest; got {list(scale)}")
-        return scale
-
 
 class Correspondence(Dense):
     """Share of cells whose most similar cell in another view of the image is the one at the same place; no labels."""
 
     protocol: Literal["correspondence"]
     size: int | None = Field(None, gt=0, description="side of the views, pixels; null: as in training")
-    area: tuple[float, float] = Field((0.2, 1.0), description="share of the image's area in a view")
+    area: AreaRange = Field((0.2, 1.0), description="share of the image's area in a view")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip of a view")
     jitter: float = Field(
         1.0, ge=0, le=1, description="strength of the colour jitter of both views; 1 is SimCLR's, 0 none"
@@ -87,10 +81,3 @@ class Correspondence(Dense):
     near: float = Field(
         0.7, gt=0, description="bin diagonals within which the second number counts a match (PixPro's threshold)"
     )
-
-    @field_validator("area")
-    @classmethod
-    def _area_is_a_share(cls, area: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(f"area is a range of shares, 0 < smallest <= largest <= 1; got {list(area)}")
-        return area

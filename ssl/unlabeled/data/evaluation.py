@@ -10,7 +10,7 @@ import torch
 from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.batch import Batch, Geometry
 from unlabeled.data.crops import TOGETHER, cut
-from unlabeled.data.loader import batches, split_evenly
+from unlabeled.data.loader import batches, own_units
 
 
 def eval_batches(source: Source, geometry: Geometry, rank: int, world: int, batch: int, workers: int = 0,
@@ -20,9 +20,7 @@ def eval_batches(source: Source, geometry: Geometry, rank: int, world: int, batc
     The geometry draws nothing. Unreadable samples are left out and named in `corrupt`. A batch has no rows only if
     none of the process's samples is readable.
     """
-    bounds = split_evenly(len(source), world)
-    start, stop = bounds[rank], bounds[rank + 1]
-    units = [np.arange(first, min(first + batch, stop)) for first in range(start, stop, batch)]
+    units = own_units(len(source), rank, world, batch)
     ready: Batch | None = None
     for made in batches(_EvalMaker(source, geometry), units, workers if source.images is None else 0):
         if ready is None or len(made.index) == 0 or len(ready.index) == 0:

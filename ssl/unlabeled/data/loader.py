@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -99,6 +100,13 @@ def _quiet(worker: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def own_units(total: int, rank: int, world: int, batch: int) -> list[np.ndarray]:
+    """Return this process's contiguous part of range(total), in order, in units of `batch` places or fewer."""
+    bounds = split_evenly(total, world)
+    start, stop = bounds[rank], bounds[rank + 1]
+    return [np.arange(first, min(first + batch, stop)) for first in range(start, stop, batch)]
 
 
 def split_evenly(total: int, parts: int) -> Sequence[int]:

@@ -10,7 +10,7 @@ import torch
 from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.batch import Batch, Geometry
 from unlabeled.data.crops import cut
-from unlabeled.data.loader import batches, split_evenly
+from unlabeled.data.loader import batches, own_units
 from unlabeled.ops.random import uniforms
 
 
@@ -21,9 +21,7 @@ def fixed_crops(source: Source, crops: Sequence[Geometry], key: Sequence[Hashabl
     What is drawn for a sample depends on `key`, the place of the geometry in `crops` and the sample's place in the
     split alone. Unreadable samples are left out and named in `corrupt`; a batch may have no rows.
     """
-    bounds = split_evenly(len(source), world)
-    start, stop = bounds[rank], bounds[rank + 1]
-    units = [np.arange(first, min(first + batch, stop)) for first in range(start, stop, batch)]
+    units = own_units(len(source), rank, world, batch)
     return batches(_Maker(source, crops, key), units, workers if source.images is None else 0)
 
 

@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from unlabeled.data.base import CorruptSample, Source
-from unlabeled.data.loader import batches, split_evenly
+from unlabeled.data.loader import batches, own_units, split_evenly
 from unlabeled.data.order import Order
 from unlabeled.data.segmentation import IGNORED, read_mask
 from unlabeled.ops.random import seed_of
@@ -73,9 +73,7 @@ def whole_images(source: Source, batch: int, rank: int, world: int, workers: int
 
     Batches may be empty. Raises UserError for a bad mask.
     """
-    bounds = split_evenly(len(source), world)
-    units = [np.arange(first, min(first + batch, bounds[rank + 1]))
-             for first in range(bounds[rank], bounds[rank + 1], batch)]
+    units = own_units(len(source), rank, world, batch)
     for parts in batches(_Whole(source), units, workers if source.images is None else 0):
         yield from parts
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 
 from unlabeled.errors import UserError
-from unlabeled.ops.distributed import on_rank0
+from unlabeled.ops.distributed import on_rank0, rank
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -85,7 +85,9 @@ class Checkpoints:
         if checkpoints exist and all of them are damaged.
         """
         path, passed = on_rank0(self._newest)
-        return None if path is None else read_checkpoint(path), passed
+        if path is None:
+            return None, passed
+        return _load(path) if rank() == 0 else read_checkpoint(path), passed  # rank 0 has checked it already
 
     def _newest(self) -> tuple[Path | None, list[str]]:
         passed: list[str] = []
@@ -104,7 +106,7 @@ class Checkpoints:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read one checkpoint onto the CPU; raises UserError if it is missing, incomplete or altered."""
     check(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return _load(path)
 
 
 def check(path: Path) -> None:
@@ -116,6 +118,10 @@ def check(path: Path) -> None:
         raise UserError(f"checkpoint {path} cannot be read: {error}") from error
     if found != written:
         raise UserError(f"checkpoint {path} is damaged: its hash differs from the one written beside it")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _sha256(path: Path) -> str:

@@ -17,9 +17,9 @@ from unlabeled.data.source import Source, open_source
 from unlabeled.engine.features import gather_names, refuse_corrupt, refuse_nonfinite
 from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError
-from unlabeled.evaluation.dense import Network, dense_report, networks, scored_split
+from unlabeled.evaluation.dense import Network, dense_report, networks
 from unlabeled.evaluation.scores import Score, plain
-from unlabeled.evaluation.setup import find_card
+from unlabeled.evaluation.setup import find_card, scored_split
 from unlabeled.ops.distributed import rank, sum_over_ranks, world
 from unlabeled.ops.precision import full_precision
 from unlabeled.ops.random import generator
@@ -52,8 +52,8 @@ def run(name: str, cfg: Correspondence, restored: Restored, run: Path, device: t
 
     Raises UserError for bad input.
     """
-    card, root, own = find_card(cfg, restored)
-    source = open_source(card, scored_split(cfg, card, own or next(iter(card.splits))), root)
+    card, root, own = find_card(cfg.card, cfg.root, restored)
+    source = open_source(card, scored_split(cfg.test, card, own or next(iter(card.splits))), root)
     near = f"match@{plain(cfg.near)}"
     scores: dict[str, dict[str, Score]] = {}
     for kind, network in networks(cfg, restored, run, cfg.size, device):

@@ -21,7 +21,7 @@ from unlabeled.engine.maps import LastMap, last_map
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.scores import Score
-from unlabeled.evaluation.setup import find_card, pick_export
+from unlabeled.evaluation.setup import find_card, open_train, pick_export, scored_split
 from unlabeled.methods.base import Input
 from unlabeled.report.report import Number, Report, Split
 
@@ -73,21 +73,12 @@ class MaskedSplits:
 
 def open_masked(cfg: Dense, restored: Restored) -> MaskedSplits:
     """Open train and test of a protocol's card, its own or the run's. Raises UserError if it has no masks."""
-    card, root, own = find_card(cfg, restored)
-    train = open_source(card, cfg.train or ("train" if "train" in card.splits else own or "train"), root)
+    card, root, own = find_card(cfg.card, cfg.root, restored)
+    train = open_train(cfg.train, card, root, own)
     if train.mask_classes is None:
         raise UserError(f"data card '{card.name}' has no masks; choose one that has, such as card=shapes96, or "
                         "card=voc2012-segmentation root=FOLDER")
-    return MaskedSplits(card, train, open_source(card, scored_split(cfg, card), root), train.mask_classes)
-
-
-def scored_split(cfg: Dense, card: Card, other: str | None = None) -> str:
-    """Return the split that is scored: test, else val, else `other`. Raises UserError if there is none."""
-    name = cfg.test or next((split for split in ("test", "val") if split in card.splits), other)
-    if name is None:
-        raise UserError(f"data card '{card.name}' has neither split test nor val (it has: {', '.join(card.splits)}); "
-                        "choose one with test=SPLIT")
-    return name
+    return MaskedSplits(card, train, open_source(card, scored_split(cfg.test, card), root), train.mask_classes)
 
 
 @dataclass(frozen=True)

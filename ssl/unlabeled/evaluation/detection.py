@@ -13,20 +13,22 @@ from torch import Tensor, nn
 
 from unlabeled.config.card import Card
 from unlabeled.config.protocol_detection import Detection
-from unlabeled.data.base import Source, too_many
+from unlabeled.data.base import Source
 from unlabeled.data.detection_batches import WholeMaker
-from unlabeled.data.loader import batches, split_evenly
+from unlabeled.data.loader import batches, own_units
 from unlabeled.data.source import open_source
+from unlabeled.data.subset import Part
 from unlabeled.engine.export import open_residuals
+from unlabeled.engine.features import gather_names, refuse_corrupt
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
 from unlabeled.evaluation.average_precision import Detections, average_precision, encode, require_pycocotools
-from unlabeled.evaluation.dense import dense_report, scored_split
+from unlabeled.evaluation.dense import dense_report
 from unlabeled.evaluation.detection_network import build_detector
 from unlabeled.evaluation.detection_train import train_detector
 from unlabeled.evaluation.scores import Score
-from unlabeled.evaluation.setup import find_card, pick_export
+from unlabeled.evaluation.setup import find_card, open_train, pick_export, scored_split
 from unlabeled.ops.distributed import rank, world
 from unlabeled.ops.precision import full_precision
 from unlabeled.report.report import Report, Split
@@ -80,14 +82,14 @@ def run(name: str, cfg: Detection, restored: Restored, run: Path, device: torch.
 
 def open_boxed(cfg: Detection, restored: Restored) -> BoxedSplits:
     """Open train and test of a protocol's card, its own or the run's. Raises UserError if it has no boxes."""
-    card, root, own = find_card(cfg, restored)
-    train = open_source(card, cfg.train or ("train" if "train" in card.splits else own or "train"), root)
+    card, root, own = find_card(cfg.card, cfg.root, restored)
+    train = open_train(cfg.train, card, root, own)
     if train.object_classes is None:
         raise UserError(f"data card '{card.name}' has no boxes; choose one that has, such as card=shapes96, or "
                         "card=coco root=FOLDER")
     if cfg.masks and not train.has_shapes:
         raise UserError(f"data card '{card.name}' has boxes but no masks of objects; use masks=false")
-    test = open_source(card, scored_split(cfg, card), root)
+    test = open_source(card, scored_split(cfg.test, card), root)
     if train.object_classes != test.object_classes:
         raise UserError(f"data card '{card.name}': splits '{train.split}' and '{test.split}' have different classes; "
                         "name them in the card with 'classes'")
@@ -105,12 +107,10 @@ def detect(model: nn.Module, cfg: Detection, source: Source, device: torch.devic
     model.eval()
     found: dict[int, Detections] = {}
     corrupt: list[str] = []
-    count = min(cfg.test_images or len(source), len(source))
-    bounds = split_evenly(count, world())
-    start, stop = bounds[rank()], bounds[rank() + 1]
-    units = [np.arange(first, min(first + cfg.batch, stop)) for first in range(start, stop, cfg.batch)]
+    tested = Part(source, np.arange(min(cfg.test_images or len(source), len(source))))
+    units = own_units(len(tested), rank(), world(), cfg.batch)
     with full_precision(device):
-        for made in batches(WholeMaker(source), units, cfg.workers):
+        for made in batches(WholeMaker(tested), units, cfg.workers):
             corrupt += made.corrupt
             images = [image.to(device).float() / 255 for image in made.images]
             if images:
@@ -118,16 +118,12 @@ def detect(model: nn.Module, cfg: Detection, source: Source, device: torch.devic
                     found[index] = _read(output)
     model.train()
     if world() > 1:
-        keys: list[list[str]] = [[] for _ in range(world())]
-        dist.all_gather_object(keys, corrupt)
-        corrupt = [key for each in keys for key in each]
         parts: list[dict[int, Detections]] = [{} for _ in range(world())]
         dist.gather_object(found, parts if rank() == 0 else None)
         if rank() == 0:
             found = {index: each for part in parts for index, each in part.items()}
-    if too_many(len(corrupt), count, cfg.max_corrupt):
-        raise UserError(f"data '{source.name}', split '{source.split}': {len(corrupt)} of {count} images cannot "
-                        f"be read, more than max_corrupt {cfg.max_corrupt:g} allows; such as {', '.join(corrupt[:5])}")
+    corrupt = gather_names(corrupt)
+    refuse_corrupt(tested, corrupt, cfg.max_corrupt)
     return found, corrupt
 
 

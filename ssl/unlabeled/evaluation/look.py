@@ -11,10 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.config.card import Card
-from unlabeled.config.files import find
 from unlabeled.config.look import OF_THE_PAIR, LookSettings
-from unlabeled.config.read import read_file
 from unlabeled.data.batch import Geometry
 from unlabeled.data.folder import FolderSource
 from unlabeled.data.pairs import fixed_crops
@@ -25,7 +22,7 @@ from unlabeled.engine.maps import last_map
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.dense import Network, Whole
-from unlabeled.evaluation.setup import pick_device, pick_export
+from unlabeled.evaluation.setup import find_card, pick_device, pick_export, scored_split
 from unlabeled.ops.cells import centres, coordinates, distances
 from unlabeled.ops.health import thin
 from unlabeled.ops.precision import full_precision
@@ -90,11 +87,8 @@ def _files(images: Sequence[Path]) -> Source:
 
 def _some(settings: LookSettings, restored: Restored) -> Source:
     """Return images spread over a split of a card, the settings' or the run's own."""
-    stream = restored.recipe.data.streams()[type(restored.method).clock]
-    card = read_file(find("data", settings.card or stream.card), Card)
-    own = stream.split if settings.card is None else next(iter(card.splits))
-    split = settings.split or next((each for each in ("test", "val") if each in card.splits), own)
-    source = open_source(card, split, settings.root or (stream.root if settings.card is None else None))
+    card, root, own = find_card(settings.card, settings.root, restored)
+    source = open_source(card, scored_split(settings.split, card, own or next(iter(card.splits))), root)
     return Part(source, thin(torch.arange(len(source)), settings.count).numpy())
 
 

@@ -56,24 +56,35 @@ def pick_export(method: Method, name: str | None, size: int | None = None) -> tu
     return name or outer, replace(export, input=replace(export.input, size=size or export.input.size))
 
 
-def find_card(cfg: Protocol, restored: Restored) -> tuple[Card, str | None, str | None]:
-    """Return card and root of a protocol, its own or the run's, and the run's own split where the card is the run's."""
+def find_card(card: str | None, root: str | None, restored: Restored) -> tuple[Card, str | None, str | None]:
+    """Return card and root, those given or the run's, and the run's own split where the card is the run's."""
     stream = restored.recipe.data.streams()[type(restored.method).clock]
-    if cfg.card is not None:
-        return read_file(find("data", cfg.card), Card), cfg.root, None
-    return read_file(find("data", stream.card), Card), stream.root if cfg.root is None else cfg.root, stream.split
+    if card is not None:
+        return read_file(find("data", card), Card), root, None
+    return read_file(find("data", stream.card), Card), stream.root if root is None else root, stream.split
+
+
+def open_train(wanted: str | None, card: Card, root: str | None, own: str | None) -> Source:
+    """Open the split that gives the labels: `wanted`, else train, else the run's own."""
+    return open_source(card, wanted or ("train" if "train" in card.splits else own or "train"), root)
+
+
+def scored_split(wanted: str | None, card: Card, other: str | None = None) -> str:
+    """Return the split that is scored: `wanted`, else test, val or `other`. Raises UserError if there is none."""
+    name = wanted or next((split for split in ("test", "val") if split in card.splits), other)
+    if name is None:
+        raise UserError(f"data card '{card.name}' has neither split test nor val (it has: {', '.join(card.splits)}); "
+                        "choose one with test=SPLIT")
+    return name
 
 
 def open_splits(cfg: Protocol, restored: Restored) -> Splits:
     """Open the splits of a protocol: its own card's, or the run's. Raises UserError if there is nothing to score."""
-    card, root, own = find_card(cfg, restored)
-    train = open_source(card, cfg.train or ("train" if "train" in card.splits else own or "train"), root)
+    card, root, own = find_card(cfg.card, cfg.root, restored)
+    train = open_train(cfg.train, card, root, own)
     if train.labels is None or not (train.labels >= 0).any():
         return Splits(card.name, train, None, [])
-    name = cfg.test or next((split for split in ("test", "val") if split in card.splits), None)
-    if name is None:
-        raise UserError(f"data card '{card.name}' has neither split test nor val (it has: {', '.join(card.splits)}); "
-                        "choose one with test=SPLIT")
+    name = scored_split(cfg.test, card)
     test = open_source(card, name, root)
     if test.labels is None or not (test.labels >= 0).any():
         raise UserError(f"data card '{card.name}': split '{name}' has no labels to score against; "
