@@ -1,12 +1,15 @@
-"""Run a function in several processes joined by gloo on loopback."""
+"""Functions in several processes joined by gloo on loopback, and a process that holds a lock."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +45,19 @@ def _join(rank: int, count: int, port: int, folder: str, work: Callable[..., Any
     (Path(folder) / str(rank)).write_bytes(pickle.dumps(work(rank, *args)))
     dist.barrier()
     dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def lock_held_by_another(folder: Path) -> Iterator[int]:
+    """Hold the lock of a run's folder in a process of its own, and give its number."""
+    code = (
+        "import sys, pathlib, time; from unlabeled.engine.run_lock import RunLock; "
+        "RunLock(pathlib.Path(sys.argv[1])).take(); print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE,
+                          env={**os.environ, "PYTHONPATH": "ssl"}) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+            yield holder.pid
+        finally:
+            holder.kill()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import torch
@@ -155,6 +157,7 @@ def tiny_recipe(method: str, variant: str, overrides: Sequence[str] = ()) -> Rec
 def teacher() -> Path:
     """Make what a finished fine-tuning run leaves behind, equal in every process: a classifier with random weights."""
     run = Path(tempfile.mkdtemp(prefix="teacher-"))
+    Finalize(None, shutil.rmtree, [run, True], exitpriority=0)  # also runs where a process of multiprocessing ends
     recipe = tiny_recipe("finetune", "plain")
     info = build.make_info(recipe, build.open_streams(recipe))
     method = build_method(recipe, info)

@@ -5,6 +5,7 @@ from pydantic import Field
 
 from unlabeled.config import tables
 from unlabeled.config.augment import AffineCrop, ResizedCrop
+from unlabeled.config.files import find
 from unlabeled.config.read import read_file, read_protocol, read_recipe
 from unlabeled.config.recipe import Strict
 from unlabeled.errors import UserError
@@ -192,6 +193,22 @@ def test_named_cards_and_protocols_are_read_before_training(recipe, tmp_path):
     assert lines[0] == "r.yaml:18: bad.yaml:2: unknown key 'temprature'. Did you mean 'temperature'?"
     assert lines[1].startswith("r.yaml:18: no evaluation protocol 'absent'.")
     assert lines[2] == "override 'data.train.split=trian': data card 'mine' has no split 'trian' (it has: train)"
+
+
+@pytest.mark.parametrize("protocol, needs", [("segmentation-linear", "masks"), ("segmentation-fcn", "masks"),
+                                             ("detection-shapes", "boxes")])
+def test_a_protocol_that_needs_annotations_is_refused_before_training(recipe, tmp_path, protocol, needs):
+    text = find("eval", protocol).read_text().replace("card: shapes96\n", "")
+    cards = {"plain": "", "own": "card: shapes96\n", "bare": "card: digits\n"}
+    for name, card in cards.items():
+        (tmp_path / f"{name}.yaml").write_text(text + card)
+    shapes = "data.train.card=shapes96"
+    for accepted in (["eval.at_end=[plain]", shapes], ["eval.at_end=[own]"], ["eval.at_end=[correspondence]"]):
+        read_recipe(recipe(), accepted, check_files=True)
+    for refused in (["eval.at_end=[plain]"], ["eval.at_end=[bare]", shapes]):
+        [line] = lines_of(recipe(), *refused, check_files=True)
+        assert line == (f"override '{refused[0]}': '{refused[0][13:-1]}' needs {needs}, which data card 'digits' has "
+                        "not; leave it out, or copy the protocol, with a card of its own")
 
 
 def test_protocols(tmp_path, monkeypatch):

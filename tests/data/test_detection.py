@@ -59,6 +59,7 @@ def test_voc_lists_are_joined_and_boxes_are_edges_from_zero(voc: Card) -> None:
     assert [source.key(i) for i in range(3)] == ["VOC2007/JPEGImages/a.jpg", "VOC2012/JPEGImages/b.jpg",
                                                  "VOC2012/JPEGImages/c.jpg"]
     assert source.object_classes == ["cat", "dog"] and not source.has_shapes
+    assert voc.has("boxes") and not voc.has("masks")
     objects = source.objects(0)
     assert objects.boxes.tolist() == [[0, 0, 60, 40], [10, 5, 20, 15]]
     assert objects.kinds.tolist() == [1, 0] and objects.difficult.tolist() == [False, True]
@@ -143,6 +144,7 @@ def test_coco_images_and_classes_follow_their_numbers(coco: Card) -> None:
     source = open_source(coco, "train")
     assert [source.key(i) for i in range(3)] == ["photos/y.jpg", "photos/x.jpg", "photos/z.jpg"]
     assert source.object_classes == ["cat", "dog"] and source.has_shapes
+    assert coco.has("boxes") and not coco.has("masks")
     assert source.dropped == 2  # no area, and a polygon of two points
     assert source.with_objects().tolist() == [0, 1]  # only a crowd in the third
     objects = source.objects(1, masks=True)

@@ -52,6 +52,7 @@ def test_voc_masks_are_numbers_and_not_colours(tmp_path: Path) -> None:
     train = open_source(card("voc2012-segmentation"), "train", str(voc(tmp_path)))
     assert [train.key(i) for i in range(2)] == ["JPEGImages/b.jpg", "JPEGImages/a.jpg"]
     assert train.mask_classes[0] == "background" and len(train.mask_classes) == 21 and train.labels is None
+    assert card("voc2012-segmentation").has("masks") and not card("voc2012-segmentation").has("boxes")
     mask = train.mask(0)
     assert mask.shape == (20, 30) and mask.dtype == np.uint8 and mask[5, 5] == 15 and mask[3, 5] == 255
     assert set(np.unique(mask)) == {0, 15, 255} and train.image(0).shape == (20, 30, 3)
@@ -75,6 +76,7 @@ def test_cityscapes_numbers_become_the_19_classes_in_order(tmp_path: Path) -> No
     assert mask[7] == 0 and mask[33] == 18 and mask[29] == 255
     assert [source.mask_classes[mask[n]] for n in (7, 11, 26, 33)] == ["road", "building", "car", "bicycle"]
     assert list(CITYSCAPES.values()) == source.mask_classes
+    assert card("cityscapes").has("masks") and not card("cityscapes").has("boxes")
 
 
 def test_bad_trees_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -109,6 +111,7 @@ def test_masks_of_rendered_scenes_are_those_of_their_objects(in_memory: bool) ->
     about["in_memory"], about["splits"]["val"]["samples"] = in_memory, 6
     source = open_source(Card.model_validate(about), "val")
     assert isinstance(source, ShapesSource) and source.mask_classes[1:] == source.classes
+    assert card("shapes96").has("masks") and card("shapes96").has("boxes") and not card("digits").has("masks")
     for index in range(6):
         truth = source.labelled(index)
         expected = np.zeros((96, 96), np.uint8)

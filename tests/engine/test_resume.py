@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import free_port
+from processes import free_port, lock_held_by_another
 
 from unlabeled.engine.run_lock import RunLock
 from unlabeled.errors import UserError
@@ -192,18 +192,10 @@ def test_when_the_launcher_is_killed_its_processes_save_and_a_new_start_waits_fo
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    code = (
-        "import sys, pathlib, time; from unlabeled.engine.run_lock import RunLock; "
-        "RunLock(pathlib.Path(sys.argv[1])).take(); print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "ssl"}
-    )
-    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-    with pytest.raises(UserError, match=f"is being trained by process {holder.pid} on .* use another folder"):
+    refused = pytest.raises(UserError, match=r"is being trained by process [0-9]+ on .* use another folder")
+    with lock_held_by_another(tmp_path) as holder, refused as said:
         RunLock(tmp_path).take(patience=0.3)
-    holder.kill()
-    holder.wait()
+    assert f"process {holder} on" in str(said.value)
     lock = RunLock(tmp_path)
     lock.take(patience=0.3)
     assert lock.file.read_text().startswith(f"{os.getpid()} on ")

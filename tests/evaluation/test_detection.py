@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tests.processes import run_processes
+from tests.processes import lock_held_by_another, run_processes
 from torch import nn
 
 from unlabeled.backbones.build import build_backbone
@@ -18,6 +19,7 @@ from unlabeled.config.read import read_protocol, read_recipe
 from unlabeled.config.recipe import Backbone
 from unlabeled.data.source import open_source
 from unlabeled.engine.restore import load_run
+from unlabeled.engine.run_lock import RunLock
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation import detection
@@ -167,6 +169,14 @@ def test_a_training_that_was_cut_short_goes_on_to_the_same_bits(tmp_path: Path, 
         train_detector(new(), cfg.model_copy(update={"lr": 0.5}), source, tmp_path / "cut", "x")
     with pytest.raises(UserError, match="other settings or of another network"):
         train_detector(new(), cfg, source, tmp_path / "cut", "y")
+
+
+def test_a_training_is_not_joined_by_a_second_one(tmp_path: Path, monkeypatch) -> None:
+    cfg = protocol("fpn", "updates=5")
+    monkeypatch.setattr(RunLock, "take", functools.partialmethod(RunLock.take, patience=0.3))
+    with lock_held_by_another(tmp_path), pytest.raises(UserError, match=r"is being trained by process .*: end it first"):
+        train_detector(build_detector(small_network(), cfg, 10, Input(48)), cfg, few(), tmp_path, "x")
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_precise_statistics_are_those_of_the_final_weights(tmp_path: Path) -> None:

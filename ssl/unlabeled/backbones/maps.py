@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
+from unlabeled.ops.compiler import features
 
 
 def maps(backbone: nn.Module, x: Tensor, blocks: Sequence[str] = ()) -> list[Tensor]:
@@ -25,7 +26,7 @@ def maps(backbone: nn.Module, x: Tensor, blocks: Sequence[str] = ()) -> list[Ten
 
     handles = [backbone.get_submodule(name).register_forward_hook(partial(keep, name)) for name in blocks]
     try:
-        found["last"] = backbone.forward_features(x)  # type: ignore[operator]  # nn.Module types all attributes alike
+        found["last"] = features(backbone, x, eager=bool(blocks))  # the hooks would break a graph into pieces
     finally:
         for handle in handles:
             handle.remove()
@@ -34,8 +35,6 @@ def maps(backbone: nn.Module, x: Tensor, blocks: Sequence[str] = ()) -> list[Ten
     outputs = [found[name] for name in [*blocks, "last"]]
     for output in outputs:
         if output.ndim != 4:
-            raise UserError(
-                f"the network gives {tuple(output.shape)} and no feature map; use a ResNet, ConvNeXt or Swin"
-            )
+            raise UserError(f"the network gives {list(output.shape)}, no feature map; use a ResNet, ConvNeXt or Swin")
     channels_last = any(getattr(module, "output_fmt", None) == "NHWC" for module in backbone.modules())
     return [x.permute(0, 3, 1, 2) for x in outputs] if channels_last else outputs

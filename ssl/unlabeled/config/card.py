@@ -179,6 +179,11 @@ class Card(Strict):
         folder = (info.context or {}).get("folder")
         return root if root is None or folder is None else re.sub(r"\$(CARD\b|\{CARD\})", lambda _: folder, root)
 
+    def has(self, annotation: str) -> bool:
+        """Say whether the images have `masks`, one class per pixel, or `boxes` around objects."""
+        kinds = {"masks": ("shapes", "voc-masks", "cityscapes-masks"), "boxes": ("shapes", "voc-boxes", "coco-boxes")}
+        return self.source.kind in kinds[annotation]
+
     def folder(self, root: str | None = None) -> Path:
         """Return the folder of the data, as `location` does."""
         return Path(self.location(root))

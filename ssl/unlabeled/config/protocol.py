@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ Positive = Annotated[int, Field(gt=0)]
 class Protocol(Strict):
     """What all protocols share; those on frozen features use everything of it."""
 
+    needs: ClassVar[str | None] = None  # of its card: masks or boxes (see `Card.has`)
     protocol: str
     export: str | None = Field(
         None,

@@ -24,6 +24,7 @@ class Dense(Protocol):
 class SegmentationLinear(Dense):
     """Linear classifier of the cells of the last map, trained on single pixels, scored on all of them by mIoU."""
 
+    needs = "masks"
     protocol: Literal["segmentation-linear"]
     size: int | None = Field(
         None, gt=0, description="side of the square that images are resized to, pixels; null: the card's image_size, "
@@ -43,6 +44,7 @@ class SegmentationLinear(Dense):
 class SegmentationFcn(Dense):
     """Two 3x3 convolutions and a classifier on the last map, trained together with the backbone, scored by mIoU."""
 
+    needs = "masks"
     protocol: Literal["segmentation-fcn"]
     size: int | None = Field(
         None, gt=0, description="side of the training crops, pixels; null: the card's image_size, where all its images "

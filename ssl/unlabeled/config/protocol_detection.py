@@ -13,6 +13,7 @@ from unlabeled.config.protocol_dense import Dense, Rate
 class Detection(Dense):
     """Faster R-CNN or Mask R-CNN around the backbone, all of it trained, scored by average precision."""
 
+    needs = "boxes"
     protocol: Literal["detection"]
     neck: Literal["fpn", "c4"] = Field(
         description="fpn: feature pyramid over four stages; c4: layer3's map, and layer4 with one more norm for regions"

@@ -260,12 +260,12 @@ def _mismatches(value: dict[str, Any], config: type[MethodConfig]) -> list[Probl
 def _wrong_files(value: dict[str, Any]) -> list[Problem]:
     """Read the cards and protocols that a recipe names, so that a wrong one is known before and not after training."""
     problems: list[Problem] = []
-    kinds: set[str] = set()
+    cards: list[Card] = []
     for name, stream in value["data"].items():
         if isinstance(stream, dict):
             try:
                 card, split = read_file(find("data", stream["card"]), Card), stream.get("split", "train")
-                kinds.add(card.source.kind)
+                cards.append(card)
                 if split not in card.splits:
                     problems.append((("data", name, "split"), f"data card '{card.name}' has no split '{split}' "
                                      f"(it has: {', '.join(card.splits)})"))
@@ -273,7 +273,13 @@ def _wrong_files(value: dict[str, Any]) -> list[Problem]:
                 problems.append((("data", name, "card"), str(error)))
     for i, protocol in enumerate((value.get("eval") or {}).get("at_end", ())):
         try:
-            if read_protocol(protocol).card is None and kinds == {"stream"}:
+            cfg = read_protocol(protocol)
+            scored = cards if cfg.card is None else [read_file(find("data", cfg.card), Card)]
+            if cfg.needs and scored and not any(card.has(cfg.needs) for card in scored):
+                problems.append((("eval", "at_end", i), f"'{protocol}' needs {cfg.needs}, which data card "
+                                 f"'{scored[0].name}' has not; leave it out, or copy the protocol, with a card of its "
+                                 "own"))
+            if cfg.card is None and {card.source.kind for card in cards} == {"stream"}:
                 problems.append((("eval", "at_end", i), f"'{protocol}' evaluates on the card of the training data, "
                                  "which is streamed; use eval.at_end=[], or a protocol with a card of its own"))
         except UserError as error:

@@ -236,7 +236,7 @@ class Train(Strict):
     grad_accum: int = Field(1, gt=0, description="micro-batches per update")
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
     channels_last: bool = True
-    compile: bool = Field(False, description="torch.compile the backbones and, on a GPU, the jitter")
+    compile: bool = Field(False, description="torch.compile backbones, their momentum copies and, on a GPU, jitter")
     deterministic: bool = Field(False, description="bit-reproducible kernels on a GPU (slower)")
     nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or infinity in loss or gradient does")
     checkpoint_every: int = Field(1000, gt=0, description="updates between checkpoints")

@@ -49,8 +49,9 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
 
     method = method_class(recipe)(recipe.method, make_backbone, info)
     if recipe.train.compile:
-        for backbone in backbones:
-            backbone.compile()
+        copies = (module for module in method.modules() if hasattr(module, "gives"))  # made by deepcopy
+        for network in dict.fromkeys([*backbones, *copies]):  # frozen teachers are no modules of the method
+            network.compile()
     return method
 
 

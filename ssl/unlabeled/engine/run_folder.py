@@ -67,14 +67,18 @@ class RunFolder:
         existing = self.path / "recipe.yaml"
         if existing.exists() and any(self.checkpoints.glob("update-*.json")):
             _refuse_other_recipe(self.path, _dumped(existing), resolved)
+        self.enter()
+        self.requeue.unlink(missing_ok=True)
+        self.write("recipe.yaml", to_yaml(recipe))
+        self.write("run.json", json.dumps({**_environment(), **info}, indent=1))
+
+    def enter(self) -> None:
+        """Create the folder and lock it. Raises UserError if another start is at work in it, or it cannot be made."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(self.path, error) from error
         self.lock.take()
-        self.requeue.unlink(missing_ok=True)
-        self.write("recipe.yaml", to_yaml(recipe))
-        self.write("run.json", json.dumps({**_environment(), **info}, indent=1))
 
     def write(self, name: str, text: str) -> None:
         """Write a small text file atomically."""

@@ -36,8 +36,7 @@ class RunLock:
                 break
             if time.monotonic() > end:
                 os.close(descriptor)
-                raise UserError(f"{self.run} is being trained by process {owner}: end it first, or use another folder "
-                                "(run=FOLDER)")
+                raise UserError(f"{self.run} is being trained by process {owner}: end it first, or use another folder")
             if not told:
                 print(f"waiting for process {owner}, which still trains in {self.run}", flush=True)
                 told = True

@@ -48,15 +48,20 @@ def train_detector(model: nn.Module, cfg: Detection, source: Source, folder: Pat
     """Train `model` in place on the images of `source` that hold objects; return the keys of unreadable ones.
 
     folder: keeps checkpoints and metrics.jsonl; a training there is gone on with, or, if complete, only loaded. origin:
-    says what network it started from. Raises UserError if another training stands there, if the batch does not divide,
-    if the loss is not finite or too many images cannot be read, and after an interruption.
+    says what network it started from. Raises UserError if another training stands there or is at work there, if the
+    batch does not divide, if the loss is not finite or too many images cannot be read, and after an interruption.
     """
     if cfg.images_per_update % world():
         raise UserError(f"images_per_update is {cfg.images_per_update}, which {world()} processes cannot share evenly")
     accelerator = launch.start(Train(updates=cfg.updates, precision="fp32"))
     torch.backends.cudnn.benchmark = False  # every batch has another shape
     maker = TrainMaker(source, tuple(cfg.train_sizes), cfg.longest, cfg.seed, masks=cfg.masks)
-    return _Training(model, cfg, maker, RunFolder(folder), origin, accelerator).run()
+    place = RunFolder(folder)
+    on_rank0(place.enter)
+    try:
+        return _Training(model, cfg, maker, place, origin, accelerator).run()
+    finally:
+        place.lock.release()
 
 
 class _Training:
