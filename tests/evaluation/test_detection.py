@@ -174,7 +174,7 @@ def test_a_training_that_was_cut_short_goes_on_to_the_same_bits(tmp_path: Path, 
 def test_a_training_is_not_joined_by_a_second_one(tmp_path: Path, monkeypatch) -> None:
     cfg = protocol("fpn", "updates=5")
     monkeypatch.setattr(RunLock, "take", functools.partialmethod(RunLock.take, patience=0.3))
-    with lock_held_by_another(tmp_path), pytest.raises(UserError, match=r"is being trained by process .*: end it first"):
+    with lock_held_by_another(tmp_path), pytest.raises(UserError, match="is being trained by process"):
         train_detector(build_detector(small_network(), cfg, 10, Input(48)), cfg, few(), tmp_path, "x")
     assert not (tmp_path / "metrics.jsonl").exists()
 
