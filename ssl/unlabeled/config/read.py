@@ -159,6 +159,11 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files:
     return recipe.model_copy(update={"method": config})
 
 
+def read_card(name: str | Path) -> Card:
+    """Read a data card by name or path. Raises UserError with all errors."""
+    return read_file(find("data", name), Card)
+
+
 def read_protocol(name: str | Path, overrides: Sequence[str] = ()) -> Protocol:
     """Read an evaluation protocol by name or path as the class that its `protocol` key names.
 
@@ -264,7 +269,7 @@ def _wrong_files(value: dict[str, Any]) -> list[Problem]:
     for name, stream in value["data"].items():
         if isinstance(stream, dict):
             try:
-                card, split = read_file(find("data", stream["card"]), Card), stream.get("split", "train")
+                card, split = read_card(stream["card"]), stream.get("split", "train")
                 cards.append(card)
                 if split not in card.splits:
                     problems.append((("data", name, "split"), f"data card '{card.name}' has no split '{split}' "
@@ -274,7 +279,7 @@ def _wrong_files(value: dict[str, Any]) -> list[Problem]:
     for i, protocol in enumerate((value.get("eval") or {}).get("at_end", ())):
         try:
             cfg = read_protocol(protocol)
-            scored = cards if cfg.card is None else [read_file(find("data", cfg.card), Card)]
+            scored = cards if cfg.card is None else [read_card(cfg.card)]
             if cfg.needs and scored and not any(card.has(cfg.needs) for card in scored):
                 problems.append((("eval", "at_end", i), f"'{protocol}' needs {cfg.needs}, which data card "
                                  f"'{scored[0].name}' has not; leave it out, or copy the protocol, with a card of its "

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card
-from unlabeled.config.files import find
 from unlabeled.config.pack import PackSettings
-from unlabeled.config.read import read_file
+from unlabeled.config.read import read_card
 from unlabeled.data.base import CorruptSample, Source, too_many
 from unlabeled.data.decode import EXTENSIONS
 from unlabeled.data.loader import batches, split_evenly
@@ -78,7 +77,7 @@ def source_card(source: str, settings: PackSettings) -> Card:
         return Card.model_validate({"name": folder.resolve().name, "source": {"kind": kind},
                                     "root": str(folder.resolve()), "splits": splits})
     try:
-        card = read_file(find("data", source), Card)
+        card = read_card(source)
     except UserError as error:
         raise UserError(f"no folder '{source}', and {error}" if "/" not in source else str(error)) from error
     if settings.classes is not None:

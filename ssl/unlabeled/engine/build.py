@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from unlabeled.config.card import Card
-from unlabeled.config.files import find
-from unlabeled.config.read import read_file
+from unlabeled.config.read import read_card
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.tables import METHODS
 from unlabeled.data.source import Source, open_source
@@ -41,7 +40,7 @@ def open_streams(recipe: Recipe) -> dict[str, OpenStream]:
     """Open the split of every stream of the recipe."""
     opened = {}
     for name, stream in recipe.data.streams().items():
-        card = read_file(find("data", stream.card), Card)
+        card = read_card(stream.card)
         try:
             source = open_source(card, stream.split, stream.root, in_order=True)
             if stream.subset is not None:

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from unlabeled.config.card import Card
-from unlabeled.config.files import find
 from unlabeled.config.protocol import Protocol
-from unlabeled.config.read import read_file
+from unlabeled.config.read import read_card
 from unlabeled.data.source import Source, open_source
 from unlabeled.engine.export import find_export, inner
 from unlabeled.engine.launch import join
@@ -60,8 +59,8 @@ def find_card(card: str | None, root: str | None, restored: Restored) -> tuple[C
     """Return card and root, those given or the run's, and the run's own split where the card is the run's."""
     stream = restored.recipe.data.streams()[type(restored.method).clock]
     if card is not None:
-        return read_file(find("data", card), Card), root, None
-    return read_file(find("data", stream.card), Card), stream.root if root is None else root, stream.split
+        return read_card(card), root, None
+    return read_card(stream.card), stream.root if root is None else root, stream.split
 
 
 def open_train(wanted: str | None, card: Card, root: str | None, own: str | None) -> Source:
