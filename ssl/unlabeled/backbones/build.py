@@ -10,6 +10,7 @@ from torch import nn
 from unlabeled.config.recipe import Backbone
 from unlabeled.config.tables import BACKBONE_OPTIONS, BACKBONES
 from unlabeled.errors import UserError
+from unlabeled.ops.convolutions import avoid_broken_kernels
 
 
 def build_backbone(cfg: Backbone) -> nn.Module:
@@ -22,6 +23,7 @@ def build_backbone(cfg: Backbone) -> nn.Module:
         model = getattr(import_module(module), function)(cfg)
     else:
         model = _from_timm(cfg)
+    avoid_broken_kernels(model)
     if cfg.grad_checkpointing:
         try:
             model.set_grad_checkpointing()
