@@ -28,7 +28,10 @@ def test_gradients_of_narrow_strided_convolutions_are_right_with_channels_last(c
 
 def test_only_what_is_affected_is_turned() -> None:
     model = nn.Sequential(
-        nn.Conv2d(16, 32, 1, stride=2), nn.Conv2d(8, 16, 3, stride=2), nn.Conv2d(8, 16, 1), nn.Conv2d(32, 32, 1, 2, groups=4)
+        nn.Conv2d(16, 32, 1, stride=2),
+        nn.Conv2d(8, 16, 3, stride=2),
+        nn.Conv2d(8, 16, 1),
+        nn.Conv2d(32, 32, 1, stride=2, groups=4),
     )
     avoid_broken_kernels(model)
     assert [type(module) for module in model] == [nn.Conv2d] * 3 + [StridedPointwise]

@@ -1,8 +1,8 @@
 """Strided 1x1 convolutions of few channels, kept away from a kernel that is broken in oneDNN.
 
-With channels last, its backward pass for the weights writes past its workspace where a vector holds more floats than the
-input has channels: 16 with AVX-512, 8 with AVX2. The gradients are then wrong, or the process dies
-(uxlfoundation/oneDNN issue 6035, seen here with torch 2.14.1). Narrow ResNets have such a shortcut.
+With channels last, its backward pass for the weights writes past its workspace where a vector register holds more
+floats than the input has channels: 16 with AVX-512, 8 with AVX2. The gradients are then wrong, or the process dies
+(uxlfoundation/oneDNN issue 6035; seen with torch 2.14.1). Narrow ResNets have such a shortcut.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_VECTOR = 16  # floats
+_VECTOR = 16  # floats in the widest register
 
 
 class StridedPointwise(nn.Conv2d):
