@@ -393,6 +393,12 @@ def test_the_published_recipe_has_the_published_values() -> None:
     assert counts == {"projector": 9_449_728, "transform": 65_792, "predictor": 2_109_696}
 
 
+def test_the_demo_with_the_instance_branch_differs_by_the_branch_alone() -> None:
+    plain, branch = (read_recipe(f"demo/{name}").model_dump() for name in ("pixpro", "pixpro-instance"))
+    assert plain["method"].pop("instance") is None and branch["method"].pop("instance")["kind"] == "infonce"
+    assert branch == plain
+
+
 def test_propagation_and_pairs_are_a_small_share_of_the_products() -> None:
     """The measured share is that of benchmarks/pixpro_share.py; this counts the multiplications of a forward pass."""
     backbone = timm.create_model("resnet50", num_classes=0).to("meta")
