@@ -11,8 +11,9 @@ import torch
 from golden_files import Case, close, tensor
 from torch import Tensor, nn
 
+from unlabeled.config.recipe import LearningRate, Optim
 from unlabeled.engine.lars import LARS
-from unlabeled.engine.schedule import warmup_cosine_1pct
+from unlabeled.engine.plan import learning_rate
 from unlabeled.methods import pixpro
 from unlabeled.methods.base import Info, Step
 from unlabeled.methods.pixpro_config import Byol, PixProConfig, Propagation
@@ -248,9 +249,13 @@ def test_training_steps(kind: str, dtype: torch.dtype, suffix: str) -> None:
 def test_schedules(case: Case) -> None:
     per_epoch, epochs = int(case["steps_per_epoch"]), int(case["epochs"])
     warmup, total = int(case["warmup_epochs"]) * per_epoch, epochs * per_epoch
-    assert float(case["warmup_multiplier"]) == 100 and float(case["eta_min"]) == 1e-6  # what cosine_1pct stands for
-    rates = [warmup_cosine_1pct(t, float(case["base_lr"]), warmup, total) for t in range(total)]
-    close(np.array(rates), case["learning_rate_per_step"], rel=1e-10)
+    rule = LearningRate(
+        base=float(case["base_lr"]),
+        warmup_start=1 / float(case["warmup_multiplier"]),
+        final=float(case["eta_min"]),
+    )
+    curve = learning_rate(Optim(name="lars", lr=rule), 1, total, warmup, per_epoch)
+    close(np.array([curve.at(t) for t in range(total)]), case["learning_rate_per_step"], rel=1e-10)
     start = float(case["base_momentum"])
     close(np.array([rising_momentum(start, k, total) for k in range(total)]), case["key_momentum_per_step"], rel=1e-10)
 

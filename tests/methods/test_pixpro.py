@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unlabeled.augment import photometric
 from unlabeled.config.read import read_recipe
-from unlabeled.engine.schedule import warmup_cosine_1pct
+from unlabeled.engine.plan import make_plan
 from unlabeled.engine.steps import make_step
 from unlabeled.errors import UserError
 from unlabeled.methods import pixpro
@@ -259,9 +259,9 @@ def test_the_key_momentum_rises_from_its_start_and_stays_below_1() -> None:
 
 
 def test_the_learning_rate_starts_at_a_hundredth_and_peaks_after_the_warm_up() -> None:
-    assert warmup_cosine_1pct(0, 4.0, 50, 500) == pytest.approx(0.04)
-    assert warmup_cosine_1pct(50, 4.0, 50, 500) == pytest.approx(4.0)
-    assert warmup_cosine_1pct(500, 4.0, 50, 500) == pytest.approx(1e-6)
+    plan = make_plan(read_recipe("pixpro"), "train", 1_281_167, 8)
+    assert plan.lr(0) == pytest.approx(0.04) and plan.lr(5 * plan.updates_per_epoch) == pytest.approx(4.0)
+    assert plan.lr(plan.total) == pytest.approx(1e-6)
 
 
 def test_what_is_off_does_not_exist() -> None:

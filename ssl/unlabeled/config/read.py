@@ -15,6 +15,7 @@ from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
+from unlabeled.config import former
 from unlabeled.config.card import Card
 from unlabeled.config.explain import Problem, Roots, did_you_mean, explain, show
 from unlabeled.config.files import find, shown
@@ -130,6 +131,7 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files:
     Raises UserError with all errors of all blocks.
     """
     values = read_values(find("recipes", name), overrides, shorthand="method")
+    former.translate(values.value)
     roots: dict[Key, Any] = {(): Recipe}
     problems: list[Problem] = []
     problems += _inherit_backbone(values.value, check_files)
@@ -170,6 +172,7 @@ def read_protocol(name: str | Path, overrides: Sequence[str] = ()) -> Protocol:
     Raises UserError with all errors.
     """
     values = read_values(find("eval", name), overrides, shorthand="method")
+    former.translate(values.value)
     roots: dict[Key, Any] = {(): AnyProtocol}
     problems: list[Problem] = []
     block, config = values.value.get("method"), None

@@ -123,6 +123,20 @@ class LearningRate(Strict):
     )
     scaling: Literal["linear", "sqrt", "none"] = "none"
     per: int | None = Field(None, gt=0, description="linear scaling: base is for this many images (256 if not given)")
+    warmup_start: float = Field(0, ge=0, le=1, description="where the warm-up begins, as a share of the peak")
+    warmup_rule: Literal["k/w", "(k+1)/w", "k/(w-1)"] = Field(
+        "k/w", description="how far the warm-up has come at its update k (from 0) of w"
+    )
+    final: float = Field(0, ge=0, description="the learning rate at the end of the schedule's wave")
+    portion: float = Field(
+        1, gt=0, le=1, description="share of the schedule's wave that is run; below 1 it ends above final"
+    )
+    count_from: Literal["warmup", "start"] = Field(
+        "warmup", description="where the wave begins: after the warm-up, or at the run's start, hidden by the warm-up"
+    )
+    every: Literal["update", "epoch"] = Field(
+        "update", description="when the wave moves; the warm-up moves at every update"
+    )
 
     @model_validator(mode="after")
     def _base_or_table(self) -> LearningRate:
@@ -134,6 +148,9 @@ class LearningRate(Strict):
                 raise ValueError(f"table holds pairs (end epoch, lr) with rising ends, lr > 0; got {self.table}")
             if self.scaling != "none":
                 raise ValueError("'scaling' goes with base; the rates of a table are taken as they are")
+            idle = [key for key in _CURVE if key in self.model_fields_set]
+            if idle:
+                raise ValueError(f"'{idle[0]}' has no effect with table, which is the whole schedule")
         return self
 
     @model_validator(mode="after")
@@ -141,6 +158,10 @@ class LearningRate(Strict):
         if self.per is not None and self.scaling != "linear":
             raise ValueError(f"'per' goes with scaling: linear only; with {self.scaling} it would have no effect")
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_curve_of_a_table(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if self.table is None or key not in _CURVE}
 
     def peak(self, batch: int) -> float:
         """Return the peak learning rate at a global batch of `batch` images (arXiv 2006.10029 section 3)."""
@@ -154,6 +175,11 @@ class LearningRate(Strict):
                 return self.base * math.sqrt(batch)
             case _:
                 return self.base
+
+
+# options of `lr` that a constant rate has no use for, and those that a table has none for
+_WAVE = ("final", "portion", "every")
+_CURVE = ("warmup_start", "warmup_rule", "count_from", *_WAVE)
 
 
 class Lars(Strict):
@@ -173,11 +199,9 @@ class Optim(Strict):
 
     name: Literal["lars", "sgd", "adamw"]
     lr: LearningRate
-    warmup_epochs: float = Field(0, ge=0, description="linear warm-up from 0, in epochs")
-    schedule: Literal["cosine", "constant", "cosine_1pct", "cosine_by_epoch", "cosine_7_16"] = Field(
-        "cosine",
-        description="cosine_1pct: from 1 % of the peak, to 1e-6; cosine_by_epoch: constant within every epoch; "
-        "cosine_7_16: only 7/16 of the half wave",
+    warmup_epochs: float = Field(0, ge=0, description="linear warm-up from lr.warmup_start, in epochs")
+    schedule: Literal["cosine", "quarter_cosine", "linear", "constant"] = Field(
+        "cosine", description="the wave from the peak to lr.final after the warm-up"
     )
     weight_decay: float = Field(0.0, ge=0)
     exclude_decay: list[str] = Field(
@@ -189,6 +213,13 @@ class Optim(Strict):
     betas: tuple[float, float] = (0.9, 0.999)
     lars: Lars = Lars()
     clip: float | None = Field(None, gt=0, description="clip the gradient of every part to this norm")
+
+    @model_validator(mode="after")
+    def _a_constant_rate_has_no_wave(self) -> Optim:
+        idle = [key for key in _WAVE if key in self.lr.model_fields_set]
+        if self.schedule == "constant" and idle:
+            raise ValueError(f"'lr.{idle[0]}' has no effect with schedule: constant, which has no wave")
+        return self
 
     @model_validator(mode="after")
     def _options_have_a_user(self) -> Optim:
@@ -208,7 +239,10 @@ class Optim(Strict):
     def _leave_out_options_without_user(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         idle = {"schedule", "warmup_epochs"} if self.lr.table is not None else set()
         idle |= {key for key, names in _USERS.items() if self.name not in names}
-        return {key: value for key, value in dump(self).items() if key not in idle}
+        kept = {key: value for key, value in dump(self).items() if key not in idle}
+        if self.schedule == "constant":
+            kept["lr"] = {key: value for key, value in kept["lr"].items() if key not in _WAVE}
+        return kept
 
 
 # options of `optim` that only some optimizers know
