@@ -14,8 +14,8 @@ QUESTION = "does a change make the data path or the update slower?"
 SLOWER = 1.05  # bar: at most so many times the time of before
 HERE = Path(__file__).resolve().parents[1]
 
-# runs with the code of either checkout, whose `benchmarks.workload` builds the product: one call per line that comes in,
-# answered by its CPU seconds
+# runs with the code of either checkout, whose `benchmarks.workload` builds the product; every line in names a call and
+# is answered by its CPU seconds
 SERVER = """
 import sys, time
 from pathlib import Path
