@@ -16,8 +16,9 @@ from unlabeled.engine.plan import Plan
 from unlabeled.engine.steps import make_step, seed_everything
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
-from unlabeled.ops.batchnorm import batchnorm_buffers, convert, unsynchronised_buffers
+from unlabeled.ops.batchnorm import convert, unsynchronised_buffers
 from unlabeled.ops.distributed import broadcast_buffers, gather, rank, world
+from unlabeled.ops.norms import statistics
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Updater:
         self.method = method.to(accelerator.device).to(memory_format=self.layout).train()
         self.optimizer = build_optimizer(self.method, recipe.optim)
         self.model = accelerator.prepare_model(self.method)
-        self.statistics = batchnorm_buffers(self.method)
+        self.statistics = statistics(self.method)
 
     @torch.no_grad()
     def views(self, update: int, micro: int, batch: dict[str, Batch]) -> dict[str, Tensor]:
@@ -126,7 +127,8 @@ class Updater:
         if not any(map(any, flags)):
             return False, notes
         # one non-finite forward poisons the running statistics
-        torch._foreach_copy_(self.statistics, before)
+        for buffer, value in zip(self.statistics, before, strict=True):
+            buffer.copy_(value)
         overflow = self.accelerator.scaler is not None and not any(any(f[:-1]) for f in flags)
         if self.recipe.train.nonfinite == "stop" and not overflow:
             raise UserError(self._nonfinite(update, [f"loss/{name}" for name in terms], flags))
