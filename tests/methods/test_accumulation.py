@@ -119,9 +119,10 @@ def test_accumulation_is_exact_or_refused(case: str) -> None:
         compare(update(tiny, cut(views, parts)), expected)
 
 
-@pytest.mark.parametrize(
-    "case", ["distil-labels", "finetune-cutmix", "pixpro-plain", "pixpro-contrast-fpn", "probe-heads", "simclrv2-memory"]
-)
+PARTLY = ["distil-labels", "finetune-cutmix", "pixpro-plain", "pixpro-contrast-fpn", "probe-heads", "simclrv2-memory"]
+
+
+@pytest.mark.parametrize("case", PARTLY)
 def test_an_update_without_any_label_or_overlap_is_finite(case: str) -> None:
     tiny = built(case)
     views = views_of(tiny, NOWHERE)

@@ -178,7 +178,7 @@ def pixel_contrast(q: Tensor, k: Tensor, positive: Tensor, temperature: float) -
 
 
 def mean_of_pairs(loss1: Tensor, loss2: Tensor, positive: Tensor, images: Tensor) -> Tensor:
-    """Average both losses [b, P] over cells with a positive, sum over images, divide by `images`, which have any, 0-d."""
+    """Average both losses [b, P] over cells with a positive, sum, and divide by the `images` that have any, 0-d."""
     first, second = positive.any(2).sum(1).clamp_min(1), positive.any(1).sum(1).clamp_min(1)
     pair = (loss1.sum(1) / first + loss2.sum(1) / second) / 2
     return pair.sum() / images.to(pair.dtype)
