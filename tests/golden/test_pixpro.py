@@ -96,10 +96,12 @@ def test_pixcontrast(case: Case) -> None:
         close(found[torch.from_numpy(has)], case[f"pixel_loss_view{number}"][has], abs=1e-9)
         assert not found[torch.from_numpy(~has)].any()
     assert np.array_equal(positive.flatten(1).any(1).numpy(), case["image_has_overlap"])
-    close(pixpro.mean_of_pairs(first, second, positive), case["loss"], abs=1e-9)
+    images = torch.tensor(int(case["image_has_overlap"].sum()))
+    close(pixpro.mean_of_pairs(first, second, positive, images), case["loss"], abs=1e-9)
     for n in np.flatnonzero(case["image_has_overlap"]):
         one = slice(n, n + 1)
-        close(pixpro.mean_of_pairs(first[one], second[one], positive[one]), case["loss_per_image_pair"][n], abs=1e-9)
+        found = pixpro.mean_of_pairs(first[one], second[one], positive[one], torch.tensor(1))
+        close(found, case["loss_per_image_pair"][n], abs=1e-9)
 
 
 # ---- pixel propagation

@@ -17,7 +17,7 @@ from unlabeled.engine.steps import make_step, seed_everything
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
 from unlabeled.ops.batchnorm import convert, unsynchronised_buffers
-from unlabeled.ops.distributed import broadcast_buffers, gather, rank, world
+from unlabeled.ops.distributed import broadcast_buffers, counts_per_part, gather, rank, world
 from unlabeled.ops.norms import statistics
 
 
@@ -102,11 +102,13 @@ class Updater:
         terms: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         carry: dict[str, list[Tensor]] = {}
-        for micro, batch in enumerate(micros):
-            views = self.views(update, micro, batch)
+        parts = [self.views(update, micro, batch) for micro, batch in enumerate(micros)]
+        counts = counts_per_part([self.method.counts(views) for views in parts])
+        for micro, views in enumerate(parts):
+            seed_everything(self.seed, "forward", update, micro, rank())  # dropout draws from them
             last = micro == len(micros) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                losses = self.model(views, make_step(self.plan, update, micro, self.seed, rank()))
+                losses = self.model(views, make_step(self.plan, update, micro, self.seed, rank(), counts))
                 loss = sum(losses.terms.values()) / len(micros)
                 (self.accelerator.scaler.scale(loss) if self.accelerator.scaler else loss).backward()
             for into, found in ((terms, losses.terms), (values, losses.metrics)):
@@ -114,7 +116,7 @@ class Updater:
                     into[name] = into.get(name, 0.0) + value.detach() / len(micros)
             for name, tensor in losses.carry.items():
                 carry.setdefault(name, []).append(tensor)
-        return terms, values, {name: torch.cat(parts) for name, parts in carry.items()}
+        return terms, values, {name: torch.cat(tensors) for name, tensors in carry.items()}
 
     def _agree(
         self, update: int, terms: dict[str, Tensor], norm: Tensor, notes: list[int], before: list[Tensor]
