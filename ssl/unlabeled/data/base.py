@@ -22,6 +22,18 @@ class CorruptSample(Exception):
         return f"{self.key}: {self.reason}"
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """How a data card says that image files are read.
+
+    levels: the values that become black and white where an image has more than 8 bits; None: what its format says.
+    upright: whether images are turned as their orientation tags say.
+    """
+
+    levels: tuple[float, float] | None = None
+    upright: bool = True
+
+
 FORGIVEN = 10  # so that one bad file does not end a run on a small folder
 
 
@@ -78,7 +90,7 @@ class Source:
     read-only if it is mapped from a file. unreadable: index and reason of images that could not be read into memory;
     their rows in `images` are black. mask_classes: names of what masks tell apart; None if the set has no masks.
     object_classes: names of the kinds of objects with boxes; None if it has none. has_shapes: these have masks too.
-    dropped: how many of them were left out, whose boxes enclose nothing.
+    dropped: how many of them were left out, whose boxes enclose nothing. pixels: how its image files are read.
     """
 
     name: str
@@ -90,6 +102,7 @@ class Source:
     object_classes: list[str] | None = None
     has_shapes = False
     dropped = 0
+    pixels = Pixels()
     unreadable: dict[int, str]
     random_access = True  # False: `data.remote.StreamSource`, which is read in its own order and only to train
     _file: FileArray | None = None
