@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.toys import write_tar
+from tests.data.toys import png, write_tar
 
 from unlabeled.config.card import Card
 from unlabeled.data.base import CorruptSample, Pixels
@@ -31,14 +30,9 @@ def saved(values: np.ndarray, form: str, **how: Any) -> bytes:
     return buffer.getvalue()
 
 
-def png(values: np.ndarray, colour: int) -> bytes:
-    """Write a 16-bit PNG file as PIL cannot, [H, W, bands]; colour: 0 gray, 2 RGB, 4 gray and alpha, 6 RGBA."""
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+def deep(values: np.ndarray, colour: int) -> bytes:
+    """Return a 16-bit PNG file of [H, W, bands]."""
+    return png(values.astype(">u2").view(np.uint8).reshape(len(values), -1), values.shape[1], 16, colour)
 
 
 def tiff(values: np.ndarray, bits: int, sign: int = 1, photometric: int = 1, big: bool = False) -> bytes:
@@ -46,8 +40,8 @@ def tiff(values: np.ndarray, bits: int, sign: int = 1, photometric: int = 1, big
     order = ">" if big else "<"
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
     if bits == 12:
-        (row,) = values.astype(int).tolist()
-        data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in zip(row[::2], row[1::2]))
+        pairs = values.astype(int).reshape(-1, 2).tolist()
+        data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
     height, width = values.shape
     tags = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 8),
             (277, 3, 1), (278, 4, height), (279, 4, len(data)), (339, 3, sign)]
@@ -67,7 +61,7 @@ def gray(data: bytes, levels: tuple[float, float] | None = None) -> list[int]:
 
 FILES_OF_16_BITS = {
     "png": saved(RAMP, "PNG"), "tif": saved(RAMP, "TIFF"), "lzw": saved(RAMP, "TIFF", compression="tiff_lzw"),
-    "big-endian": tiff(RAMP, 16, big=True), "pgm": saved(RAMP, "PPM"), "jp2": saved(RAMP, "JPEG2000", irreversible=False),
+    "big-endian": tiff(RAMP, 16, big=True), "pgm": saved(RAMP, "PPM"), "jp2": saved(RAMP, "JPEG2000"),
 }
 
 
@@ -85,7 +79,7 @@ def test_floats_from_0_to_1_are_scaled_and_others_need_levels() -> None:
         assert gray(data, (0, 0.5)) == [0, 128, 255, 255]
     for bad in ([0, 1.5], [-0.1, 1], [0, 255]):
         data = saved(np.array([bad], np.float32), "TIFF")
-        with pytest.raises(CorruptSample, match=r"^x: float32 values from \S+ to \S+ have no .* levels: \[low, high\]$"):
+        with pytest.raises(CorruptSample, match=r"^x: float32 values from \S+ to \S+ have .* levels: \[low, high\]$"):
             decode(data, "x")
         assert gray(data, (bad[0], bad[1])) == [0, 255]
     for worse in (np.nan, np.inf, -np.inf):
@@ -135,11 +129,11 @@ def test_colours_of_16_bits_keep_their_high_bytes_and_refuse_levels() -> None:
     values = np.array([[[0x1234, 0x5678, 0x9ABC, 0xFFFF]]])
     for colour, bands, expected in ((2, [0, 1, 2], [0x12, 0x56, 0x9A]), (6, [0, 1, 2, 3], [0x12, 0x56, 0x9A]),
                                     (4, [0, 3], [0x12] * 3)):
-        data = png(values[..., bands], colour)
+        data = deep(values[..., bands], colour)
         assert decode(data, "x").tolist() == [[expected]]
         with pytest.raises(CorruptSample, match="levels cannot be applied; convert it to 8 bits"):
             decode(data, "x", Pixels((0, 4095)))
-    assert gray(png(RAMP[..., None], 0)) == HIGH_BYTES
+    assert gray(deep(RAMP[..., None], 0)) == HIGH_BYTES
 
 
 def test_8_bits_and_less_are_pils_whatever_the_levels() -> None:
@@ -173,7 +167,7 @@ def test_what_pil_does_not_read_is_refused_by_name() -> None:
         with pytest.raises(CorruptSample, match="of a kind that PIL does not read"):
             decode(data, "x")
     for empty in (b"P5 0 3 255\n", b"P6 0 0 255\n"):
-        with pytest.raises(CorruptSample, match="no pixels|cannot identify|not enough"):
+        with pytest.raises(CorruptSample, match=r"no pixels|cannot identify|not enough"):
             decode(empty, "x")
 
 
@@ -238,7 +232,7 @@ def test_arrays_of_other_types_follow_the_rule_or_are_refused(tmp_path: Path) ->
 def test_a_set_that_is_refused_as_a_whole_says_why(tmp_path: Path) -> None:
     for i in range(12):
         (tmp_path / f"{i}.tif").write_bytes(saved(np.full((2, 2), 300 + i, np.int32), "TIFF"))
-    with pytest.raises(UserError, match=r"none of 12 images is readable, the first: 0.tif: int32 .*levels: \[low, high\]"):
+    with pytest.raises(UserError, match=r"none of 12 images is readable, the first: 0.tif: int32 .*levels: \[low"):
         opened("folder", tmp_path, in_memory=True)
 
 

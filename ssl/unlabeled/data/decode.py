@@ -93,9 +93,9 @@ def _orientation(image: Image.Image) -> int:
     """Return the orientation tag of an image, from EXIF or XMP; 1, upright, if it has none that can be read."""
     try:
         tag = image.getexif().get(_ORIENTATION, 1)
+        return int(tag) if tag in _TURNS else 1
     except Exception:  # of damaged metadata, which leave the pixels alone
         return 1
-    return tag if isinstance(tag, int) else 1
 
 
 def _rgb(image: Image.Image, data: bytes, levels: Levels | None) -> np.ndarray:

@@ -23,7 +23,7 @@ _OPENERS = {
     "voc-masks": "unlabeled.data.segmentation:open_voc",
     "cityscapes-masks": "unlabeled.data.segmentation:open_cityscapes",
     "voc-boxes": "unlabeled.data.detection:open_voc",
-    "coco-boxes": "unlabeled.data.detection:open_coco",
+    "coco-boxes": "unlabeled.data.coco:open_coco",
 }
 
 
