@@ -85,4 +85,5 @@ def _inserted(data: bytes, random: Random) -> bytes:
     return data[: span.start] + random.bytes(span.stop - span.start) + data[span.start :]
 
 
-_KINDS: list[Callable[[bytes, Random], bytes]] = [_flipped, _flipped, _set, _cut, _zeroed, _removed, _doubled, _inserted]
+_KINDS: list[Callable[[bytes, Random], bytes]] = [
+    _flipped, _flipped, _set, _cut, _zeroed, _removed, _doubled, _inserted]

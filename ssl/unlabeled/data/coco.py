@@ -121,7 +121,7 @@ class _Notes:
         return sorted(ids)
 
     def _wrong(self, error: Exception, kind: str = "", entry: Any = None) -> UserError:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        what = f"no {error}" if isinstance(error, KeyError) else f"{error!s:.300}"
         name = entry.get("id") if isinstance(entry, dict) else entry
         where = f" in {kind} {name!r:.60}" if kind else ""
         return UserError(f"data card '{self.card.name}': {self.path} is damaged, or no file of instances: "

@@ -75,7 +75,8 @@ class BoxedFolder(FolderSource):
                     shape = mask.frPyObjects(shape, height, width)
                 decoded[i] = mask.decode(shape)
             except Exception as error:  # the library raises almost anything
-                raise UserError(f"data card '{self.name}': a mask of {found.path} cannot be read: {error}") from error
+                raise UserError(f"data card '{self.name}': a mask of an object in {self.folder / found.path} cannot "
+                                f"be read: {error}") from error
         return decoded
 
 
@@ -118,12 +119,12 @@ def _read_voc(card: str, folder: Path, year: str, name: str, numbers: dict[str, 
         for each in tree.iter("object"):
             kind = _text(each, "name")
             if kind not in numbers:
-                raise UserError(f"{path}: object of class '{kind}', which data card '{card}' does not name "
+                raise UserError(f"{path}: object of class '{kind:.60}', which data card '{card}' does not name "
                                 f"({len(numbers)} classes: {', '.join([*numbers][:5])}, ...)")
             left, top, right, bottom = (float(_text(each, f"bndbox/{edge}")) for edge in _EDGES)
             difficult = (each.findtext("difficult") or "0").strip()
             if difficult not in ("0", "1"):
-                raise ValueError(f"difficult is '{difficult}'; allowed: 0, 1")
+                raise ValueError(f"difficult is '{difficult:.60}'; allowed: 0, 1")
             lost += not found.add([left - 1, top - 1, right, bottom], numbers[kind], difficult=difficult == "1")
     except OSError as error:
         raise UserError(f"data card '{card}': annotation {path} cannot be read: {error.strerror or error}") from error
