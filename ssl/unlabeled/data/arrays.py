@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from unlabeled.config.card import Card, Digits
-from unlabeled.data.base import FileArray, Source
+from unlabeled.data.base import FORGIVEN, CorruptSample, FileArray, Source
+from unlabeled.data.levels import Levels, eight_bits
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation
 
 
 class ArraySource(Source):
-    """Rows of one array, uint8 [n, H, W, 3], [n, H, W], or with `planes` [n, 3, W, H] as STL-10 keeps them."""
+    """Rows of one array, [n, H, W, 3], [n, H, W], or with `planes` [n, 3, W, H] as STL-10 keeps them.
+
+    What is not uint8 becomes so by `levels.eight_bits` when it is read.
+    """
 
     def __init__(self, name: str, split: str, rows: np.ndarray | FileArray, labels: np.ndarray | None = None,
                  classes: list[str] | None = None, planes: bool = False) -> None:
         super().__init__(name, split)
         self.rows, self.planes = rows, planes
         self.labels, self.classes = labels, classes
-        if isinstance(rows, np.ndarray):
+        if isinstance(rows, np.ndarray) and rows.dtype == np.uint8:
             self.images = np.repeat(rows[..., None], 3, axis=3) if rows.ndim == 3 else rows
 
     def __len__(self) -> int:
@@ -29,10 +35,13 @@ class ArraySource(Source):
         return f"{self.split}-{index:06d}"
 
     def image(self, index: int) -> np.ndarray:
-        """Return one image, uint8 [H, W, 3]."""
+        """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
         if self.images is not None:
             return np.array(self.images[index])
-        row = np.array(self.rows[index])
+        try:
+            row = eight_bits(np.array(self.rows[index]), self.pixels.levels)
+        except ValueError as error:
+            raise CorruptSample(self.key(index), str(error)) from error
         if self.planes:
             row = row.transpose(2, 1, 0)
         return np.ascontiguousarray(row if row.ndim == 3 else np.repeat(row[..., None], 3, axis=2))
@@ -52,7 +61,7 @@ def open_array(card: Card, split: str, root: str | None) -> Source:
                 rows, labels = saved["images"], saved.get("labels")
         else:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-            gray = card.in_memory and mapped.ndim == 3  # becomes RGB in memory
+            gray = card.in_memory and mapped.ndim == 3 and mapped.dtype == np.uint8  # becomes RGB in memory
             rows = np.array(mapped) if gray or not mapped.flags.c_contiguous else FileArray(
                 path, mapped.shape, mapped.dtype.str, mapped.offset)
         if spec.labels is not None:
@@ -63,15 +72,40 @@ def open_array(card: Card, split: str, root: str | None) -> Source:
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is no readable .npy or .npz file: {error}") from error
     shape = rows.shape
-    if np.dtype(rows.dtype) != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3):
-        raise UserError(f"{path}: images are {np.dtype(rows.dtype)} {list(shape)}; allowed: uint8 [n, H, W, 3] or "
-                        "[n, H, W]")
+    _refuse_images(path, rows, card)
     if labels is not None and (labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
         raise UserError(f"{path}: {shape[0]} images, but labels are {labels.dtype} {list(labels.shape)}")
     source = ArraySource(card.name, split, rows, None if labels is None else labels.astype(np.int64), card.classes)
-    if card.in_memory and isinstance(rows, FileArray):
+    if card.in_memory and isinstance(rows, FileArray) and rows.dtype == "|u1":
         source.map_images(rows)
     return source
+
+
+def _refuse_images(path: Path, rows: np.ndarray | FileArray, card: Card) -> None:
+    """Raise UserError if the rows are no images, or not of values that the card's `levels` let read."""
+    dtype, shape, reason = np.dtype(rows.dtype), list(rows.shape), ""
+    if len(shape) in (3, 4) and shape[3:] in ([], [3]) and 0 not in shape[1:]:
+        if dtype == np.uint8 and card.levels is not None:
+            raise UserError(f"{path}: images are uint8, on which 'levels' of data card '{card.name}' has no effect; "
+                            "leave it out")
+        reason = _reason_of_all(rows, card.levels)
+        if not reason:
+            return
+    raise UserError(f"{path}: images are {dtype} {shape}; allowed: uint8, uint16, or floats from 0 to 1, [n, H, W, 3] "
+                    f"or [n, H, W]{reason}")
+
+
+def _reason_of_all(rows: np.ndarray | FileArray, levels: Levels | None) -> str:
+    """Return why the first rows cannot be read, empty if one of them can: a bad one among others is refused alone."""
+    reason = ""
+    for index in range(min(FORGIVEN + 1, len(rows))):
+        try:
+            eight_bits(np.array(rows[index]), levels)
+        except ValueError as error:
+            reason = f": {error}"
+        else:
+            return ""
+    return reason
 
 
 def open_digits(card: Card, split: str, root: str | None) -> Source:

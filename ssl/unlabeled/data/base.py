@@ -22,6 +22,18 @@ class CorruptSample(Exception):
         return f"{self.key}: {self.reason}"
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """How a data card says that image files are read.
+
+    levels: the values that become black and white where an image has more than 8 bits; None: what its format says.
+    upright: whether images are turned as their orientation tags say.
+    """
+
+    levels: tuple[float, float] | None = None
+    upright: bool = True
+
+
 FORGIVEN = 10  # so that one bad file does not end a run on a small folder
 
 
@@ -37,7 +49,7 @@ class Objects:
     boxes: float32 [k, 4], left, top, right, bottom in pixels. kinds: int64 [k], places in `Source.object_classes`.
     areas: float32 [k], square pixels, of the mask where there is one. crowd: bool [k], a region of many objects, which
     is neither trained on nor counted. difficult: bool [k], trained on, but not counted. masks: bool [k, H, W], if they
-    were asked for.
+    were asked for. size: height and width of the image for which all this is stated; None if it is the image's own.
     """
 
     boxes: np.ndarray
@@ -46,6 +58,7 @@ class Objects:
     crowd: np.ndarray
     difficult: np.ndarray
     masks: np.ndarray | None = None
+    size: tuple[int, int] | None = None
 
 
 class FileArray:
@@ -77,8 +90,9 @@ class Source:
     labels: int64 [n], -1 where unknown; None if the set has none. images: uint8 [n, H, W, 3] if it lives in memory,
     read-only if it is mapped from a file. unreadable: index and reason of images that could not be read into memory;
     their rows in `images` are black. mask_classes: names of what masks tell apart; None if the set has no masks.
-    object_classes: names of the kinds of objects with boxes; None if it has none. has_shapes: these have masks too.
-    dropped: how many of them were left out, whose boxes enclose nothing.
+    object_classes: names of the kinds of objects with boxes; None if it has none. has_shapes: these have masks too,
+    or else lacks_shape says which one has none.
+    dropped: how many of them were left out, whose boxes enclose nothing. pixels: how its image files are read.
     """
 
     name: str
@@ -89,7 +103,9 @@ class Source:
     mask_classes: list[str] | None = None
     object_classes: list[str] | None = None
     has_shapes = False
+    lacks_shape = ""
     dropped = 0
+    pixels = Pixels()
     unreadable: dict[int, str]
     random_access = True  # False: `data.remote.StreamSource`, which is read in its own order and only to train
     _file: FileArray | None = None
