@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from unlabeled.config.card import Card, Digits
 from unlabeled.data.base import FileArray, Source
+from unlabeled.data.labels import class_numbers
+from unlabeled.data.reading import reading
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation
+
+_WRONG = "no readable .npy or .npz file"
+_ZIP, _NPY = b"PK\x03\x04", b"\x93NUMPY"  # what the files begin with
 
 
 class ArraySource(Source):
@@ -39,39 +46,61 @@ class ArraySource(Source):
 
 
 def open_array(card: Card, split: str, root: str | None) -> Source:
-    """Open a .npz or .npy file. Raises UserError if it is missing or of another type or shape."""
+    """Open a .npz or .npy file. Raises UserError if it is missing, damaged, or of another type or shape."""
     spec = card.splits[split]
     path = card.folder(root) / (spec.path or f"{split}.npz")
-    labels: np.ndarray | None = None
-    rows: np.ndarray | FileArray
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as saved:
-                if "images" not in saved:
-                    raise UserError(f"{path} has no array 'images' (it has: {', '.join(saved.files)})")
-                rows, labels = saved["images"], saved.get("labels")
+            rows, labels = _from_npz(path)
         else:
-            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-            gray = card.in_memory and mapped.ndim == 3  # becomes RGB in memory
-            rows = np.array(mapped) if gray or not mapped.flags.c_contiguous else FileArray(
-                path, mapped.shape, mapped.dtype.str, mapped.offset)
+            rows, labels = _from_npy(path, card.in_memory), None
+        where = path if spec.labels is None else path.parent / spec.labels
         if spec.labels is not None:
-            labels = np.load(path.parent / spec.labels, allow_pickle=False)
+            with reading(where, _WRONG, _NPY):
+                labels = _array(np.load(where, allow_pickle=False))
     except FileNotFoundError as error:
         raise UserError(f"data card '{card.name}', split '{split}': no file {error.filename}; give the folder with "
                         "data.train.root=FOLDER (root=FOLDER in an evaluation)") from error
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is no readable .npy or .npz file: {error}") from error
-    shape = rows.shape
-    if np.dtype(rows.dtype) != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3):
-        raise UserError(f"{path}: images are {np.dtype(rows.dtype)} {list(shape)}; allowed: uint8 [n, H, W, 3] or "
-                        "[n, H, W]")
-    if labels is not None and (labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
-        raise UserError(f"{path}: {shape[0]} images, but labels are {labels.dtype} {list(labels.shape)}")
-    source = ArraySource(card.name, split, rows, None if labels is None else labels.astype(np.int64), card.classes)
+    _check_images(path, np.dtype(rows.dtype), rows.shape)
+    numbers = None if labels is None else class_numbers(labels, where, len(rows), card.classes)
+    source = ArraySource(card.name, split, rows, numbers, card.classes)
     if card.in_memory and isinstance(rows, FileArray):
         source.map_images(rows)
     return source
+
+
+def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    with reading(path, _WRONG, _ZIP), np.load(path, allow_pickle=False) as saved:
+        if "images" not in saved:
+            raise UserError(f"{path} has no array 'images' (it has: {', '.join(saved.files) or 'none'})")
+        return saved["images"], saved.get("labels")
+
+
+def _from_npy(path: Path, in_memory: bool) -> np.ndarray | FileArray:
+    with reading(path, _WRONG, _NPY):
+        mapped = _array(np.load(path, mmap_mode="r", allow_pickle=False))
+        gray = in_memory and mapped.ndim == 3  # becomes RGB in memory
+        if gray or not mapped.flags.c_contiguous or not isinstance(mapped, np.memmap):
+            return np.array(mapped)
+        return FileArray(path, mapped.shape, mapped.dtype.str, mapped.offset)
+
+
+def _array(loaded: object) -> np.ndarray:
+    if not isinstance(loaded, np.ndarray):  # an archive of several
+        raise ValueError("not one array")
+    return loaded
+
+
+def _check_images(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    if dtype == np.uint8 and len(shape) == 3 and shape[2] == 3:
+        raise UserError(f"{path}: images are uint8 {list(shape)}, which is one image; allowed: uint8 [n, H, W, 3] or "
+                        "[n, H, W]; save images[None]")
+    if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3):
+        planes = len(shape) == 4 and shape[1] == 3
+        raise UserError(f"{path}: images are {dtype} {list(shape)}; allowed: uint8 [n, H, W, 3] or [n, H, W]"
+                        + ("; save images.transpose(0, 2, 3, 1)" if planes else ""))
+    if 0 in shape:
+        raise UserError(f"{path} holds no images: uint8 {list(shape)}")
 
 
 def open_digits(card: Card, split: str, root: str | None) -> Source:
