@@ -8,14 +8,12 @@ import numpy as np
 from PIL import Image
 
 from unlabeled.data.base import CorruptSample
+from unlabeled.data.formats import EXTENSIONS as EXTENSIONS  # with it PIL knows all formats that are installed
 
 try:
     import simplejpeg
 except ImportError:  # there is no wheel for some platforms
     simplejpeg = None
-
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
-
 
 def decode(data: bytes, key: str) -> np.ndarray:
     """Return the image in `data` as uint8 RGB [H, W, 3], as PIL's convert("RGB") gives it.

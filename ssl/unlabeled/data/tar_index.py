@@ -107,6 +107,8 @@ def _spots(source: _Mapped, tar: Path) -> Iterator[tuple[str, tuple[int, int]]]:
         spot = (file.start, file.size)
         if file.link is not None:
             if file.link not in spots:
+                if split(file.name) is None:
+                    continue
                 raise no_target(str(tar), file)
             spot = spots[file.link]
         spots[place(file.name)] = spot

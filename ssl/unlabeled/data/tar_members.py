@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from unlabeled.data.reading import kind_of
 from unlabeled.errors import UserError
@@ -22,6 +22,9 @@ _BLOCK = 512
 _LONGEST = 1 << 24  # bytes of a name or a PAX record; more is damage
 _LARGEST = 1 << 62  # bytes of a member; file systems hold no more
 _FILES, _FOLDERS = b"0\x007", b"5DV"  # the latter hold no content of a sample
+_OCTAL = re.compile(rb"[0-7]*")
+_ODD = re.compile(r"^[./]|/[./]|/$|^$")
+_RECORD = re.compile(rb"([0-9]{1,9}) ([^=]+)=")
 _REFUSED = {
     b"2": "a symbolic link; pack what it points to, with tar --dereference",
     b"S": "a sparse file; pack it without --sparse",
@@ -49,8 +52,7 @@ class Bytes(Protocol):
         """Read to the end and return whether only zeros were left."""
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A member that holds a file. start: of its content, `size` bytes. link: name of an earlier one that is the same."""
 
     name: str
@@ -69,12 +71,15 @@ class _Extras:
     sparse: bool = False
 
 
+_NONE = _Extras()
+
+
 def files(source: Bytes, tar: str) -> Iterator[File]:
     """Yield the files in order; the content of one may be taken from `source` before the next is asked for.
 
     Raises Truncated; raises UserError for damage, for data after the end mark and for members that are refused.
     """
-    extras = _Extras()
+    extras = _NONE
     while any(header := _header(source)):
         start = source.at
         size = _number(header[124:136])
@@ -82,6 +87,7 @@ def files(source: Bytes, tar: str) -> Iterator[File]:
             raise UserError(_no_header(tar, header, start - _BLOCK))
         kind = header[156:157]
         if kind in b"LKxXg":
+            extras = _Extras() if extras is _NONE else extras
             _read_extras(kind, _long(source, size, tar), extras, f"shard {tar}", start - _BLOCK)
             continue
         if extras.size is not None and kind in _FILES:
@@ -95,7 +101,7 @@ def files(source: Bytes, tar: str) -> Iterator[File]:
             yield file
         if not source.skip(start + size + -size % _BLOCK - source.at):
             raise Truncated("unexpected end of data")
-        extras = _Extras()
+        extras = _NONE
     end = source.at - _BLOCK
     if not source.rest_is_empty():
         raise UserError(f"shard {tar} goes on after its end mark at byte {end}, as files do that cat has joined; use the "
@@ -144,7 +150,7 @@ def grouped(members: Iterable[tuple[str, T]], tar: str) -> Iterator[tuple[str, d
 
 def place(name: str) -> str:
     """Return a name as links give it: without ./ and the like."""
-    return posixpath.normpath(name).lstrip("/")
+    return posixpath.normpath(name).lstrip("/") if _ODD.search(name) else name
 
 
 def no_target(tar: str, file: File) -> UserError:
@@ -195,7 +201,7 @@ def _number(field: bytes) -> int | None:
         value = int.from_bytes(field[1:], "big")
         return value if field[0] == 0x80 and value < _LARGEST else None
     text = field.strip(b"\0 ")
-    return int(text or b"0", 8) if re.fullmatch(rb"[0-7]*", text) else None
+    return int(text or b"0", 8) if _OCTAL.fullmatch(text) else None
 
 
 def _text(field: bytes) -> str:
@@ -230,7 +236,7 @@ def _pax(text: bytes, shard: str, at: int) -> Iterator[tuple[str, str]]:
     """Yield key and value of the records LENGTH KEY=VALUE of a PAX header."""
     first = 0
     while first < len(text):
-        found = re.compile(rb"([0-9]{1,9}) ([^=]+)=").match(text, first)
+        found = _RECORD.match(text, first)
         end = first + int(found[1]) if found else 0
         if found is None or not found.end() < end <= len(text) or text[end - 1] != ord("\n"):
             raise UserError(f"{shard} is damaged: no PAX record at byte {at}; copy it again")
