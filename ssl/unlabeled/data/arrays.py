@@ -73,7 +73,7 @@ def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     with reading(path, _WRONG, _ZIP), np.load(path, allow_pickle=False) as saved:
         if "images" not in saved:
             raise UserError(f"{path} has no array 'images' (it has: {', '.join(saved.files) or 'none'})")
-        return saved["images"], saved.get("labels")
+        return _array(saved["images"]), _array(saved["labels"]) if "labels" in saved else None
 
 
 def _from_npy(path: Path, in_memory: bool) -> np.ndarray | FileArray:
