@@ -6,13 +6,16 @@ import math
 
 import pytest
 import torch
+from processes import run_processes
 from tiny import differing, snapshot, tiny_recipe, tiny_run
 from torch import nn
 
+from unlabeled.engine.optimizer import clip_and_norm
+from unlabeled.errors import UserError
 from unlabeled.methods.base import Group
 from unlabeled.ops.ema import ema_update
 
-PLAIN = ["backbone={name: convnext_atto}", "method.crop={kind: padded, size: 32}", "data.train.batch=4"]
+VIT = "name: vit_tiny_patch16_224, options: {img_size: 8, patch_size: 4, depth: 1, embed_dim: 8, num_heads: 1}"
 
 
 def poison(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +25,7 @@ def poison(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_update_without_batchnorm_is_dropped_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = tiny_run(tiny_recipe("finetune", "plain", [*PLAIN, "train.nonfinite=skip"]))
+    tiny = tiny_run(tiny_recipe("finetune", "plain", [f"backbone={{{VIT}}}", "train.nonfinite=skip"]))
     assert not tiny.updater.statistics and not list(tiny.updater.method.buffers())
     tiny.train(0, 1)
     before = snapshot(tiny)
@@ -47,10 +50,40 @@ def test_a_part_without_gradients_is_left_alone(clip: str) -> None:
 
 
 def test_no_gradient_at_all_is_a_norm_of_zero() -> None:
-    from unlabeled.engine.optimizer import clip_and_norm
-
-    norm = clip_and_norm(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), 1.0)
+    norm = clip_and_norm(torch.optim.SGD([{"params": [nn.Parameter(torch.ones(2))], "part": "all"}], lr=0.1), 1.0)
     assert norm.shape == () and float(norm) == 0
+
+
+SINGLE = ["backbone={name: resnet18, width: 0.125}", "method.crop={kind: resized, size: 32}"]  # the last map has one cell
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["data.train.batch=1"], r"data.train.batch is 1 but a BatchNorm .* single value .* at least 2 images, or larger"),
+    (["data.train.batch=2", "train.grad_accum=2"], r"is 2, shared by 2 train.grad_accum, but .* at least 4 images"),
+], ids=["batch", "micro-batch"])  # fmt: skip
+def test_a_single_value_for_batchnorm_is_refused(overrides: list[str], message: str) -> None:
+    tiny = tiny_run(tiny_recipe("finetune", "plain", [*SINGLE, *overrides]))
+    with pytest.raises(UserError, match=message) as caught:
+        tiny.train(0, 1)
+    assert "\n" not in str(caught.value)
+
+
+def single_on_rank(number: int) -> tuple[str, int]:
+    """Return what is said of one image per process, and updates with synchronised norms."""
+    recipe = [*SINGLE, "data.train.batch=2"]
+    apart = tiny_run(tiny_recipe("finetune", "plain", [*recipe, "train.sync_bn=false"]))
+    try:
+        apart.train(0, 1)
+        said = "nothing"
+    except UserError as error:
+        said = str(error)
+    return said, len(tiny_run(tiny_recipe("finetune", "plain", recipe)).train(0, 1))
+
+
+def test_one_image_per_process_needs_synchronised_norms() -> None:
+    for said, updates in run_processes(2, single_on_rank):
+        assert "is 2, shared by 2 processes, but" in said and "at least 4 images or train.sync_bn=true" in said
+        assert updates == 1
 
 
 def test_a_network_without_parameters_has_an_average_too() -> None:

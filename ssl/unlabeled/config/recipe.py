@@ -6,17 +6,28 @@ Fields carry their units in the name or description. Nothing here imports torch.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from unlabeled.config.tables import BACKBONE_OPTIONS
+from unlabeled.config.tables import BACKBONE_OPTIONS, NOT_TIMMS
 
 
 class Strict(BaseModel):
     """A configuration block in which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class Smallest(NamedTuple):
+    """The fewest images of an update from which a method can learn, and why; alone: that many where BatchNorm looks.
+
+    Where BatchNorm is not synchronised, it looks at the images of one process.
+    """
+
+    images: int
+    why: str
+    alone: bool = False
 
 
 class MethodConfig(Strict):
@@ -29,6 +40,10 @@ class MethodConfig(Strict):
     needs: ClassVar[frozenset[str]] = frozenset()
 
     name: str
+
+    def smallest_batch(self, stream: str) -> Smallest | None:
+        """Return the fewest images of a stream that an update needs; None where one is enough."""
+        return None
 
 
 class Backbone(Strict):
@@ -49,6 +64,9 @@ class Backbone(Strict):
     )
     blocks: Literal[3, 4, 5] = Field(4, description="convolution blocks of RotNet's NIN")
     avg_after_block3: bool = Field(False, description="average pool after the NIN's third block, if more follow")
+    options: dict[str, Any] = Field(
+        {}, description="options of timm's constructor, such as {img_size: 32, drop_path_rate: 0.1} (timm's networks)"
+    )
     grad_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
 
     @model_validator(mode="after")
@@ -62,9 +80,41 @@ class Backbone(Strict):
             raise ValueError("'avg_after_block3' has no effect with 3 blocks; use 4 or 5, or leave it false")
         return self
 
+    @model_validator(mode="after")
+    def _options_are_timms(self) -> Backbone:
+        if self.options and (self.name in NOT_TIMMS or self.sk_ratio):
+            which = f"{self.name} with sk_ratio" if self.sk_ratio else self.name
+            raise ValueError(f"'options' has no effect with {which}: its class is not timm's")
+        own = [*RESERVED_OPTIONS]
+        if self.name in BACKBONE_OPTIONS["stem"]:
+            own += ["block", "layers", *(_OF_THE_STEM if self.width != 1 or self.stem == "cifar" else ())]
+        for key, value in self.options.items():
+            if key in own:
+                raise ValueError(f"'options.{key}' is set by the package itself for {self.name}; leave it out")
+            if value is None:
+                raise ValueError(f"'options.{key}' is nothing, which timm leaves out for {self.name}; leave it out too")
+            if "drop" in key and key.endswith("rate") and not (type(value) in (int, float) and 0 <= value < 1):
+                raise ValueError(f"'options.{key}' of {self.name} needs a number from 0 to below 1, given {value!r}")
+            if key == "img_size" and not (type(value) is int and value > 0):
+                raise ValueError(f"'options.img_size' of {self.name} needs a whole number of pixels above 0 (crops are "
+                                 f"square), given {value!r}")
+        return self
+
     @model_serializer(mode="wrap")
     def _leave_out_options_of_other_networks(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in dump(self).items() if self.name in BACKBONE_OPTIONS.get(key, (self.name,))}
+        left_out = {key for key, names in BACKBONE_OPTIONS.items() if self.name not in names}
+        left_out |= {"options"} if self.name in NOT_TIMMS else set()
+        return {key: value for key, value in dump(self).items() if key not in left_out}
+
+
+# options of timm's constructors that are not the user's
+RESERVED_OPTIONS = (
+    "num_classes", "in_chans", "features_only", "out_indices", "feature_cls", "pretrained",
+    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict", "pretrained_filter_fn",
+    "checkpoint_path", "cache_dir", "kwargs_filter", "model_name", "name", "scriptable", "exportable", "no_jit",
+    "device", "dtype",
+)  # fmt: skip
+_OF_THE_STEM = ("channels", "stem_type", "stem_width", "replace_stem_pool")
 
 
 class Subset(Strict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from unlabeled.config.batches import small_batches
 from unlabeled.config.recipe import Optim, Recipe
 from unlabeled.errors import UserError
 from unlabeled.ops.curves import Curve, table_rate
@@ -42,7 +43,8 @@ class Plan:
 def make_plan(recipe: Recipe, clock: str, samples: int, world: int) -> Plan:
     """Derive the plan from the number of samples in the clock stream and of processes.
 
-    Raises UserError if an epoch holds no full batch or the batch does not divide into the processes' micro-batches.
+    Raises UserError if an epoch holds no full batch, the batch does not divide into the processes' micro-batches, or
+    the method learns nothing from so few images.
     """
     stream = recipe.data.streams()[clock]
     batch, train, optim = stream.batch, recipe.train, recipe.optim
@@ -57,6 +59,8 @@ def make_plan(recipe: Recipe, clock: str, samples: int, world: int) -> Plan:
         raise UserError(
             f"data.{clock}.batch {batch} does not divide into {world} processes x {train.grad_accum} micro-batches"
         )
+    for problem in small_batches(recipe.method, recipe.data, world, sync_bn=train.sync_bn).values():
+        raise UserError(problem)
     per_epoch = samples // batch
     total = train.updates or (train.epochs or 0) * per_epoch
     warmup, horizon = int(optim.warmup_epochs * per_epoch), int(total / train.schedule_scale)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +67,8 @@ class Updater:
         if world() == 1:
             return
         before = [b.clone() for b in self.method.buffers()]
-        losses = self.model(views, make_step(self.plan, 0, 0, self.seed, rank()))
+        with self._enough_values():
+            losses = self.model(views, make_step(self.plan, 0, 0, self.seed, rank()))
         sum(losses.terms.values()).backward()
         with torch.no_grad():
             for buffer, value in zip(self.method.buffers(), before, strict=True):
@@ -79,7 +82,8 @@ class Updater:
         """
         set_learning_rate(self.optimizer, self.plan.lr(update), update / self.plan.updates_per_epoch)
         before = [b.clone() for b in self.statistics]
-        terms, values, carry = self._forward_backward(update, micros)
+        with self._enough_values():
+            terms, values, carry = self._forward_backward(update, micros)
         scaler = self.accelerator.scaler
         if scaler:
             scaler.unscale_(self.optimizer)
@@ -97,6 +101,24 @@ class Updater:
         return Outcome(
             {"loss": torch.stack(list(terms.values())).sum(), **named, "grad_norm": norm, **values}, dropped, notes
         )
+
+    @contextlib.contextmanager
+    def _enough_values(self) -> Iterator[None]:
+        """Turn torch's word on a BatchNorm that sees one value per channel into UserError; all ranks meet it together."""
+        try:
+            yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            train, clock = self.recipe.train, self.method.clock
+            apart = {"train.grad_accum": train.grad_accum, "processes": 1 if train.sync_bn else world()}
+            parts = math.prod(apart.values())
+            shared = " x ".join(f"{count} {name}" for name, count in apart.items() if count > 1)
+            raise UserError(
+                f"data.{clock}.batch is {self.plan.batch}{f', shared by {shared},' * (parts > 1)} but a BatchNorm of "
+                f"the network then sees a single value per channel; take at least {2 * parts} images"
+                f"{' or train.sync_bn=true' * (not train.sync_bn and world() > 1)}, or larger crops"
+            ) from error
 
     def _forward_backward(self, update: int, micros: list[dict[str, Batch]]) -> tuple[dict[str, Tensor], ...]:
         terms: dict[str, Tensor] = {}
