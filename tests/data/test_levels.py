@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.toys import png, write_tar
+from tests.data.toys import Whole, png, write_tar
 
 from unlabeled.config.card import Card
 from unlabeled.data.base import CorruptSample, Pixels
+from unlabeled.data.batch import Stream
 from unlabeled.data.decode import decode
+from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.levels import eight_bits
 from unlabeled.data.source import open_source
+from unlabeled.data.stream import TrainStream
+from unlabeled.engine.features import refuse_corrupt
 from unlabeled.errors import UserError
 
 RAMP = np.array([[0, 255, 256, 4095, 32768, 65535]], np.uint16)
@@ -234,6 +239,14 @@ def test_a_set_that_is_refused_as_a_whole_says_why(tmp_path: Path) -> None:
         (tmp_path / f"{i}.tif").write_bytes(saved(np.full((2, 2), 300 + i, np.int32), "TIFF"))
     with pytest.raises(UserError, match=r"none of 12 images is readable, the first: 0.tif: int32 .*levels: \[low"):
         opened("folder", tmp_path, in_memory=True)
+    source, reason = opened("folder", tmp_path), r"\d+\.tif: int32 values from .* levels: \[low, high\]"
+    stream = TrainStream(source, Stream((Whole(),)), name="train", seed=0, batch=4, rank=0, world=1, grad_accum=1,
+                         workers=0, updates_per_epoch=3)
+    with pytest.raises(UserError, match=rf"10 samples in a row are unreadable, the last one {reason}$"):
+        next(stream.updates(0, 1))
+    parts = list(eval_batches(source, Whole(), 0, 1, 4))
+    with pytest.raises(UserError, match=rf"12 of 12 images cannot be read, .*: {reason}; {reason}; {reason}$"):
+        refuse_corrupt(source, [key for part in parts for key in pickle.loads(pickle.dumps(part)).corrupt], 1.0)
 
 
 @pytest.mark.parametrize(("kind", "more", "message"), [

@@ -5,9 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+
+
+class CorruptKey(str):
+    """The key of an unreadable image, which also knows why it is unreadable: lists of keys are what travels."""
+
+    reason: str
+
+    def __new__(cls, key: str, reason: str) -> Self:
+        """Join both."""
+        made = super().__new__(cls, key)
+        made.reason = reason
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CorruptKey, (str(self), self.reason)
+
+
+def with_reason(key: str) -> str:
+    """Return the key of an unreadable image with the reason behind it, if it is known."""
+    return f"{key}: {key.reason}" if isinstance(key, CorruptKey) else key
 
 
 class CorruptSample(Exception):
@@ -15,7 +35,7 @@ class CorruptSample(Exception):
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(key, reason)
-        self.key = key
+        self.key: str = CorruptKey(key, reason)
         self.reason = reason
 
     def __str__(self) -> str:

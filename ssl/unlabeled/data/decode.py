@@ -137,9 +137,10 @@ def _deep_colour(image: Image.Image, data: bytes) -> bool:
 
 def _ppm_white(image: Image.Image) -> int:
     """Return the number that is white in an opened PPM or PGM file; 255 for other files."""
-    if image.format != "PPM" or not image.tile:
+    tile = getattr(image, "tile", None)  # of files
+    if image.format != "PPM" or not tile:
         return 255
-    arguments = image.tile[0][3]
+    arguments = tile[0][3]
     return arguments[1] if isinstance(arguments, tuple) else 65535 if arguments == "I;16B" else 255
 
 

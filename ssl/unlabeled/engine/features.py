@@ -12,7 +12,7 @@ from torch import Tensor
 from unlabeled.augment.geometry import EvalCrop
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.sizes import refuse_images
-from unlabeled.data.base import too_many
+from unlabeled.data.base import too_many, with_reason
 from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
@@ -184,7 +184,7 @@ def refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
     if too_many(len(corrupt), len(source), allowed):
         raise UserError(
             f"data '{source.name}', split '{source.split}': {len(corrupt)} of {len(source)} images cannot "
-            f"be read, more than max_corrupt {allowed:g} allows; the first: {', '.join(corrupt[:5])}"
+            f"be read, more than max_corrupt {allowed:g} allows; the first: {'; '.join(map(with_reason, corrupt[:3]))}"
         )
 
 
