@@ -191,7 +191,8 @@ class Card(Strict):
     def location(self, root: str | None = None) -> str:
         """Return the folder (or the URL above streams) of the data: `root` if given, else the card's own.
 
-        A path that exists as it is given is taken as it is; else $VARIABLES and ~ are resolved. Raises UserError if there is none or a variable in it is not set.
+        A path that exists as it is given is taken as it is; else $VARIABLES and ~ are resolved. Raises UserError if
+        there is none or a variable in it is not set.
         """
         text = self.root if root is None else root
         cure = "give the folder with data.train.root=FOLDER (root=FOLDER in an evaluation)"

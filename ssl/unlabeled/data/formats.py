@@ -9,7 +9,7 @@ try:
 
     pillow_heif.register_heif_opener()
 except ImportError:  # an extra
-    pillow_heif = None
+    pillow_heif = None  # type: ignore[assignment]
 
 # PIL knows them and has no pixels of them: it needs other programs (Ghostscript), or reads no more than their headers
 _NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}

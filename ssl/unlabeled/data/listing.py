@@ -32,7 +32,8 @@ def scan(folder: Path) -> list[str]:
     passed: Counter[str] = Counter()
     found = sorted(_walk(os.fspath(folder), passed))
     total, endings = sum(passed.values()), {name for name in passed if name.startswith(".")}
-    counts = ", ".join(f"{count} {name}" for name, count in sorted(passed.items(), key=lambda item: (-item[1], item[0])))
+    largest_first = sorted(passed.items(), key=lambda item: (-item[1], item[0]))
+    counts = ", ".join(f"{count} {name}" for name, count in largest_first)
     counts += cure(endings)
     if not found:
         known = ", ".join(EXTENSIONS[:4])
@@ -77,7 +78,7 @@ def _top_folders(folder: Path) -> list[str]:
 
 
 def _walk(root: str, passed: Counter[str], links: bool = True) -> Iterator[str]:
-    """Yield the images below `root`, in no order; `passed` counts other files by ending. links: follow those to folders.
+    """Yield the images below `root`, in no order; `passed` counts other files. links: follow those to folders.
 
     Folders that are no links come first, so that a path does not depend on where links are.
     """
