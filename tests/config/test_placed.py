@@ -13,6 +13,7 @@ from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.placed import placed
 from unlabeled.config.read import read_card, read_recipe
+from unlabeled.data.source import open_source
 from unlabeled.errors import UserError
 
 CARD = Card.model_validate({"name": "mine", "source": {"kind": "folder"}, "splits": {"train": {"path": "."}}})
@@ -42,6 +43,19 @@ def test_other_paths_are_resolved_and_a_variable_that_is_not_set_is_refused(tmp_
         with pytest.raises(UserError, match=r"but \$e is not set and there is no folder of that name: set it, or give"):
             CARD.location(name)
     assert CARD.location("s3://bucket/~x") == "s3://bucket/~x"
+
+
+@pytest.mark.parametrize(("root", "text"), [
+    ("x" * 256, "File name too long"), ("x/" * 2100, "File name too long"), ("self", "Too many levels"),
+    ("a\0b", "null")])
+def test_a_root_that_the_system_does_not_take_is_refused_at_once(root: str, text: str) -> None:
+    Path("self").symlink_to("self")
+    for kind in ("folder", "classfolder", "shards", "array", "voc-masks", "coco-boxes", "cityscapes-masks"):
+        card = Card.model_validate({"name": "mine", "source": {"kind": kind}, "splits": {"train": {"path": "x"}}})
+        with pytest.raises(UserError, match=text) as error:
+            open_source(card, "train", root)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 400
 
 
 RECIPE = """\

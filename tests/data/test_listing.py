@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tests.data.test_folder import CLASSES, FOLDER, write
 
-from unlabeled.data import formats, listing
+from unlabeled.data import formats
 from unlabeled.data.base import CorruptSample
 from unlabeled.data.folder import FolderSource
 from unlabeled.data.listing import class_names, scan
@@ -145,7 +145,7 @@ def test_what_pil_reads_is_read_and_the_rest_is_counted_in_one_line(
             (pixels.convert("1") if ending == "pbm" else pixels).save(tmp_path / f"x.{ending}", form)
             written.append(f"x.{ending}")
     monkeypatch.setattr(formats, "pillow_heif", None)
-    monkeypatch.setattr(listing, "EXTENSIONS", tuple(set(formats.EXTENSIONS) - {"heic"}))
+    monkeypatch.setattr(formats, "EXTENSIONS", tuple(set(formats.EXTENSIONS) - {"heic"}))
     for name in ("a.heic", "b.HEIC", "clip.mov", "c.pdf", "d.eps", "e.mpg", "notes", "odd.\udcff", "x.index",
                  "y.images"):
         (tmp_path / name).write_bytes(b"x")
@@ -157,6 +157,17 @@ def test_what_pil_reads_is_read_and_the_rest_is_counted_in_one_line(
     assert capsys.readouterr().err == (
         f"{tmp_path}: {len(written)} images; passed over 8 other files: 2 .heic, "
         "2 without a known ending, 1 .eps, 1 .mov, 1 .mpg, 1 .pdf (to read HEIC: pip install pillow-heif)\n")
+
+
+def test_files_of_other_programs_are_no_images_whatever_their_ending(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8))
+    for name, form in (("a.bw", "SGI"), ("b.vda", "TGA"), ("c.msp", "MSP")):
+        (pixels.convert("1") if form == "MSP" else pixels).save(tmp_path / name, form)
+    for name in ("cloud.pcd", "run.fit", "patch.msp", "board.gbr"):
+        (tmp_path / name).write_bytes(b"# another program's file\n" * 20)
+    assert scan(tmp_path) == ["a.bw", "b.vda", "c.msp"]
+    assert capsys.readouterr().err.endswith("passed over 4 other files: 1 .fit, 1 .gbr, 1 .msp, 1 .pcd\n")
 
 
 def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
@@ -171,7 +182,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
 
 def test_nothing_but_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "pillow_heif", None)
-    monkeypatch.setattr(listing, "EXTENSIONS", tuple(set(formats.EXTENSIONS) - {"heic"}))
+    monkeypatch.setattr(formats, "EXTENSIONS", tuple(set(formats.EXTENSIONS) - {"heic"}))
     (tmp_path / "a.heic").write_bytes(b"x")
     with pytest.raises(UserError,
                        match=r"holds no images \(looked .*\); passed over: 1 .heic \(to read HEIC: pip install"):

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from unlabeled.data.formats import EXTENSIONS, cure
+from unlabeled.data.formats import EXTENSIONS, cure, is_image
 from unlabeled.data.said import say_once
 from unlabeled.errors import UserError
 
@@ -40,7 +40,8 @@ def scan(folder: Path) -> list[str]:
         raise UserError(f"{folder} holds no images (looked at every depth for {known} and {len(EXTENSIONS) - 4} more "
                         f"endings){f'; passed over: {counts}' if passed else ''}")
     if passed:
-        say_once(f"{folder}: {len(found)} images; passed over {total} other file{'s' * (total > 1)}: {counts}")
+        plural, others = "s" * (len(found) > 1), "s" * (total > 1)
+        say_once(f"{folder}: {len(found)} image{plural}; passed over {total} other file{others}: {counts}")
     return found
 
 
@@ -126,7 +127,7 @@ def _is_image(entry: os.DirEntry[str], passed: Counter[str]) -> bool:
     ending = os.path.splitext(entry.name)[1].lower()
     if not (os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()):
         passed["links that lead nowhere" if entry.is_symlink() else "pipes and devices"] += 1
-    elif ending[1:] in EXTENSIONS:
+    elif is_image(entry.path, ending[1:]):
         return True
     elif ending not in _OWN:
         passed[ending if re.fullmatch(r"\.\w{1,12}", ending, re.ASCII) else "without a known ending"] += 1

@@ -177,9 +177,14 @@ class _Stream:
 def _open(url: str) -> Any:
     if url.startswith(("http://", "https://")):  # webdataset asks curl, which answers in exit codes
         return urllib.request.urlopen(url, timeout=_TIMEOUT)
+    if "://" not in url and not url.startswith(("pipe:", "file:")):
+        return open(url, "rb")  # the name of a file may hold what means something in a URL
     from webdataset.gopen import gopen  # only here: a second to import, and few read streams
 
-    return gopen(url)
+    try:
+        return gopen(url)
+    except ValueError as error:  # of an opener that it does not know
+        raise UserError(f"shard {url} cannot be opened: {error}") from error
 
 
 def _reason(error: Exception) -> str:
