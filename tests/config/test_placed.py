@@ -13,6 +13,7 @@ from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.placed import placed
 from unlabeled.config.read import read_card, read_recipe
+from unlabeled.data.source import open_source
 from unlabeled.errors import UserError
 
 CARD = Card.model_validate({"name": "mine", "source": {"kind": "folder"}, "splits": {"train": {"path": "."}}})
@@ -26,7 +27,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
-@pytest.mark.parametrize("name", ["pri$e", "$PHOTOS", "a${PHOTOS}b", "~", "~/x", "$e/sub", "100$", " ", "a b ", "new\nline", "\udcff"])
+@pytest.mark.parametrize("name", ["pri$e", "$PHOTOS", "a${PHOTOS}b", "~", "~/x", "$e/sub", "100$", " ", "a b ",
+                                  "new\nline", "\udcff"])
 def test_a_path_that_exists_as_it_is_given_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
     Path(name).mkdir(parents=True)
     assert CARD.location(name) == name
@@ -41,6 +43,19 @@ def test_other_paths_are_resolved_and_a_variable_that_is_not_set_is_refused(tmp_
         with pytest.raises(UserError, match=r"but \$e is not set and there is no folder of that name: set it, or give"):
             CARD.location(name)
     assert CARD.location("s3://bucket/~x") == "s3://bucket/~x"
+
+
+@pytest.mark.parametrize(("root", "text"), [
+    ("x" * 256, "File name too long"), ("x/" * 2100, "File name too long"), ("self", "Too many levels"),
+    ("a\0b", "null")])
+def test_a_root_that_the_system_does_not_take_is_refused_at_once(root: str, text: str) -> None:
+    Path("self").symlink_to("self")
+    for kind in ("folder", "classfolder", "shards", "array", "voc-masks", "coco-boxes", "cityscapes-masks"):
+        card = Card.model_validate({"name": "mine", "source": {"kind": kind}, "splits": {"train": {"path": "x"}}})
+        with pytest.raises(UserError, match=text) as error:
+            open_source(card, "train", root)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 400
 
 
 RECIPE = """\
@@ -62,7 +77,7 @@ def stored(card: str, *settings: str) -> tuple[str, str | None]:
 def test_a_run_keeps_absolute_places(tmp_path: Path) -> None:
     Path("cards").mkdir()
     Path("cards/mine.yaml").write_text("name: mine\nsource: {kind: folder}\nroot: photos\nsplits: {train: {path: .}}\n")
-    Path("cards/own.yaml").write_text("name: own\nsource: {kind: folder}\nroot: $CARD/photos\nsplits: {train: {path: .}}\n")
+    Path("cards/own.yaml").write_text(Path("cards/mine.yaml").read_text().replace("photos", "$CARD/photos"))
     Path("cards/far.yaml").write_text("name: far\nsource: {kind: stream}\nroot: https://host/x\n"
                                       "splits: {train: {path: a.tar, samples: 3}}\n")
     here = str(tmp_path)
@@ -84,7 +99,8 @@ def test_a_run_keeps_absolute_places(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "text"), [
     ("a:b", "holds no colon, since RUN:EXPORT names one of its exports"), ("runs/a:b/c", "holds no colon"),
     ("x" * 256, "cannot be a folder: File name too long"), ("x/" * 2100, "cannot be a folder: File name too long"),
-    ("self", "leads nowhere"), ("gone", "leads nowhere"), ("file", "is a file"), ("file/run", "cannot be a folder: Not a directory"),
+    ("self", "leads nowhere"), ("gone", "leads nowhere"), ("file", "is a file"),
+    ("file/run", "cannot be a folder: Not a directory"),
     ("a\0b", "cannot be a folder"),
 ])
 def test_names_that_no_run_can_have_are_refused(name: str, text: str) -> None:
@@ -106,7 +122,8 @@ def test_names_that_a_run_can_have(tmp_path: Path) -> None:
     assert run_folder("~/runs/x") == tmp_path / "home/runs/x"
 
 
-def test_pretrain_refuses_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrain_refuses_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained")
 

@@ -49,7 +49,8 @@ def test_whole_numbers_are_labels(values: Any) -> None:
     (None, "labels are object []"),
     (3, "labels are int64 []"),
     ([[0], [1], [2]], "labels are int64 [3, 1]; allowed: one whole number per image, [3]; take labels[:, 0]"),
-    (np.eye(3), "labels are float64 [3, 3]; allowed: one whole number per image, [3]; of one-hot rows take labels.argm"),
+    (np.eye(3),
+     "labels are float64 [3, 3]; allowed: one whole number per image, [3]; of one-hot rows take labels.argm"),
     ([0, 1], "3 images, but labels are int64 [2]"),
     ([0, 1, 2, 0], "3 images, but labels are int64 [4]"),
     ([], "3 images, but labels are float64 [0]"),
@@ -71,7 +72,8 @@ def test_ids_are_no_labels_also_where_no_class_is_named() -> None:
 
 @pytest.mark.parametrize(("text", "rule", "label"), [
     (b"2", "cls", 2), (b" 2\n", "cls", 2), (b"007", "cls", 7), (b"-1", "cls", -1),
-    (b'{"y": 2}', "json:y", 2), (b'{"y": 2.0}', "json:y", 2), (b'{"y": "2"}', "json:y", 2), (b'{"y": -1}', "json:y", -1),
+    (b'{"y": 2}', "json:y", 2), (b'{"y": 2.0}', "json:y", 2), (b'{"y": "2"}', "json:y", 2),
+    (b'{"y": -1}', "json:y", -1),
     (b'{"y": 1e1}', "json:y", 10),
 ])
 def test_labels_in_members(text: bytes, rule: str, label: int) -> None:
@@ -82,7 +84,8 @@ BAD_MEMBERS = [(text, "cls") for text in (
     b"", b"cat", b"1.7", b"1e3", b"1_000", b"+1", b"--1", b"-5", b"0x1", "\u0663".encode(), b"1 2", b"9" * 30, b"\xff",
     b"99999999", b"nan")]
 BAD_MEMBERS += [(b'{"y": %s}' % value, "json:y") for value in (
-    b"1.7", b"NaN", b"Infinity", b"-Infinity", b"true", b"null", b"[1]", b"{}", b'"cat"', b'"1_0"', b"-5", b"1e30", b"9" * 30,
+    b"1.7", b"NaN", b"Infinity", b"-Infinity", b"true", b"null", b"[1]", b"{}", b'"cat"', b'"1_0"', b"-5", b"1e30",
+    b"9" * 30,
     b'"\\u0663"')]
 BAD_MEMBERS += [(text, "json:y") for text in (
     b"", b"3", b"[1]", b'{"z": 1}', b"{", b"\xff", b'{"y": ' + b"[" * 100000, b'{"y": ' + b"9" * 5000 + b"}")]
@@ -133,7 +136,8 @@ def test_a_cifar_file_with_labels_that_cannot_be_is_named(tmp_path: Path, labels
 @pytest.mark.parametrize(("labels", "text"), [
     ([1, 2], "3 images, but labels are uint8 [2]"), ([1, 2, 11], "label 11, but only 10 classes")])
 def test_svhn_and_stl10_likewise(tmp_path: Path, labels: list[int], text: str) -> None:
-    savemat(tmp_path / "train_32x32.mat", {"X": np.zeros((32, 32, 3, 3), np.uint8), "y": np.array(labels, np.uint8)[:, None]})
+    savemat(tmp_path / "train_32x32.mat", {"X": np.zeros((32, 32, 3, 3), np.uint8),
+                                           "y": np.array(labels, np.uint8)[:, None]})
     (tmp_path / "stl10_binary").mkdir()
     np.zeros((3, 3, 96, 96), np.uint8).tofile(tmp_path / "stl10_binary" / "train_X.bin")
     np.array(labels, np.uint8).tofile(tmp_path / "stl10_binary" / "train_y.bin")

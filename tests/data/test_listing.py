@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tests.data.test_folder import CLASSES, FOLDER, write
 
-from unlabeled.data import formats, listing
+from unlabeled.data import formats
 from unlabeled.data.base import CorruptSample
 from unlabeled.data.folder import FolderSource
 from unlabeled.data.listing import class_names, scan
@@ -72,9 +72,11 @@ def test_a_pipe_that_a_list_names_is_no_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [
-    "__MACOSX", "@eaDir", ".thumbnails", ".hidden", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle",
+    "__MACOSX", "@eaDir", ".thumbnails", ".hidden", "$RECYCLE.BIN", "System Volume Information", "lost+found",
+    "#recycle",
     "@Recycle", "__pycache__", ".ipynb_checkpoints"])
-def test_leftovers_of_systems_are_neither_images_nor_classes(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str],
+def test_leftovers_of_systems_are_neither_images_nor_classes(tmp_path: Path, name: str,
+                                                             capsys: pytest.CaptureFixture[str],
                                                              ) -> None:
     root = write(tmp_path, "train/cat/a.jpg", "train/dog/b.jpg", f"train/{name}/c.jpg", f"train/cat/{name}/d.jpg",
                  "train/cat/._a.jpg", "train/._dog")
@@ -113,7 +115,8 @@ def test_classes_that_hold_only_links_to_others_count_alike_for_all_splits(tmp_p
 
 @pytest.mark.parametrize("mark", ["run.json", "checkpoints/x", "metrics.jsonl", "export/x"])
 def test_a_run_inside_its_data_is_no_data(tmp_path: Path, mark: str) -> None:
-    write(tmp_path, "a.jpg", "b/c.jpg", "runs/x/views.png", "runs/x/eval/y.png", "runs/x.replaced-1/views.png", "runs/d.jpg",
+    write(tmp_path, "a.jpg", "b/c.jpg", "runs/x/views.png", "runs/x/eval/y.png", "runs/x.replaced-1/views.png",
+          "runs/d.jpg",
           "kitchen/e.jpg")
     for folder in ("runs/x", "runs/x.replaced-1"):
         (tmp_path / folder / mark).parent.mkdir(parents=True, exist_ok=True)
@@ -126,8 +129,10 @@ def test_a_run_inside_its_data_is_no_data(tmp_path: Path, mark: str) -> None:
     assert scan(tmp_path / "runs" / "x") == ["eval/y.png", "views.png"]  # who names it means it
 
 
-FORMATS = {"jfif": "JPEG", "jpe": "JPEG", "JPG": "JPEG", "jp2": "JPEG2000", "j2k": "JPEG2000", "avif": "AVIF", "tga": "TGA",
-           "dib": "DIB", "pcx": "PCX", "sgi": "SGI", "pbm": "PPM", "pnm": "PPM", "apng": "PNG", "ico": "ICO", "mpo": "MPO",
+FORMATS = {"jfif": "JPEG", "jpe": "JPEG", "JPG": "JPEG", "jp2": "JPEG2000", "j2k": "JPEG2000", "avif": "AVIF",
+           "tga": "TGA",
+           "dib": "DIB", "pcx": "PCX", "sgi": "SGI", "pbm": "PPM", "pnm": "PPM", "apng": "PNG", "ico": "ICO",
+           "mpo": "MPO",
            "TIF": "TIFF", "qoi": "QOI", "webp": "WEBP"}
 
 
@@ -140,8 +145,9 @@ def test_what_pil_reads_is_read_and_the_rest_is_counted_in_one_line(
             (pixels.convert("1") if ending == "pbm" else pixels).save(tmp_path / f"x.{ending}", form)
             written.append(f"x.{ending}")
     monkeypatch.setattr(formats, "pillow_heif", None)
-    monkeypatch.setattr(listing, "EXTENSIONS", tuple(set(formats.EXTENSIONS) - {"heic"}))
-    for name in ("a.heic", "b.HEIC", "clip.mov", "c.pdf", "d.eps", "e.mpg", "notes", "odd.\udcff", "x.index", "y.images"):
+    monkeypatch.setattr(formats, "EXTENSIONS", tuple(set(formats.EXTENSIONS) - {"heic"}))
+    for name in ("a.heic", "b.HEIC", "clip.mov", "c.pdf", "d.eps", "e.mpg", "notes", "odd.\udcff", "x.index",
+                 "y.images"):
         (tmp_path / name).write_bytes(b"x")
     source = open_source(FOLDER, "train", str(tmp_path))
     assert [source.key(i) for i in range(len(source))] == sorted(written)
@@ -151,6 +157,17 @@ def test_what_pil_reads_is_read_and_the_rest_is_counted_in_one_line(
     assert capsys.readouterr().err == (
         f"{tmp_path}: {len(written)} images; passed over 8 other files: 2 .heic, "
         "2 without a known ending, 1 .eps, 1 .mov, 1 .mpg, 1 .pdf (to read HEIC: pip install pillow-heif)\n")
+
+
+def test_files_of_other_programs_are_no_images_whatever_their_ending(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8))
+    for name, form in (("a.bw", "SGI"), ("b.vda", "TGA"), ("c.msp", "MSP")):
+        (pixels.convert("1") if form == "MSP" else pixels).save(tmp_path / name, form)
+    for name in ("cloud.pcd", "run.fit", "patch.msp", "board.gbr"):
+        (tmp_path / name).write_bytes(b"# another program's file\n" * 20)
+    assert scan(tmp_path) == ["a.bw", "b.vda", "c.msp"]
+    assert capsys.readouterr().err.endswith("passed over 4 other files: 1 .fit, 1 .gbr, 1 .msp, 1 .pcd\n")
 
 
 def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
@@ -165,13 +182,15 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
 
 def test_nothing_but_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "pillow_heif", None)
-    monkeypatch.setattr(listing, "EXTENSIONS", tuple(set(formats.EXTENSIONS) - {"heic"}))
+    monkeypatch.setattr(formats, "EXTENSIONS", tuple(set(formats.EXTENSIONS) - {"heic"}))
     (tmp_path / "a.heic").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"holds no images \(looked .*\); passed over: 1 .heic \(to read HEIC: pip install"):
+    with pytest.raises(UserError,
+                       match=r"holds no images \(looked .*\); passed over: 1 .heic \(to read HEIC: pip install"):
         scan(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["bräu \udcff.jpg", "a\nb.jpg", " b.jpg", "b.jpg ".strip() + "\u2028.jpg", "$HOME.jpg", "~.jpg", "c\\d.jpg"])
+@pytest.mark.parametrize("name", ["bräu \udcff.jpg", "a\nb.jpg", " b.jpg", "b.jpg ".strip() + "\u2028.jpg",
+                                  "$HOME.jpg", "~.jpg", "c\\d.jpg"])
 def test_names_of_every_kind(tmp_path: Path, name: str) -> None:
     write(tmp_path, name, f"sub{name}/x.png")
     source = open_source(FOLDER, "train", str(tmp_path))
@@ -184,7 +203,8 @@ def test_roots_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "self").symlink_to("self")
     for root, text in ((tmp_path / "a.jpg", "a.jpg is a file, not a folder; give the folder that holds the images"),
                        (tmp_path / "no", "is not a folder"), (tmp_path / "self", "Too many levels|is not a folder"),
-                       (tmp_path / ("x" * 256), "File name too long"), (tmp_path / "x/" / ("y/" * 2100), "File name too long"),
+                       (tmp_path / ("x" * 256), "File name too long"),
+                       (tmp_path / "x/" / ("y/" * 2100), "File name too long"),
                        (tmp_path / "a\0b", "null|is not a folder"), (tmp_path / "a.jpg" / "b", "is not a folder")):
         with pytest.raises(UserError, match=text) as error:
             scan(root)
@@ -222,9 +242,9 @@ def test_another_layout_than_the_cards_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         open_source(CLASSES, "train", str(root))
     assert str(error.value) == (
-        f"data card 'mine', split 'train': no folder {root}/train with a folder per class; {root} itself holds 4 folders of "
-        f"images (cat, dog, eel, ...). Move them into {root}/train, copy the card and set the split's path to '.', or leave "
-        "the classes out with card 'folder'")
+        f"data card 'mine', split 'train': no folder {root}/train with a folder per class; {root} itself holds 4 "
+        f"folders of images (cat, dog, eel, ...). Move them into {root}/train, copy the card and set the split's path "
+        "to '.', or leave the classes out with card 'folder'")
     write(root, "train/cat/1.jpg")
     with pytest.raises(UserError, match=r"no folder .*/val with a folder per class; .*photos holds only: train"):
         open_source(CLASSES, "val", str(root))

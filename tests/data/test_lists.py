@@ -16,7 +16,8 @@ from unlabeled.data.source import open_source
 from unlabeled.data.subset import listed, read_list
 from unlabeled.errors import UserError
 
-KEYS = ["a.jpg", "two\nlines.jpg", "\n", "cr\r.jpg", "tab\t.jpg", "back\\slash.jpg", "back\\nslash.jpg", "\\\n", "ü.jpg",
+KEYS = ["a.jpg", "two\nlines.jpg", "\n", "cr\r.jpg", "tab\t.jpg", "back\\slash.jpg", "back\\nslash.jpg", "\\\n",
+        "ü.jpg",
         "\udcff\udcfe.jpg", " blank ", "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029.jpg", "\\x0b", "", "\\\\n", "x" * 300]
 
 
@@ -46,7 +47,8 @@ def test_a_published_list_keeps_the_bytes_of_its_names(tmp_path: Path) -> None:
     assert listed(source, read_list(card, "few")).tolist() == [1, 2]
     for damaged in ("b.jpg\n2.jpg\n".encode("utf-16"), b"\xff\xfe\n", b"", bytes(100)):
         (root / "list.txt").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"list.txt is not the list 'few' of data card 'mine': .*Take it from") as error:
+        with pytest.raises(UserError,
+                           match=r"list.txt is not the list 'few' of data card 'mine': .*Take it from") as error:
             read_list(card, "few")
         assert "\n" not in str(error.value)
 
@@ -55,6 +57,7 @@ def test_a_name_that_two_images_have_is_refused_where_the_list_means_it(tmp_path
     root = write(tmp_path, "train/a/1.jpg", "train/b/1.png", "train/a/2.jpg", "train/b/3.jpg")
     source: Source = open_source(list_card(root, b"", 1), "train")
     assert listed(source, ["2.jpg", "3.jpg"]).tolist() == [1, 3]
-    with pytest.raises(UserError, match=r"names '1', which split 'train' of data 'mine' holds twice: 'a/1.jpg' and 'b/1.png'"):
+    with pytest.raises(UserError,
+                       match=r"names '1', which split 'train' of data 'mine' holds twice: 'a/1.jpg' and 'b/1.png'"):
         listed(source, ["1.jpg", "3.jpg"])
     assert isinstance(source.labels, np.ndarray)

@@ -82,7 +82,8 @@ def test_hard_links_are_the_files_that_they_link_to(tmp_path: Path, form: int) -
                  form=form)
     samples = both(tar)
     assert samples == [
-        ("./a", {"jpg": b"image"}), ("a", {"cls": b"1"}), (long, {"jpg": b"long"}), ("b", {"jpg": b"image", "cls": b"1"}),
+        ("./a", {"jpg": b"image"}), ("a", {"cls": b"1"}), (long, {"jpg": b"long"}),
+        ("b", {"jpg": b"image", "cls": b"1"}),
         ("c", {"jpg": b"image", "cls": b"7"}), ("d", {"jpg": b"long"}), ("e", {"jpg": b"image"})]
 
 
@@ -100,7 +101,8 @@ def test_what_gnu_tar_makes_of_linked_files(tmp_path: Path, form: str) -> None:
     tar = tmp_path / "x.tar"
     subprocess.run(["tar", f"--format={form}", "--sort=name", "-cf", tar, "-C", folder, "."], check=True)
     assert {key: fields for key, fields in both(tar)} == {
-        "./a": {"jpg": jpeg(0), "cls": b"0"}, "./b": {"jpg": jpeg(0), "cls": b"1"}, "./other/c": {"jpg": jpeg(0), "cls": b"1"}}
+        "./a": {"jpg": jpeg(0), "cls": b"0"}, "./b": {"jpg": jpeg(0), "cls": b"1"},
+        "./other/c": {"jpg": jpeg(0), "cls": b"1"}}
 
 
 @pytest.mark.parametrize("target", ["a.jpg", "b.jpg", "absent.jpg", "c.jpg", "folder", ""])
@@ -145,7 +147,8 @@ def test_sparse_files_are_refused_in_every_form(tmp_path: Path, form: list[str])
         file.write(b"end")
     (tmp_path / "b.jpg").write_bytes(b"image")
     tar = tmp_path / "x.tar"
-    subprocess.run(["tar", *form, "--hole-detection=raw", "-S", "-cf", tar, "-C", tmp_path, "b.jpg", "a.bmp"], check=True)
+    subprocess.run(["tar", *form, "--hole-detection=raw", "-S", "-cf", tar, "-C", tmp_path, "b.jpg", "a.bmp"],
+                   check=True)
     refused(tar, "a.bmp is a sparse file; pack it without --sparse")
 
 
@@ -169,7 +172,8 @@ def test_compressed_shards_stream_but_have_no_random_access(
     tar = tmp_path / "x.tar"
     tar.write_bytes(compress(data))
     assert [member.fields["jpg"] for member in read_tar(str(tar))] == [jpeg(i) for i in range(3)]
-    with pytest.raises(UserError, match=rf"x.tar is not a plain tar file: it is compressed \({name}\); unpack it with {tool}$"):
+    with pytest.raises(UserError,
+                       match=rf"x.tar is not a plain tar file: it is compressed \({name}\); unpack it with {tool}$"):
         load_index(tar, None)
     tar.write_bytes(compress(data)[:-30])
     with pytest.raises(UserError, match=r"x.tar cannot be read, 4 tries: "):
@@ -181,7 +185,8 @@ def test_members_of_one_extension_are_refused_and_so_are_other_files(tmp_path: P
     refused(tar, "holds a.JPG twice")
     tar = tar_of(tmp_path / "x.tar", ("a.jpg", b"1"), ("b.jpg", b"2"), ("a.jpg", b"3"))
     assert [key for key, _ in both(tar)] == ["a", "b", "a"]  # as webdataset reads it
-    for content, text in ((b"PK\x03\x04" + bytes(600), "it is a zip archive"), (b"<!DOCTYPE html>" + bytes(600), "a web page"),
+    for content, text in ((b"PK\x03\x04" + bytes(600), "it is a zip archive"),
+                          (b"<!DOCTYPE html>" + bytes(600), "a web page"),
                           (b"version https://git-lfs.github.com/spec/v1\n" + bytes(600), "git lfs pull"),
                           (b"\xff" * 1024, "no member header at byte 0")):
         tar.write_bytes(content)
@@ -202,7 +207,8 @@ def header(pax: bytes, body: bytes = b"image") -> bytes:
 @pytest.mark.parametrize("pax", [
     b"0 path=b.jpg\n", b"00000 \n", b"-5 path=b\n", b"99 path=b.jpg\n", b"12 path=b.jpg\n", b"path=b.jpg\n", b"\0" * 20,
     b"7 path\n", b"\xd9\xa3 x=\n", b"999999999999999999999 path=x\n", b"13 path=b.jpgx",
-    b"29 size=99999999999999999999\n", b"28 size=9999999999999999999\n", b"11 size=-1\n", b"12 size=1_0\n", b"11 size=\xd9\xa3\n",
+    b"29 size=99999999999999999999\n", b"28 size=9999999999999999999\n", b"11 size=-1\n", b"12 size=1_0\n",
+    b"11 size=\xd9\xa3\n",
 ])
 def test_damaged_pax_headers_neither_hang_nor_read_something_else(tmp_path: Path, pax: bytes) -> None:
     tar = tmp_path / "x.tar"
@@ -217,7 +223,8 @@ def test_sound_pax_headers_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.REGTYPE])
-@pytest.mark.parametrize("size", [b"77777777777\0", b"\x80" + b"\0" * 3 + b"\x7f" * 8, b"\xff" * 12, b"\x80" + b"\xff" * 11, b"99999999999\0"])
+@pytest.mark.parametrize("size", [b"77777777777\0", b"\x80" + b"\0" * 3 + b"\x7f" * 8, b"\xff" * 12,
+                                  b"\x80" + b"\xff" * 11, b"99999999999\0"])
 def test_sizes_that_cannot_be(tmp_path: Path, kind: bytes, size: bytes) -> None:
     info = tarfile.TarInfo("a.jpg")
     info.type = kind
@@ -227,5 +234,6 @@ def test_sizes_that_cannot_be(tmp_path: Path, kind: bytes, size: bytes) -> None:
     tar = tmp_path / "x.tar"
     tar.write_bytes(bytes(data) + bytes(1024))
     for read in (indexed, lambda tar: list(read_tar(str(tar)))):
-        with pytest.raises(UserError, match=r"shard .*x.tar (is damaged|is truncated|cannot be read, 4 tries: unexpected end)"):
+        with pytest.raises(UserError,
+                           match=r"shard .*x.tar (is damaged|is truncated|cannot be read, 4 tries: unexpected end)"):
             read(tar)

@@ -51,8 +51,8 @@ def truth(key: str, value: str | None) -> bool:
 def run_folder(text: str) -> Path:
     """Return the folder that run=FOLDER names. Raises UserError for one that no run can have, or nobody could name."""
     if ":" in text:
-        raise UserError(f"run={text}: the name of a run holds no colon, since RUN:EXPORT names one of its exports; choose "
-                        "another with run=FOLDER")
+        raise UserError(f"run={text}: the name of a run holds no colon, since RUN:EXPORT names one of its exports; "
+                        "choose another with run=FOLDER")
     path = Path(os.path.expanduser(text))
     try:
         path.lstat()

@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = run_folder(own["run"] or f"runs/{run_name(find('recipes', arguments.recipe))}-s{recipe.train.seed}")
     for name, stream in recipe.data.streams().items():
         if stream.root is not None and os.path.realpath(stream.root) == os.path.realpath(folder):
-            raise UserError(f"run={folder} is the folder of data.{name}.root: the run's pictures would become its images; "
-                            "name another folder, which may lie below it")
+            raise UserError(f"run={folder} is the folder of data.{name}.root: the run's pictures would become "
+                            "images of it; name another folder, which may lie below it")
 
     from unlabeled.engine.train import train
 

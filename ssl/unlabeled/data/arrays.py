@@ -56,6 +56,8 @@ def open_array(card: Card, split: str, root: str | None) -> Source:
     """Open a .npz or .npy file. Raises UserError if it is missing, damaged, or of another type or shape."""
     spec = card.splits[split]
     path = card.folder(root) / (spec.path or f"{split}.npz")
+    rows: np.ndarray | FileArray
+    labels: np.ndarray | None
     try:
         if path.suffix == ".npz":
             rows, labels = _from_npz(path)

@@ -9,11 +9,14 @@ try:
 
     pillow_heif.register_heif_opener()
 except ImportError:  # an extra
-    pillow_heif = None
+    pillow_heif = None  # type: ignore[assignment]
 
 # PIL knows them and has no pixels of them: it needs other programs (Ghostscript), or reads no more than their headers
 _NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 _COMMON = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+# endings that other programs use for other things (point clouds, installers, circuit boards, workouts ...)
+_DOUBTFUL = {"blp", "bw", "cur", "dcx", "fit", "fits", "flc", "fli", "ftc", "ftu", "gbr", "icb", "im", "msp", "pcd",
+             "pxr", "ras", "rgb", "rgba", "vda", "vst"}
 _HEIF = {".heic", ".heics", ".heif", ".heifs", ".hif"}
 
 
@@ -24,6 +27,19 @@ def _extensions() -> tuple[str, ...]:
 
 
 EXTENSIONS = _extensions()  # small letters, without the dot; the common ones first
+
+
+def is_image(path: str, ending: str) -> bool:
+    """Say whether a file with this ending (small letters, without the dot) is an image; few are opened for it."""
+    return ending in EXTENSIONS and (ending not in _DOUBTFUL or _opens(path))
+
+
+def _opens(path: str) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # decoders raise almost anything
+        return False
 
 
 def cure(endings: set[str]) -> str:

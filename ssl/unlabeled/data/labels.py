@@ -12,7 +12,7 @@ import numpy as np
 
 from unlabeled.errors import UserError
 
-HIGHEST = 10_000_000  # no set has so many classes: a larger number is an id or a hash, and tables by class would not fit
+HIGHEST = 10_000_000  # no set has so many classes: a larger number is an id, and tables by class would not fit
 _ALLOWED = "allowed: whole numbers from 0 on, and -1 for unknown"
 
 

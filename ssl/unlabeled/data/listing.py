@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from unlabeled.data.formats import EXTENSIONS, cure
+from unlabeled.data.formats import EXTENSIONS, cure, is_image
 from unlabeled.data.said import say_once
 from unlabeled.errors import UserError
 
@@ -32,14 +32,16 @@ def scan(folder: Path) -> list[str]:
     passed: Counter[str] = Counter()
     found = sorted(_walk(os.fspath(folder), passed))
     total, endings = sum(passed.values()), {name for name in passed if name.startswith(".")}
-    counts = ", ".join(f"{count} {name}" for name, count in sorted(passed.items(), key=lambda item: (-item[1], item[0])))
+    largest_first = sorted(passed.items(), key=lambda item: (-item[1], item[0]))
+    counts = ", ".join(f"{count} {name}" for name, count in largest_first)
     counts += cure(endings)
     if not found:
         known = ", ".join(EXTENSIONS[:4])
         raise UserError(f"{folder} holds no images (looked at every depth for {known} and {len(EXTENSIONS) - 4} more "
                         f"endings){f'; passed over: {counts}' if passed else ''}")
     if passed:
-        say_once(f"{folder}: {len(found)} images; passed over {total} other file{'s' * (total > 1)}: {counts}")
+        plural, others = "s" * (len(found) > 1), "s" * (total > 1)
+        say_once(f"{folder}: {len(found)} image{plural}; passed over {total} other file{others}: {counts}")
     return found
 
 
@@ -77,7 +79,7 @@ def _top_folders(folder: Path) -> list[str]:
 
 
 def _walk(root: str, passed: Counter[str], links: bool = True) -> Iterator[str]:
-    """Yield the images below `root`, in no order; `passed` counts other files by ending. links: follow those to folders.
+    """Yield the images below `root`, in no order; `passed` counts other files. links: follow those to folders.
 
     Folders that are no links come first, so that a path does not depend on where links are.
     """
@@ -125,7 +127,7 @@ def _is_image(entry: os.DirEntry[str], passed: Counter[str]) -> bool:
     ending = os.path.splitext(entry.name)[1].lower()
     if not (os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()):
         passed["links that lead nowhere" if entry.is_symlink() else "pipes and devices"] += 1
-    elif ending[1:] in EXTENSIONS:
+    elif is_image(entry.path, ending[1:]):
         return True
     elif ending not in _OWN:
         passed[ending if re.fullmatch(r"\.\w{1,12}", ending, re.ASCII) else "without a known ending"] += 1

@@ -1,6 +1,7 @@
 r"""Lists of keys in files, one per line: whatever a file is called, it is one line, and reads back as it was.
 
-Line breaks, tabs and backslashes in a key stand there as \n, \t, \\ and the like; names that are no UTF-8 keep their bytes.
+Line breaks, tabs and backslashes in a key stand there as \n, \t, \\ and the like; names that are no UTF-8 keep their
+bytes.
 """
 
 from __future__ import annotations
@@ -27,5 +28,5 @@ def write_lines(keys: Iterable[str]) -> bytes:
 
 def read_lines(data: bytes) -> list[str]:
     """Undo `write_lines`."""
-    lines = data.decode("utf-8", "surrogateescape").split("\n")
-    return [_ESCAPED.sub(lambda found: _UNDO.get(found[0], found[0]), line) for line in lines[: len(lines) - (not lines[-1])]]
+    lines = data.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n") if data else []
+    return [_ESCAPED.sub(lambda found: _UNDO.get(found[0], found[0]), line) for line in lines]

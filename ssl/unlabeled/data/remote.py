@@ -84,10 +84,11 @@ def open_stream(card: Card, split: str, root: str | None) -> Source:
     """Name the shards of a split; nothing is read yet. Raises UserError if the pattern names none or `root` is bad."""
     rule, spec = card.source, card.splits[split]
     assert isinstance(rule, Streamed) and spec.path is not None and spec.samples is not None  # the card's own checks
-    path = spec.path
-    if "://" not in path and not path.startswith("pipe:"):
-        path = f"{card.location(root).rstrip('/')}/{path}"
-    source = StreamSource(card.name, split, expand(path), spec.samples, rule)
+    urls = expand(spec.path)
+    if "://" not in spec.path and not spec.path.startswith("pipe:"):
+        place = card.location(root).rstrip("/")  # as it is: braces in it are part of its name
+        urls = [f"{place}/{name}" for name in urls]
+    source = StreamSource(card.name, split, urls, spec.samples, rule)
     source.classes = card.classes
     return source
 

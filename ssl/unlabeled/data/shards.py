@@ -43,7 +43,8 @@ class ShardSource(Source):
             where.append(spot)
         self._where = np.concatenate(where)
         if label is not None:
-            self.labels = np.concatenate([_labels(tar, index, classes) for tar, index in zip(tars, indexes, strict=True)])
+            self.labels = np.concatenate([_labels(tar, index, classes)
+                                          for tar, index in zip(tars, indexes, strict=True)])
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def __len__(self) -> int:

@@ -114,8 +114,8 @@ def listed(source: Source, names: list[str]) -> np.ndarray:
     if twice:
         doubt = next((stem for stem in stems if stem in twice), None)
         if doubt is not None:
-            raise UserError(f"the list names '{doubt}', which split '{source.split}' of data '{source.name}' holds twice: "
-                            f"'{source.key(places[doubt])}' and '{source.key(twice[doubt])}'; rename one")
+            raise UserError(f"the list names '{doubt}', which split '{source.split}' of data '{source.name}' holds "
+                            f"twice: '{source.key(places[doubt])}' and '{source.key(twice[doubt])}'; rename one")
     chosen = np.unique(np.array([places[stem] for stem in stems], np.int64))
     if source.labels is not None and source.classes is not None:
         counts = np.bincount(source.labels[chosen], minlength=len(source.classes))

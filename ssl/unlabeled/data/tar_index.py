@@ -45,8 +45,8 @@ def load_index(tar: Path, label: str | None) -> TarIndex:
     stat = tar.stat()
     stamp = json.dumps([_VERSION, stat.st_size, stat.st_mtime_ns, label])
     where = places(tar.with_name(tar.name + ".index"))
-    for place in where:
-        index = _read(place, stamp)
+    for kept in where:
+        index = _read(kept, stamp)
         if index is not None:
             return index
     index = make_index(tar, label)

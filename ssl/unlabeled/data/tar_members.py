@@ -53,7 +53,7 @@ class Bytes(Protocol):
 
 
 class File(NamedTuple):
-    """A member that holds a file. start: of its content, `size` bytes. link: name of an earlier one that is the same."""
+    """A member that holds a file. start: of its content, `size` bytes. link: an earlier file that is the same."""
 
     name: str
     start: int
@@ -104,8 +104,8 @@ def files(source: Bytes, tar: str) -> Iterator[File]:
         extras = _NONE
     end = source.at - _BLOCK
     if not source.rest_is_empty():
-        raise UserError(f"shard {tar} goes on after its end mark at byte {end}, as files do that cat has joined; use the "
-                        "parts themselves, or join them with tar --concatenate")
+        raise UserError(f"shard {tar} goes on after its end mark at byte {end}, as files do that cat has joined; use "
+                        "the parts themselves, or join them with tar --concatenate")
 
 
 def exactly(source: Bytes, count: int) -> bytes:
@@ -240,5 +240,6 @@ def _pax(text: bytes, shard: str, at: int) -> Iterator[tuple[str, str]]:
         end = first + int(found[1]) if found else 0
         if found is None or not found.end() < end <= len(text) or text[end - 1] != ord("\n"):
             raise UserError(f"{shard} is damaged: no PAX record at byte {at}; copy it again")
-        yield found[2].decode("utf-8", "surrogateescape"), text[found.end() : end - 1].decode("utf-8", "surrogateescape")
+        value = text[found.end() : end - 1]
+        yield found[2].decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape")
         first = end

@@ -23,7 +23,8 @@ TRIES = 4
 WAIT = 1.0  # seconds before the second try; doubled before each further one
 _TIMEOUT = 60.0  # seconds without an answer of an HTTP server
 _CHUNK = 1 << 20
-_PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZ": bz2.BZ2File, b"\xfd7": lzma.LZMAFile}  # by two bytes
+_PACKED: dict[bytes, Any] = {b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream, mode="rb"), b"BZ": bz2.BZ2File,
+                             b"\xfd7": lzma.LZMAFile}  # by the first two bytes
 
 _TARGETS: dict[str, frozenset[str]] = {}  # url -> the files that hard links in it mean, once one was met
 
@@ -125,7 +126,7 @@ class _Stream:
         self.raw, self.at = _open(url), 0
         self._begin = self.raw.read(2)
         packed = _PACKED.get(self._begin)
-        self._plain = self if packed is None else packed(self) if packed is not gzip.GzipFile else gzip.GzipFile(fileobj=self)
+        self._plain = self if packed is None else packed(self)
 
     def read(self, size: int) -> bytes:
         """Return up to `size` bytes as they come, those that were looked at first."""
@@ -176,9 +177,14 @@ class _Stream:
 def _open(url: str) -> Any:
     if url.startswith(("http://", "https://")):  # webdataset asks curl, which answers in exit codes
         return urllib.request.urlopen(url, timeout=_TIMEOUT)
+    if "://" not in url and not url.startswith(("pipe:", "file:")):
+        return open(url, "rb")  # the name of a file may hold what means something in a URL
     from webdataset.gopen import gopen  # only here: a second to import, and few read streams
 
-    return gopen(url)
+    try:
+        return gopen(url)
+    except ValueError as error:  # of an opener that it does not know
+        raise UserError(f"shard {url} cannot be opened: {error}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -21,6 +21,7 @@ from unlabeled.data.arrays import ArraySource
 from unlabeled.data.base import FileArray, Source
 from unlabeled.data.folder import class_folder
 from unlabeled.data.labels import class_numbers
+from unlabeled.data.mat import read_mat
 from unlabeled.data.reading import reading
 from unlabeled.errors import UserError
 
@@ -143,13 +144,11 @@ def _stl10(card: Card, split: str, folder: Path, part: str) -> Source:
 
 
 def _svhn(card: Card, split: str, folder: Path, part: str) -> Source:
-    from scipy.io import loadmat  # only here: few sets need it
-
     part = _one_of(part, "train", "test", "extra")
     path = folder / f"{part}_32x32.mat"
     path.stat()
     with reading(path, _WRONG, b"MATLAB 5.0"):
-        content = loadmat(str(path), variable_names=["X", "y"])
+        content = read_mat(path, "X", "y")
         missing = [key for key in ("X", "y") if key not in content]
         if missing:
             raise ValueError(f"no '{missing[0]}'")

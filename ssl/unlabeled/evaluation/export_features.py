@@ -24,7 +24,8 @@ def export_features(run: Path, folder: Path, out: Path, *, export: str | None = 
     """Write the features of all images below `folder` and return how many there are.
 
     OUT.npy: float32 [n, F]; OUT.safetensors: the same as tensor `features`. Beside it OUT.txt: the images' paths below
-    `folder`, one per row as `data.lists` writes them. Unreadable images are left out and printed. Raises UserError for bad input.
+    `folder`, one per row as `data.lists` writes them. Unreadable images are left out and printed. Raises UserError for
+    bad input.
     """
     if out.suffix not in (".npy", ".safetensors"):
         raise UserError(f"out={out}: the file must end in .npy or .safetensors")
