@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from unlabeled.data.base import CorruptSample
+from unlabeled.data.base import SYSTEM_ERRORS, CorruptSample
 
 try:
     import simplejpeg
@@ -38,6 +38,8 @@ def decode(data: bytes, key: str) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise almost anything on damaged bytes (OSError, SyntaxError, ...)
+        if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
+            raise
         reason = str(error).partition(" <_io")[0]  # PIL names the object in memory
         raise CorruptSample(key, reason or type(error).__name__) from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from unlabeled.config.card import Card
-from unlabeled.data.base import CorruptSample, Names, Source
+from unlabeled.data.base import Names, Source, unreadable
 from unlabeled.data.decode import EXTENSIONS, decode
 from unlabeled.errors import UserError
 
@@ -35,7 +35,7 @@ class FolderSource(Source):
             with open(os.path.join(self.folder, key), "rb", buffering=0) as file:
                 return file.read()
         except OSError as error:
-            raise CorruptSample(key, error.strerror or str(error)) from error
+            raise unreadable(key, error) from error
 
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
