@@ -34,7 +34,7 @@ from unlabeled.errors import UserError
 LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _SLICE = 0.2  # seconds between looks at a process that gives nothing
 _STOPPED = 5.0  # seconds after which one that is stopped (SIGSTOP) is replaced
-_ENDING = 5.0  # seconds for what is under way when all is over
+_ENDING = 2.0  # seconds for what is under way when all is over
 _ends: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
@@ -109,6 +109,7 @@ class Worker:
             if problem.kind != "system":
                 raise problem.error()
             if self._replaced:
+                self.process.kill()
                 raise UserError(f"{problem.text}. A loader process started anew did no better")
             warnings.warn(f"{problem.text}: that loader process is started anew", stacklevel=2)
             self._replace()
@@ -178,7 +179,8 @@ class Worker:
             if stopped >= _STOPPED:
                 return Failure("system", f"a loader process is stopped (SIGSTOP), for {stopped:.0f} s now")
             if 0 < patience <= waited:
-                return Failure("system", f"a loader process gave nothing for {patience:.0f} s; is the file system slow?")
+                text = f"a loader process gave nothing for {patience:.0f} s; is the file system slow?"
+                return Failure("system", text)
         return None
 
     def _state(self) -> str:
