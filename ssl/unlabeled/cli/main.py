@@ -6,6 +6,7 @@ Nothing is imported before it is needed: help, version, a list of recipes and a 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -23,9 +24,10 @@ PRINTING = {"recipes", "schema", "--print", "--help", "-h", "--version"}  # what
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Run the command line and return the exit code: 0, 2 for bad input, 130 after Ctrl-C, 1 if a process was lost."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     safe_streams(strict=not arguments or not PRINTING.isdisjoint(arguments))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch says with stacks what is told here in one line
     try:
         return _run(arguments)
     except UserError as error:
@@ -38,8 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if first_process():
             print("interrupted", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if not _process_lost(error):
+            raise
+        return 1
     except BrokenPipeError:  # the reader, such as head, has seen enough
         return 0
+
+
+def _process_lost(error: RuntimeError) -> bool:
+    """Return whether an error means that another process of the run is gone, which is then said."""
+    if "unlabeled.engine.watch" not in sys.modules:
+        return False
+    from unlabeled.engine.watch import watch
+
+    return watch().explain(error)
 
 
 def _run(arguments: Sequence[str]) -> int:

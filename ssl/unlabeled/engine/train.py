@@ -31,6 +31,7 @@ from unlabeled.engine.run_folder import RunFolder
 from unlabeled.engine.signals import Signals
 from unlabeled.engine.sinks import Metrics
 from unlabeled.engine.updater import Outcome, Updater
+from unlabeled.engine.watch import watch
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0, rank, sum_over_ranks, world
 
@@ -132,6 +133,7 @@ class Trainer:
                     meter.add(time.perf_counter() - waiting)
                     bad = [key for micro in micros for batch in micro.values() for key in batch.corrupt]
                     notes = [signals.received, len(bad)]
+                    watch().begun += 1
                     outcome = self.updater.update(update, micros, notes, abandon=problem is not None)
                     heard, any_bad = outcome.notes
                     if outcome.abandoned:
@@ -237,6 +239,7 @@ class Trainer:
             self.updater.optimizer.load_state_dict(state["optimizer"])
             if state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
+        watch().checkpoint = start
         on_rank0(lambda: self.folder.cut_back(start))
         if rank() == 0:
             for message in passed:
@@ -254,6 +257,7 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler else None,
         }
         on_rank0(lambda: self.checkpoints.save(done, state))
+        watch().checkpoint = done
 
     def _leave(self, heard: int, done: int) -> Result:
         name = signal.Signals(heard).name
