@@ -316,6 +316,10 @@ class Train(Strict):
     schedule_scale: float = Field(1.0, gt=0, description="schedules run over total / schedule_scale updates")
     seed: int = Field(0, ge=0)
     processes: int | None = Field(None, gt=0, description="refuse to start with another number of processes")
+    patience: float = Field(
+        600, gt=0, description="seconds after which a process that does not answer is given up; loader processes get a "
+        "quarter of it, then are started anew, and again a quarter"
+    )
     precision: Precision = Field("auto", description="auto: bf16 on GPUs and on CPUs with AMX, else fp32")
     grad_accum: int = Field(1, gt=0, description="micro-batches per update")
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")

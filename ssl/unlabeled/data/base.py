@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,35 @@ class CorruptSample(Exception):
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}"
+
+
+# what the system lacks, and the cure: such errors say nothing of the file that was to be read
+SYSTEM_ERRORS = {
+    errno.EMFILE: "raise the limit on open files (ulimit -n), or lower data.workers",
+    errno.ENFILE: "the whole machine has too many files open",
+    errno.ENOMEM: "lower data.workers or the batch",
+    errno.ENOBUFS: "lower data.workers or the batch",
+    errno.EAGAIN: "lower data.workers, or raise the limit on processes (ulimit -u)",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EINTR: "run the same command again",
+    **dict.fromkeys(
+        (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
+         errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENODEV, errno.EREMOTEIO, errno.ESHUTDOWN),
+        "the file system does not answer: mount it again",
+    ),
+}
+
+
+def unreadable(key: str, error: OSError, file: Path | None = None) -> CorruptSample:
+    """Return what a failed read of a sample, in `file`, means; errors of the system (`SYSTEM_ERRORS`) are raised again.
+
+    Anything else is the file's: EIO (a bad place on the disk), ENOENT, EACCES, EISDIR, ELOOP, ENAMETOOLONG and so on.
+    """
+    if error.errno in SYSTEM_ERRORS:
+        raise error
+    reason = error.strerror or str(error)
+    return CorruptSample(key, f"{file}: {reason}" if file else reason)
 
 
 @dataclass(frozen=True)

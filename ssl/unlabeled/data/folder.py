@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unlabeled.config.card import Card
-from unlabeled.data.base import CorruptSample, Names, Source
+from unlabeled.data.base import CorruptSample, Names, Source, unreadable
 from unlabeled.data.decode import decode
 from unlabeled.data.listing import class_names, scan
 from unlabeled.errors import UserError
@@ -39,7 +39,7 @@ class FolderSource(Source):
                     raise CorruptSample(key, "no plain file")
                 return file.read()
         except OSError as error:
-            raise CorruptSample(key, error.strerror or str(error)) from error
+            raise unreadable(key, error) from error
 
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""

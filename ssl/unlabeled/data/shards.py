@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card, Shards
-from unlabeled.data.base import CorruptSample, Source
+from unlabeled.data.base import CorruptSample, Source, unreadable
 from unlabeled.data.decode import decode
 from unlabeled.data.tar_index import TarIndex, load_index
 from unlabeled.errors import UserError
@@ -69,7 +69,7 @@ class ShardSource(Source):
         try:
             data = os.pread(self._descriptor(shard), size, offset)
         except OSError as error:
-            raise CorruptSample(self.key(index), f"{self.tars[shard]}: {error.strerror}") from error
+            raise unreadable(self.key(index), error, self.tars[shard]) from error
         if len(data) != size:
             raise CorruptSample(self.key(index), f"{self.tars[shard]} ends before the sample does")
         return data

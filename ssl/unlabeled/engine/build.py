@@ -68,6 +68,7 @@ def train_streams(
             workers=recipe.data.workers,
             updates_per_epoch=plan.updates_per_epoch,
             pin_memory=pin_memory,
+            patience=recipe.train.patience / 4,
         )
         for name, stream in method_class(recipe).streams(recipe.method).items()
     }

@@ -30,6 +30,7 @@ _FREE = (
     "train.nonfinite",
     "data.workers",
     "train.processes",
+    "train.patience",
     "train.checkpoint_every",
     "train.keep",
     "train.log_every",
@@ -58,27 +59,23 @@ class RunFolder:
         Raises UserError, with the keys that differ, if the folder holds a run of another recipe, and if another start
         is at work in it.
         """
-        if self.path.is_dir():
-            self.lock.take()
-        if fresh and self.path.exists():
-            self._set_aside()
+        self.lock.take()
+        if fresh and self.lock.held:
+            if any(entry.name != self.lock.file.name for entry in self.path.iterdir()):
+                self._set_aside()
             self.lock.release()
+        self.enter()
         resolved = recipe.model_dump(mode="json")
         existing = self.path / "recipe.yaml"
         if existing.exists() and any(self.checkpoints.glob("update-*.json")):
             _refuse_other_recipe(self.path, _dumped(existing), resolved)
-        self.enter()
         self.requeue.unlink(missing_ok=True)
         self.write("recipe.yaml", to_yaml(recipe))
         self.write("run.json", json.dumps({**_environment(), **info}, indent=1))
 
     def enter(self) -> None:
         """Create the folder and lock it. Raises UserError if another start is at work in it, or it cannot be made."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(self.path, error) from error
-        self.lock.take()
+        self.lock.take(make=True)
 
     def write(self, name: str, text: str) -> None:
         """Write a small text file atomically."""
@@ -122,7 +119,10 @@ class RunFolder:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.replaced-{number}")).exists():
             number += 1
-        os.replace(self.path, aside)
+        try:
+            os.replace(self.path, aside)
+        except OSError as error:
+            raise disk_error(aside, error) from error
         print(f"fresh=true: the earlier run now stands in {aside}")
 
 

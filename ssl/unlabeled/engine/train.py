@@ -6,10 +6,10 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,7 @@ from unlabeled.engine.checkpoint import Checkpoints
 from unlabeled.engine.chosen import keep_chosen
 from unlabeled.engine.corrupt import CorruptSamples
 from unlabeled.engine.export import write_exports
+from unlabeled.engine.features import gather_names
 from unlabeled.engine.method import build_method
 from unlabeled.engine.online import Online
 from unlabeled.engine.plan import Plan, describe, make_plan
@@ -32,6 +33,8 @@ from unlabeled.engine.run_folder import RunFolder
 from unlabeled.engine.signals import Signals
 from unlabeled.engine.sinks import Metrics
 from unlabeled.engine.updater import Outcome, Updater
+from unlabeled.engine.watch import watch
+from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0, rank, sum_over_ranks, world
 
 
@@ -112,14 +115,33 @@ class Trainer:
         online = Online(self.recipe, self.plan, self.source, self.accelerator.device)
         metrics = Metrics(self.folder, self.recipe.train.sinks, start) if rank() == 0 else None
         bar, meter = ProgressBar(self.plan.total, start, rank() == 0), Meter(self.plan.batch)
-        done, heard, dropped, waiting = start, 0, 0, time.perf_counter()
+        done = saved = start
+        heard, dropped, waiting = 0, 0, time.perf_counter()
+        micros: list[dict[str, Batch]] = []
+        problem: Exception | None = None
         try:
             with Signals() as signals:
-                for update, micros in self._batches(start, self.plan.total):
+                batches = self._batches(start, self.plan.total, signals.check)
+                for update in range(start, self.plan.total):
+                    try:
+                        micros = next(batches)
+                    except Exception as error:  # a signal among them; what is done so far is saved in any case
+                        problem = error
+                        if world() == 1:
+                            heard = signals.received
+                            break
+                        if not micros:  # nothing stands in for the first batches, and the others wait for them
+                            print(f"rank {rank()}: {error}", file=sys.stderr, flush=True)
+                            raise
                     meter.add(time.perf_counter() - waiting)
                     bad = [key for micro in micros for batch in micro.values() for key in batch.corrupt]
-                    outcome = self.updater.update(update, micros, [signals.received, len(bad)])
-                    done, (heard, any_bad) = update + 1, outcome.notes
+                    notes = [signals.received, len(bad)]
+                    watch().begun += 1
+                    outcome = self.updater.update(update, micros, notes, abandon=problem is not None)
+                    heard, any_bad = outcome.notes
+                    if outcome.abandoned:
+                        break
+                    done = update + 1
                     dropped += outcome.dropped
                     if outcome.dropped and dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
                         bar.say(f"update {update} was dropped for a non-finite loss or gradient, {dropped} so far")
@@ -140,20 +162,27 @@ class Trainer:
                     bar.advance(done)
                     if heard or done % self.recipe.train.checkpoint_every == 0 or done == self.plan.total:
                         self._save(done)
+                        saved = done
                     if heard:
                         break
                     waiting = time.perf_counter()
+                if saved < done:  # the data have ended the run
+                    self._save(done)
         finally:
             bar.close()
             if dropped:
                 bar.say(f"{dropped} updates were dropped for a non-finite loss or gradient")
             if metrics:
                 metrics.close()
-        return self._leave(heard, done) if done < self.plan.total else self._finish(done)
+        if heard and done < self.plan.total:
+            return self._leave(heard, done)
+        if done < self.plan.total:
+            self._raise(problem, done)
+        return self._finish(done)
 
     def dry_run(self) -> Result:
         """Do two updates, time the second and report memory; nothing is written."""
-        for update, micros in self._batches(0, 2):
+        for update, micros in enumerate(self._batches(0, 2)):
             begin = time.perf_counter()
             loss = float(self.updater.update(update, micros, []).values["loss"])
             seconds = time.perf_counter() - begin
@@ -174,13 +203,15 @@ class Trainer:
         for stream in self.streams.values():
             stream.close()
 
-    def _batches(self, start: int, stop: int) -> Iterator[tuple[int, list[dict[str, Batch]]]]:
-        streams = [stream.updates(start, stop) for stream in self.streams.values()]
+    def _batches(
+        self, start: int, stop: int, waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[list[dict[str, Batch]]]:
+        streams = [stream.updates(start, stop, waiting) for stream in self.streams.values()]
         for update, parts in enumerate(zip(*streams, strict=True), start):
             micros = [dict(zip(self.streams, batches, strict=True)) for batches in zip(*parts, strict=True)]
             if update == start:
                 self._first(update, micros[0])
-            yield update, micros
+            yield micros
 
     def _first(self, update: int, batch: dict[str, Batch]) -> None:
         views = self.updater.views(update, 0, batch)
@@ -211,6 +242,7 @@ class Trainer:
             self.updater.optimizer.load_state_dict(state["optimizer"])
             if state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
+        watch().checkpoint = start
         on_rank0(lambda: self.folder.cut_back(start))
         if rank() == 0:
             for message in passed:
@@ -228,14 +260,24 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler else None,
         }
         on_rank0(lambda: self.checkpoints.save(done, state))
+        watch().checkpoint = done
 
     def _leave(self, heard: int, done: int) -> Result:
         name = signal.Signals(heard).name
         if rank() == 0:
             if heard != signal.SIGINT:
                 self.folder.requeue.touch()
-            print(f"{name}: saved after update {done}; the same command goes on from there", file=sys.stderr)
+            saved = f"saved after update {done}; the same command goes on from there"
+            print(f"{name}: {saved if done else 'nothing was trained yet'}", file=sys.stderr)
         return Result(self.folder.path, done, finished=False, exit_code=130 if heard == signal.SIGINT else 0)
+
+    def _raise(self, problem: Exception | None, done: int) -> NoReturn:
+        """End the run for want of data, on all ranks: those that have data say what the others said."""
+        texts = [text for text in gather_names([str(problem)] if problem else []) if text]
+        if problem and not isinstance(problem, UserError):
+            raise problem
+        saved = f"\nSaved after update {done}; the same command goes on from there" if done else ""
+        raise UserError("\n".join(dict.fromkeys(texts)) + saved) from problem
 
     def _finish(self, done: int) -> Result:
         lines = on_rank0(lambda: write_exports(self.folder, self.recipe, self.updater.method, done))
