@@ -129,7 +129,15 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files:
     check_files: also read the cards and protocols that it names (a run that was moved may be read without them).
     Raises UserError with all errors of all blocks.
     """
-    values = read_values(find("recipes", name), overrides, shorthand="method")
+    return _recipe(read_values(find("recipes", name), overrides, shorthand="method"), check_files)
+
+
+def recipe_from(value: dict[str, Any], where: str) -> Recipe:
+    """Return the recipe of plain values, which a run keeps; `where` is named in errors. Raises UserError as above."""
+    return _recipe(Values(where, json.loads(json.dumps(value)), {(): (0, where)}), check_files=False)
+
+
+def _recipe(values: Values, check_files: bool) -> Recipe:
     roots: dict[Key, Any] = {(): Recipe}
     problems: list[Problem] = []
     problems += _inherit_backbone(values.value, check_files)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unlabeled.backbones import naming
 from unlabeled.backbones.build import loading_lines
 from unlabeled.config.recipe import Backbone
-from unlabeled.engine.checkpoint import write_atomically
+from unlabeled.ops.files import write_atomically
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from unlabeled.config.card import Card
 from unlabeled.data.source import open_source
-from unlabeled.engine.checkpoint import write_atomically
+from unlabeled.ops.files import write_atomically
 from unlabeled.engine.features import extract, network_embedder
 from unlabeled.engine.restore import load_run
 from unlabeled.errors import UserError

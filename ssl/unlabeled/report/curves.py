@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from unlabeled.engine.checkpoint import write_atomically
+from unlabeled.ops.files import write_atomically
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.errors import UserError
 
