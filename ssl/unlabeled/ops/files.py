@@ -75,9 +75,9 @@ def refuse_unwritable(path: Path, cure: str) -> None:
         raise UserError(f"{disk_error(path, error)}; {cure}") from error
 
 
-def temporary(path: Path) -> Path:
-    """Return the name beside `path` under which this process writes it; `sweep` knows it."""
-    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
+def temporary(path: Path, ending: str = "tmp") -> Path:
+    """Return the name beside `path` under which this process writes it; `sweep` knows it. ending: tmp or part."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.{ending}")
 
 
 def sweep(folder: Path, *, owned: bool = False) -> None:

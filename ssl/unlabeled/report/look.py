@@ -86,7 +86,6 @@ def write_figure(figure: Figure, path: Path) -> Path:
     FigureCanvasAgg(figure)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
     return path
 
