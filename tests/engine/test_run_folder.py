@@ -1,4 +1,4 @@
-"""What a run knows of itself: checkpoints that vanish, recipes, starts, data and exports that are not what they were."""
+"""What a run knows of itself: checkpoints that vanish, recipes, starts, data, exports that are not what they were."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_checkpoint_with_a_good_hash_that_is_none_is_refused(tmp_path: Path) -
     for content in ({"update": "five"}, [1, 2], 3.0):
         checkpoints = Checkpoints(tmp_path, keep=2)
         checkpoints.save(5, content)
-        with pytest.raises(UserError, match="update-00000005.pt is none of this program"):
+        with pytest.raises(UserError, match=r"update-00000005\.pt is none of this program"):
             checkpoints.load_newest()
 
 
@@ -319,7 +319,7 @@ def test_a_missing_run_json_is_written_again_for_a_finished_run_too(finished: Pa
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     (run / "run.json").unlink()
-    with pytest.raises(UserError, match="run.json cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"run\.json cannot be read: No such file"):
         load_run(run)
     assert train(rotnet(), run).finished
     assert load_run(run).update == 6
@@ -377,13 +377,13 @@ def test_the_same_command_writes_a_damaged_export_again(finished: Path, tmp_path
         del about["sha256"]
         file.with_suffix(".json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="command") as said:
-        load_export(str(run))
+        load_export(f"{run}:backbone")
     assert "Traceback" not in str(said.value)
     capsys.readouterr()
     assert train(rotnet(), run).finished
     assert "it is written again from the last checkpoint" in capsys.readouterr().out
     assert file.read_bytes() == content
-    network = load_export(str(run)).build().state_dict()
+    network = load_export(f"{run}:backbone").build().state_dict()
     assert all(torch.equal(value, network[name]) for name, value in load_file(file).items())
     assert train(rotnet(), run).finished and "is finished" in capsys.readouterr().out
 

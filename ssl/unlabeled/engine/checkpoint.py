@@ -27,7 +27,9 @@ class Checkpoints:
     that was saved, so that checkpoints that vanish are missed. loaded: the one that `load_newest` read.
     """
 
-    def __init__(self, folder: Path, keep: int, about: dict[str, Any] | None = None, marker: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, keep: int, about: dict[str, Any] | None = None, marker: Path | None = None
+    ) -> None:
         self.folder, self.keep, self.about, self.marker = folder, keep, about or {}, marker
         self.loaded: Path | None = None
         self._good: set[Path] = set()  # checked by this process, or written
@@ -85,13 +87,18 @@ class Checkpoints:
                                 "back, or remove the link") from None
             return []
         except OSError as error:
-            raise UserError(f"checkpoints cannot be read: {self.folder}: {error.strerror or error}; it must be a folder "
-                            "that this user may read") from error
+            raise UserError(f"checkpoints cannot be read: {self.folder}: {error.strerror or error}; it must be a "
+                            "folder that this user may read") from error
         return [self.folder / f"update-{update:08d}.pt" for update in sorted(found)]
 
     def complete(self) -> list[Path]:
         """Return the finished checkpoints, oldest first."""
         return [path for path in self.every() if path.exists() and path.with_suffix(".json").exists()]
+
+    def any(self) -> bool:
+        """Return whether a checkpoint was finished here: a first one without its .json was not."""
+        every = self.every()
+        return len(every) > 1 or any(path.with_suffix(".json").exists() for path in every)
 
     def saved(self) -> int | None:
         """Return the last update that was saved, by the marker; None if it is unknown."""
@@ -127,8 +134,9 @@ class Checkpoints:
         if saved is not None and every and not any(_update(path) >= saved for path in every):
             passed.append(f"the checkpoint after update {saved} is missing in {self.folder}")
         for path in reversed(every):
-            if not path.with_suffix(".json").exists() and (saved is None or _update(path) > saved):
-                continue  # it was not finished
+            unfinished = path == every[-1] if saved is None else _update(path) > saved
+            if unfinished and not path.with_suffix(".json").exists():
+                continue
             try:
                 check(path)
                 self._good.add(path)
@@ -136,7 +144,7 @@ class Checkpoints:
             except UserError as error:
                 passed.append(str(error))
         if passed:
-            lines = [f"no checkpoint in {self.folder} can be read; start anew with fresh=true", *passed]
+            lines = [f"no checkpoint in {self.folder} can be read; {anew(self.folder.parent)}", *passed]
             raise UserError("\n".join(lines))
         if saved is not None:
             raise vanished(self.folder, saved)
@@ -145,8 +153,15 @@ class Checkpoints:
 
 def vanished(folder: Path, saved: int) -> UserError:
     """Return what to tell where checkpoints were, the last one after `saved` updates, and are no more."""
-    return UserError(f"{folder} holds no checkpoint, but one was saved after update {saved}: bring it back, or set this "
-                     "run aside and start anew with fresh=true")
+    return UserError(f"{folder} holds no checkpoint, but one was saved after update {saved}: bring it back, or "
+                     f"{anew(folder.parent)}")
+
+
+def anew(run: Path) -> str:
+    """Return how to begin a run anew, as the end of a message: what an evaluation trains has no option for it."""
+    if run.parent.name == "eval" and (run.parent.parent / "recipe.yaml").exists():
+        return f"move {run} away to start anew"
+    return "start anew with fresh=true, which sets this run aside"
 
 
 class SaveClock:

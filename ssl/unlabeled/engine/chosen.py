@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.engine.build import OpenStream
+from unlabeled.engine.checkpoint import anew
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.errors import UserError
 
@@ -27,7 +28,7 @@ def keep_chosen(folder: RunFolder, recipe: Recipe, opened: dict[str, OpenStream]
                 other = len(set(before) ^ set(keys))
                 raise UserError(
                     f"data.{name}.subset chooses other images than when the run began ({other} keys differ from "
-                    f"{file}): the data has changed. Bring back the data, start anew with fresh=true, or go on with "
+                    f"{file}): the data has changed. Bring back the data, {anew(folder.path)}, or go on with "
                     "what is chosen now: train.allow_changed_data=true"
                 )
         else:

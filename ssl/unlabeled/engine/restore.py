@@ -61,7 +61,8 @@ def _load_weights(method: Method, recipe: Recipe, run: Path, checkpoint: Path | 
     kept = kept_recipe(read_about(checkpoint), checkpoint)
     lines = [] if kept is None else differences(kept, recipe.model_dump(mode="json"), run, places=False)
     if lines:
-        raise UserError(f"checkpoint {checkpoint} is of another recipe than {run / 'recipe.yaml'}:\n" + "\n".join(lines))
+        own = run / "recipe.yaml"
+        raise UserError(f"checkpoint {checkpoint} is of another recipe than {own}:\n" + "\n".join(lines))
     load_state(method, state, checkpoint)
     update: int = state["update"]
     return update
@@ -73,5 +74,5 @@ def load_state(method: Method, state: dict[str, Any], where: Path) -> None:
         method.load_state_dict(state["method"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[2].strip().partition("\n")[0] or error
-        raise UserError(f"the checkpoint in {where} does not fit the method of the run's recipe ({first}); it belongs to "
-                        "another run, or to another version of this package") from error
+        raise UserError(f"the checkpoint in {where} does not fit the method of the run's recipe ({first}); it belongs "
+                        "to another run, or to another version of this package") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from unlabeled.data.base import Source
 from unlabeled.engine.build import OpenStream
+from unlabeled.engine.checkpoint import anew
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.engine.same_recipe import flat
 from unlabeled.errors import UserError
@@ -50,7 +51,8 @@ def changed_data(folder: RunFolder, before: dict[str, Any], now: dict[str, Any],
         if not differ:
             continue
         counts = f"{old['n']} samples when the run began, {new['n']} now" if "n" in differ else f"{new['n']} samples"
-        said = [_said(key, old[key], new[key]) for key in differ if key != "n" and not ("n" in differ and key in _WORDS)]
+        hidden = {"n", *(_WORDS if "n" in differ else ())}  # what follows from another number of samples
+        said = [_said(key, old[key], new[key]) for key in differ if key not in hidden]
         example = _example(folder, name, opened[name].source)
         lines.append(f"  data.{name}: {'; '.join([counts, *said])}{example}")
     return sorted(lines)
@@ -60,9 +62,8 @@ def refuse_changed(folder: RunFolder, lines: list[str]) -> None:
     """Raise UserError if there are `lines` of changed data."""
     if lines:
         raise UserError(
-            f"{folder.path} was begun with other data:\n" + "\n".join(lines) + "\nBring the data back, use another "
-            "folder (run=FOLDER) or fresh=true to start anew, or go on with what is there now: "
-            "train.allow_changed_data=true"
+            f"{folder.path} was begun with other data:\n" + "\n".join(lines) + f"\nBring the data back, "
+            f"{anew(folder.path)}, or go on with what is there now: train.allow_changed_data=true (in an evaluation allow_changed_data=true)"
         )
 
 

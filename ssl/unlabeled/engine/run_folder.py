@@ -9,7 +9,7 @@ from typing import Any
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.write import to_yaml
-from unlabeled.engine.checkpoint import Checkpoints, vanished
+from unlabeled.engine.checkpoint import Checkpoints, anew, vanished
 from unlabeled.engine.run_lock import RunLock
 from unlabeled.engine.run_record import NAME, new_id, read_record, this_start, what_changed
 from unlabeled.engine.same_recipe import as_begun, differences, flat, kept_recipe, stored_recipe
@@ -74,7 +74,7 @@ class RunFolder:
         Raises UserError if the checkpoints cannot be read, or are gone.
         """
         found = self.saved_states()
-        if self.done.exists() or found.every():
+        if self.done.exists() or found.any():
             return True
         saved = found.saved() or self._saved_by_metrics()
         if saved:
@@ -106,19 +106,19 @@ class RunFolder:
         stored, kept = stored_recipe(self.path / "recipe.yaml"), kept_recipe(about, newest or self.path)
         if stored is None and kept is None:
             raise UserError(f"{self.path} holds a run, but its recipe.yaml is missing or damaged, so that nobody knows "
-                            "which: bring the file back, or set the run aside and start anew with fresh=true")
+                            f"which: bring the file back, or {anew(self.path)}")
         now = recipe.model_dump(mode="json")
         lines = [] if stored is None else differences(stored, now, self.path)
         if lines:
             raise UserError(
                 f"{self.path} holds a run of another recipe:\n"
                 + "\n".join(lines)
-                + "\nUse another folder (run=FOLDER), or fresh=true to set that run aside and start anew"
+                + f"\nGive the settings that it was begun with, use another folder, or {anew(self.path)}"
             )
         lines = [] if kept is None else differences(kept, now, self.path, places=stored is None)
         if lines:
             raise UserError(f"checkpoint {newest} is of another recipe:\n" + "\n".join(lines) + "\nBring the run's own "
-                            "checkpoints back, or set the run aside and start anew with fresh=true")
+                            f"checkpoints back, or {anew(self.path)}")
         return stored or kept or now
 
     def _mend_record(self, info: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ def this_start(update: int, workers: int) -> dict[str, Any]:
 
 
 def what_changed(before: dict[str, Any], now: dict[str, Any], streamed: list[str]) -> list[str]:
-    """Say what of an earlier start differs so that the run is not the same to the bit: processes, workers of streams."""
+    """Say what differs from an earlier start so that bits will: processes, workers of streams."""
     lines = []
     was, is_now = before.get("processes"), now["processes"]
     if was is not None and was != is_now:

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from unlabeled.engine.checkpoint import anew
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0
 from unlabeled.ops.files import disk_error, sha256, temporary
@@ -114,7 +115,7 @@ def _copied(origin: Path, copy: Path) -> bool:
         if problem is None:
             return False
         raise UserError(f"the copy {copy} of an earlier run is incomplete or damaged ({problem}), and {origin} is not "
-                        "there to copy it again: bring that run back there, or start anew with fresh=true")
+                        f"there to copy it again: bring that run back there, or {anew(copy.parents[1])}")
     try:
         _copy(origin, copy)
     except OSError as error:
@@ -147,7 +148,7 @@ def _copy(origin: Path, copy: Path) -> None:
 
 
 def _copy_problem(copy: Path) -> str | None:
-    """Say what is wrong with a copy, None if nothing; copies made before their sums were kept are looked at less well."""
+    """Say what is wrong with a copy, None if nothing; in copies made before sums were kept only exports are checked."""
     try:
         if (copy / _SUMS).exists():
             lines = [line.split("  ", 1) for line in (copy / _SUMS).read_text().splitlines()]

@@ -154,7 +154,7 @@ class Trainer:
                     bad = [key for micro in micros for batch in micro.values() for key in batch.corrupt]
                     due = self.clock.due(update + 1)
                     outcome = self.updater.update(update, micros, [signals.received, len(bad), int(due)])
-                    done, (heard, any_bad, due) = update + 1, outcome.notes
+                    done, (heard, any_bad, save) = update + 1, outcome.notes
                     dropped += outcome.dropped
                     if outcome.dropped and dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
                         bar.say(f"update {update} was dropped for a non-finite loss or gradient, {dropped} so far")
@@ -173,7 +173,7 @@ class Trainer:
                     if metrics and logged:
                         metrics.write(update, logged)
                     bar.advance(done)
-                    if heard or due or done == self.plan.total:
+                    if heard or save or done == self.plan.total:
                         self._save(done)
                     if heard:
                         break

@@ -37,7 +37,9 @@ Pair = tuple[Features, Features]
 
 _NAME = 150  # longest name of a report; what is cut off is told apart by a hash
 # settings that change no number
-_SAME_NUMBER = ("batch", "workers", "max_corrupt", "random_init", "raw_pixels", "checkpoint_every", "allow_changed_data")
+_SAME_NUMBER = (
+    "batch", "workers", "max_corrupt", "random_init", "raw_pixels", "checkpoint_every", "allow_changed_data",
+)
 
 
 @dataclass(frozen=True)
