@@ -318,11 +318,19 @@ def test_a_run_json_of_another_form_is_one_line_and_the_runs_command_mends_it(
 def test_a_missing_run_json_is_written_again_for_a_finished_run_too(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
+    (run / "recipe.yaml").unlink()
+    with pytest.raises(UserError, match=r"recipe.yaml is missing; give the run's own command again"):
+        load_run(run)
+    (run / "run.json").unlink()
+    assert train(rotnet(), run).finished and load_run(run).update == 6
     (run / "run.json").unlink()
     with pytest.raises(UserError, match=r"run\.json cannot be read: No such file"):
         load_run(run)
     assert train(rotnet(), run).finished
     assert load_run(run).update == 6
+    (run / "recipe.yaml").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match=r"recipe\.yaml"):
+        load_run(run)
 
 
 # ---- metrics

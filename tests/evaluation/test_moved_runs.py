@@ -15,6 +15,7 @@ from unlabeled.engine.train import train
 from unlabeled.engine.updater import Updater
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
+from unlabeled.report.report import Report
 
 QUICK = ["workers=0", "data.batch=400", "epochs=2", "optim.lr.base=0.5", "random_init=false",
          "method.crop={kind: affine, size: 8}"]
@@ -30,15 +31,16 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def probed(pretrained: Path) -> Path:
-    evaluate("linear-sgd", pretrained, [*QUICK, "export=backbone"])
-    return pretrained
+def probed(pretrained: Path) -> Report:
+    report = evaluate("linear-sgd", pretrained, [*QUICK, "export=backbone"])
+    assert report is not None
+    return report
 
 
 @pytest.fixture
-def run(probed: Path, tmp_path: Path) -> Path:
+def run(probed: Report, pretrained: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "here" / "pretrained"
-    shutil.copytree(probed, copy)
+    shutil.copytree(pretrained, copy)
     return copy
 
 
@@ -58,7 +60,7 @@ def cut_short(run: Path) -> Path:
 
 @pytest.mark.parametrize("way", ["moved", "link", "relative", "slash"])
 def test_a_probe_of_a_moved_run_is_neither_refused_nor_trained_again(
-    run: Path, probed: Path, tmp_path: Path, way: str, capsys, monkeypatch
+    run: Path, probed: Report, tmp_path: Path, way: str, capsys, monkeypatch
 ) -> None:
     there = run  # a copy of the run that the probe was trained on: moved, if the first one is gone
     if way == "link":
@@ -67,18 +69,16 @@ def test_a_probe_of_a_moved_run_is_neither_refused_nor_trained_again(
     elif way == "relative":
         monkeypatch.chdir(run.parent)
         there = Path(run.name)
-    before = evaluate("linear-sgd", probed, [*QUICK, "export=backbone"])
-    capsys.readouterr()
     again = evaluate("linear-sgd", f"{there}/" if way == "slash" else there, [*QUICK, "export=backbone"])
-    assert again.numbers == before.numbers and "is finished" in capsys.readouterr().out
+    assert again.numbers == probed.numbers and "is finished" in capsys.readouterr().out
     assert len(list((probe_of(run) / "sources").iterdir())) == 1, "no second copy"
 
 
 def test_a_probe_that_was_cut_short_goes_on_after_a_move_and_then_stands_without_its_first_place(
-    probed: Path, tmp_path: Path, capsys
+    pretrained: Path, tmp_path: Path, capsys
 ) -> None:
     first = tmp_path / "first"
-    shutil.copytree(probed, first, ignore=shutil.ignore_patterns("eval"))
+    shutil.copytree(pretrained, first, ignore=shutil.ignore_patterns("eval"))
     settings = [*QUICK, "export=backbone", "checkpoint_every=2"]
     expected = evaluate("linear-sgd", first, settings)
     cut_short(probe_of(first))

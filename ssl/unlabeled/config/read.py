@@ -242,7 +242,10 @@ def _inherit_backbone(value: dict[str, Any], check: bool) -> list[Problem]:
     if not file.is_file():
         missing = f"'{block['init']}' is no run: {file} is missing; give RUN or RUN:EXPORT"
         return [(("backbone", "init"), missing)] if check or "name" not in block else []
-    theirs = {key: given for key, given in parse_file(file).value["backbone"].items() if key != "init"}
+    source = parse_file(file).value
+    if not isinstance(source, dict) or not isinstance(source.get("backbone"), dict):
+        return [(("backbone", "init"), f"{file} is damaged: it names no backbone; bring the file of that run back")]
+    theirs = {key: given for key, given in source["backbone"].items() if key != "init"}
     others = [key for key in block if key not in ("init", "grad_checkpointing") and block[key] != theirs.get(key)]
     block.update({key: given for key, given in theirs.items() if key not in block})
     return [

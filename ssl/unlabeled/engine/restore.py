@@ -37,6 +37,8 @@ def load_run(path: Path, *, random_init: bool = False, device: torch.device | st
     run = path if path.is_dir() else path.parent.parent
     if not (run / "recipe.yaml").exists():
         missing = run / "recipe.yaml"
+        if (run / "run.json").exists():
+            raise UserError(f"{missing} is missing; give the run's own command again, which writes it anew")
         raise UserError(f"{path} is no run: {missing} is missing; give the folder of a run, or a checkpoint in one")
     recipe = read_recipe(run / "recipe.yaml")
     method = build_method(recipe, stored_info(run, recipe), run, weights=not random_init)

@@ -63,7 +63,8 @@ def refuse_changed(folder: RunFolder, lines: list[str]) -> None:
     if lines:
         raise UserError(
             f"{folder.path} was begun with other data:\n" + "\n".join(lines) + f"\nBring the data back, "
-            f"{anew(folder.path)}, or go on with what is there now: train.allow_changed_data=true (in an evaluation allow_changed_data=true)"
+            f"{anew(folder.path)}, or go on with what is there now: train.allow_changed_data=true "
+            "(evaluate: allow_changed_data=true)"
         )
 
 

@@ -54,8 +54,11 @@ class RunFolder:
             self._write_record({"id": new_id(), "starts": [], **earlier, **info})
             return recipe
         stored = self._refuse_other_recipe(recipe)
+        found = as_begun(recipe, stored, self.path)
+        if stored_recipe(self.path / "recipe.yaml") is None:
+            self.write("recipe.yaml", to_yaml(found))
         self._mend_record(info)
-        return as_begun(recipe, stored, self.path)
+        return found
 
     def _saved_nothing(self, recipe: Recipe) -> dict[str, Any]:
         """Return id and starts of earlier starts of the same recipe that ended before anything was saved."""
@@ -130,7 +133,8 @@ class RunFolder:
             kept = file.exists()
             if kept:
                 os.replace(file, aside)
-            print(f"{error}: done now, without the earlier starts" + (f"; the old file is {aside}" if kept else ""))
+            said = f"{str(error).rpartition(';')[0]}; it is written anew, without the earlier starts"
+            print(f"{said} (the old file: {aside})" if kept else said)
             _, about = self.saved_states().newest_about()
             data = about.get("data", info.get("data"))
             self._write_record({"id": new_id(), **info, "data": data, "starts": []})

@@ -86,7 +86,7 @@ def _is_finished(folder: RunFolder, total: int) -> bool:
         return False
     problems = folder.bad_exports()
     for problem in problems:
-        print(f"{problem}: it is written again from the last checkpoint")
+        print(f"{problem}; it is written again from the last checkpoint")
     if not problems:
         print(f"{folder.path} is finished ({total} updates); fresh=true starts it anew")
     return not problems
