@@ -134,4 +134,8 @@ class Trained(Protocol):
     epochs: int = Field(gt=0)
     precision: Precision = Field("auto", description="auto: bf16 on GPUs and on CPUs with AMX, else fp32")
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
+    checkpoint_every: int | None = Field(
+        None, gt=0, description="updates between checkpoints; null: by time, so often that saving takes 2 % of it"
+    )
+    allow_changed_data: bool = Field(False, description="go on although the data is not what the training began with")
     raw_pixels: Literal[False] = False

@@ -26,6 +26,7 @@ from unlabeled.data.pack_finish import CARD, SUMS, finish, holds
 from unlabeled.data.pack_parts import Packer, Piece, cannot_write, encode, load, writing
 from unlabeled.data.source import open_source
 from unlabeled.errors import UserError
+from unlabeled.ops.files import sweep
 from unlabeled.ops.random import permutation
 
 RECORD = "pack.jsonl"
@@ -157,6 +158,7 @@ def _begin(out: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Raises UserError if `out` holds anything but a pack of the same files and settings.
     """
     record = out / RECORD
+    sweep(out)  # what killed calls left
     if not record.exists():
         try:
             out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card, Shards
-from unlabeled.data.base import CorruptSample, Source, unreadable
+from unlabeled.data.base import CorruptSample, Names, Source, unreadable
 from unlabeled.data.decode import decode
 from unlabeled.data.tar_index import TarIndex, load_index
 from unlabeled.errors import UserError
@@ -81,6 +81,14 @@ class ShardSource(Source):
             return decode(data, "", self.pixels)
         except CorruptSample as error:
             raise CorruptSample(self.key(index), error.reason) from error
+
+    def names(self) -> Names:
+        """Return the samples' names in their shards."""
+        return Names.joined(self._keys)
+
+    def traces(self) -> np.ndarray:
+        """Return the sizes of the image members."""
+        return np.ascontiguousarray(self._where[:, 1])
 
     def made_of(self) -> tuple[Path, list[tuple[str, int, int]]]:
         """Return the folder of the first shard and all shards."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping
 
@@ -22,7 +23,8 @@ def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int
     """Write `export/NAME.safetensors` and `.json` for every export; return the lines that load the backbone."""
     for name, export in method.exports().items():
         state = {key: value.detach().cpu().contiguous() for key, value in export.build().state_dict().items()}
-        folder.write_bytes(f"export/{name}.safetensors", save(state))
+        content = save(state)
+        folder.write_bytes(f"export/{name}.safetensors", content)
         about = {
             "method": recipe.method.name,
             "backbone": recipe.backbone.model_dump(),
@@ -30,6 +32,7 @@ def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int
             "input": dataclasses.asdict(export.input),
             "update": update,
             "seed": recipe.train.seed,
+            "sha256": hashlib.sha256(content).hexdigest(),
         }
         folder.write(f"export/{name}.json", json.dumps(about, indent=1))
     return loading_lines(recipe.backbone, str(folder.export / "backbone.safetensors"))

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from unlabeled.backbones import naming
 from unlabeled.backbones.build import loading_lines
 from unlabeled.config.recipe import Backbone
-from unlabeled.engine.checkpoint import write_atomically
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input
+from unlabeled.ops.files import write_atomically
 
 State = dict[str, Tensor]
 
@@ -57,7 +57,6 @@ def write_named(export: Export, backbone: Backbone, form: str, out: Path) -> str
     theirs: nn.Module = found["model"].eval()
     state = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
     naming.refuse_other_shapes(state, theirs.state_dict(), chosen.library)
-    out.parent.mkdir(parents=True, exist_ok=True)
     trial = out.with_name(f".{out.name}.trial")
     try:
         write_atomically(trial, lambda file: chosen.write(state, file))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.run_record import read_record
 from unlabeled.errors import UserError
 
 
@@ -50,4 +51,6 @@ def _wandb(folder: RunFolder) -> Any:
         import wandb
     except ImportError as error:
         raise UserError("train.sinks has wandb, which is not installed; pip install wandb") from error
-    return wandb.init(dir=str(folder.path), name=folder.path.name, id=folder.path.name, resume="allow")
+    # the id is the run's own: another run in a folder of this name is another one there too
+    name = read_record(folder.path)["id"]
+    return wandb.init(dir=str(folder.path), name=folder.path.name, id=name, resume="allow")

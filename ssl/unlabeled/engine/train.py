@@ -19,7 +19,7 @@ from unlabeled.config.recipe import Recipe
 from unlabeled.data.base import with_reason
 from unlabeled.data.batch import Batch
 from unlabeled.engine import build, launch
-from unlabeled.engine.checkpoint import Checkpoints
+from unlabeled.engine.checkpoint import SaveClock, vanished
 from unlabeled.engine.chosen import keep_chosen
 from unlabeled.engine.corrupt import CorruptSamples
 from unlabeled.engine.export import write_exports
@@ -29,7 +29,10 @@ from unlabeled.engine.online import Online
 from unlabeled.engine.plan import Plan, describe, make_plan
 from unlabeled.engine.preview import views_png
 from unlabeled.engine.progress import Meter, ProgressBar
+from unlabeled.engine.restore import load_state
+from unlabeled.engine.run_data import changed_data, counts_only, data_record, keep_names, refuse_changed
 from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.run_record import read_record
 from unlabeled.engine.signals import Signals
 from unlabeled.engine.sinks import Metrics
 from unlabeled.engine.updater import Outcome, Updater
@@ -60,26 +63,54 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
     plan = make_plan(recipe, method_class.clock, len(opened[method_class.clock].source), world())
     info = build.make_info(recipe, opened)
     folder = RunFolder(run)
+    record = {"info": build.info_record(info), "data": data_record(opened) if rank() == 0 and not dry_run else {}}
+    notes: list[str] = []
     if not dry_run:
-        on_rank0(lambda: folder.open(recipe, {"info": build.info_record(info)}, fresh))
-        on_rank0(lambda: keep_chosen(folder, recipe, opened))
-        if on_rank0(folder.done.exists):
-            if rank() == 0:
-                print(f"{run} is finished ({plan.total} updates); fresh=true starts it anew")
+        recipe = on_rank0(lambda: folder.open(recipe, record, fresh))
+        if on_rank0(lambda: _is_finished(folder, plan.total)):
             folder.lock.release()
             return Result(run, plan.total, finished=True)
+        notes = on_rank0(lambda: _check_data(folder, recipe, record, opened))
     if rank() == 0:
         processes = f"{world()} process{'es' * (world() > 1)} on {accelerator.device.type}"
         print(
             "\n".join([f"{run.name}: {processes}, precision {accelerator.mixed_precision}", *describe(plan, recipe)]),
             flush=True,
         )
-    trainer = Trainer(recipe, plan, folder, accelerator, opened, build_method(recipe, info, None if dry_run else run))
+    method = build_method(recipe, info, None if dry_run else run)
+    trainer = Trainer(recipe, plan, folder, accelerator, opened, method, record, notes)
     try:
         return trainer.dry_run() if dry_run else trainer.run()
     finally:
         trainer.close()
         folder.lock.release()
+
+
+def _is_finished(folder: RunFolder, total: int) -> bool:
+    """Return whether the run is finished and its exports are good; say so, or what is wrong with them."""
+    if not folder.done.exists():
+        return False
+    problems = folder.bad_exports()
+    for problem in problems:
+        print(f"{problem}; it is written again from the last checkpoint")
+    if not problems:
+        print(f"{folder.path} is finished ({total} updates); fresh=true starts it anew")
+    return not problems
+
+
+def _check_data(
+    folder: RunFolder, recipe: Recipe, record: dict[str, Any], opened: dict[str, build.OpenStream]
+) -> list[str]:
+    """Return what differs of the data, for the record. Raises UserError if that is not allowed."""
+    lines: list[str] = []
+    if folder.goes_on():
+        before = read_record(folder.path)
+        lines = changed_data(folder, before["data"] or counts_only(before["info"]), record["data"], opened)
+        if not recipe.train.allow_changed_data:
+            refuse_changed(folder, lines)
+    keep_chosen(folder, recipe, opened)
+    keep_names(folder, opened)
+    return [f"other data than before:{line[1:]}" for line in lines]
 
 
 def buffer_sizes(method: torch.nn.Module, largest: int = 3) -> str:
@@ -101,10 +132,16 @@ class Trainer:
         accelerator: Accelerator,
         opened: dict[str, build.OpenStream],
         method: Any,
+        record: dict[str, Any],
+        notes: list[str],
     ) -> None:
+        self.record, self.notes = record, notes
         self.recipe, self.plan, self.folder, self.accelerator = recipe, plan, folder, accelerator
         self.updater = Updater(method, recipe, plan, accelerator)
-        self.checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep)
+        about = {"recipe": recipe.model_dump(mode="json"), "data": record["data"]}
+        self.checkpoints = folder.saved_states(recipe.train.keep, about)
+        self.clock = SaveClock(recipe.train.checkpoint_every)
+        self.streamed = [name for name, stream in opened.items() if not stream.source.random_access]
         self.source = opened[method.clock].source
         self.streams = build.train_streams(recipe, opened, plan, pin_memory=accelerator.device.type == "cuda")
 
@@ -135,10 +172,11 @@ class Trainer:
                             raise
                     meter.add(time.perf_counter() - waiting)
                     bad = [key for micro in micros for batch in micro.values() for key in batch.corrupt]
-                    notes = [signals.received, len(bad)]
+                    due = self.clock.due(update + 1)
+                    notes = [signals.received, len(bad), int(due)]
                     watch().begun += 1
                     outcome = self.updater.update(update, micros, notes, abandon=problem is not None)
-                    heard, any_bad = outcome.notes
+                    heard, any_bad, save = outcome.notes
                     if outcome.abandoned:
                         break
                     done = update + 1
@@ -160,7 +198,7 @@ class Trainer:
                     if metrics and logged:
                         metrics.write(update, logged)
                     bar.advance(done)
-                    if heard or done % self.recipe.train.checkpoint_every == 0 or done == self.plan.total:
+                    if heard or save or done == self.plan.total:
                         self._save(done)
                         saved = done
                     if heard:
@@ -238,18 +276,24 @@ class Trainer:
         start = 0
         if state is not None:
             start = state["update"]
-            self.updater.method.load_state_dict(state["method"])
+            load_state(self.updater.method, state, self.folder.checkpoints)
             self.updater.optimizer.load_state_dict(state["optimizer"])
-            if state["scaler"] is not None:
+            if state["scaler"] is not None and self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         watch().checkpoint = start
-        on_rank0(lambda: self.folder.cut_back(start))
+        if state is None and on_rank0(self.folder.done.exists):
+            raise vanished(self.folder.checkpoints, self.plan.total)
+        notes = on_rank0(lambda: self._begin(start))
         if rank() == 0:
             for message in passed:
                 print(f"{message}; going on from the one before")
             if start:
-                print(f"going on from update {start}", flush=True)
+                print("\n".join([f"going on from update {start}", *notes]), flush=True)
         return start
+
+    def _begin(self, start: int) -> list[str]:
+        self.folder.cut_back(start)
+        return self.folder.begin(self.recipe, self.record, start, self.streamed, self.notes)
 
     def _save(self, done: int) -> None:
         scaler = self.accelerator.scaler
@@ -259,8 +303,10 @@ class Trainer:
             "optimizer": self.updater.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
         }
+        begin = time.monotonic()
         on_rank0(lambda: self.checkpoints.save(done, state))
         watch().checkpoint = done
+        self.clock.saved(begin)
 
     def _leave(self, heard: int, done: int) -> Result:
         name = signal.Signals(heard).name
@@ -281,7 +327,8 @@ class Trainer:
 
     def _finish(self, done: int) -> Result:
         lines = on_rank0(lambda: write_exports(self.folder, self.recipe, self.updater.method, done))
-        on_rank0(lambda: self.folder.write("DONE", f"{done}\n"))
+        names = "".join(f"{name}\n" for name in self.updater.method.exports())
+        on_rank0(lambda: self.folder.write("DONE", f"{done}\n{names}"))
         if rank() == 0:
             print(f"finished after {done} updates. To use the backbone elsewhere:\n\n{lines}\n")
         return Result(self.folder.path, done, finished=True)

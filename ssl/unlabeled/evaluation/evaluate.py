@@ -36,7 +36,10 @@ from unlabeled.report.table import print_reports
 Pair = tuple[Features, Features]
 
 _NAME = 150  # longest name of a report; what is cut off is told apart by a hash
-_SAME_NUMBER = ("batch", "workers", "max_corrupt", "random_init", "raw_pixels")  # settings that change no number
+# settings that change no number
+_SAME_NUMBER = (
+    "batch", "workers", "max_corrupt", "random_init", "raw_pixels", "checkpoint_every", "allow_changed_data",
+)
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,23 @@ def evaluate_many(protocols: Sequence[str | Path], run: Path, overrides: Sequenc
             reports |= {} if report is None else {job.name: report}
     if rank() != 0:
         return []
-    for report in reports.values():
-        report.write(restored.run)
     if "health" in reports:
         print(f"data '{reports['health'].card}' has no labels: the health of the features stands in for the protocols")
     ordered = [reports[name] for name in dict.fromkeys([*(job.name for job in jobs), *reports]) if name in reports]
     print_reports(ordered)
+    # what was computed is shown first: a full or read-only disk must not throw it away
+    lost = [str(error) for report in ordered if (error := _unwritten(report, restored.run))]
+    if lost:
+        raise UserError(f"the results above are not kept: {lost[0]}")
     return ordered
+
+
+def _unwritten(report: Report, run: Path) -> UserError | None:
+    try:
+        report.write(run)
+    except UserError as error:
+        return error
+    return None
 
 
 def _read(protocol: str | Path, overrides: Sequence[str]) -> Job:
@@ -131,7 +144,11 @@ def _evaluate_group(jobs: list[Job], restored: Restored, splits: Splits, run: Pa
     measured = {name: _health(pair) for name, pair in features.items() if name != "raw_pixels"}
     if splits.test is None:
         cfg = jobs[0].cfg
-        sheet = draw_neighbours(splits.train, features["network"][0], restored.run / "eval", restored.update)
+        try:
+            sheet = draw_neighbours(splits.train, features["network"][0], restored.run / "eval", restored.update)
+        except UserError as error:  # the numbers count more
+            print(f"no picture of nearest neighbours: {error}")
+            sheet = None
         return {"health": _report(Job("health", cfg), restored, splits, export, used, [], measured, sheet)}
     reports = {}
     for job in jobs:

@@ -59,7 +59,14 @@ def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = T
             ),
         ),
         optim=cfg.optim,
-        train=Train(epochs=cfg.epochs, seed=cfg.seed, precision=cfg.precision, sync_bn=cfg.sync_bn),
+        train=Train(
+            epochs=cfg.epochs,
+            seed=cfg.seed,
+            precision=cfg.precision,
+            sync_bn=cfg.sync_bn,
+            checkpoint_every=cfg.checkpoint_every,
+            allow_changed_data=cfg.allow_changed_data,
+        ),
         eval=Eval(every=0),
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled import __version__
-from unlabeled.engine.checkpoint import write_atomically
+from unlabeled.ops.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,6 @@ class Report:
         Raises UserError if it cannot be written.
         """
         path = folder / "eval" / f"{self.name}-update{self.update:08d}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.as_dict(), indent=1) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
         return path
