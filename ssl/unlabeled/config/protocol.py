@@ -52,6 +52,8 @@ class Knn(Protocol):
     def check(self, counts: Sequence[int], names: Sequence[str]) -> None:
         """Raise UserError if a k exceeds the labelled training images."""
         n = sum(counts)
+        if n < 1:
+            raise UserError("kNN needs a labelled training image besides the test image itself; there is none")
         if max(self.k) > n:
             fitting = [k for k in self.k if k <= n] or [max(1, n // 10)]
             raise UserError(f"k is {max(self.k)}, but there are {n} labelled training images; use k={fitting}")

@@ -27,13 +27,15 @@ class Features:
     """Features of the readable images of one split, in the order of the split.
 
     x: float32 [n, F]. index: int64 [n], place in the split. label: int64 [n], -1 where unknown; None without labels.
-    corrupt: keys of the images left out.
+    corrupt: keys of the images left out. twin: int64 [n], of test images the place in the training split of the same
+    image, -1 where it is not there; None: none is.
     """
 
     x: Tensor
     index: Tensor
     label: Tensor | None = None
     corrupt: list[str] = field(default_factory=list)
+    twin: Tensor | None = None
 
     def labelled(self) -> Features:
         """Return the rows whose label is known."""
@@ -41,7 +43,8 @@ class Features:
         known = self.label >= 0
         if bool(known.all()):
             return self
-        return Features(self.x[known], self.index[known], self.label[known], self.corrupt)
+        twin = None if self.twin is None else self.twin[known]
+        return Features(self.x[known], self.index[known], self.label[known], self.corrupt, twin)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from unlabeled.config.protocol import Knn
 from unlabeled.engine.features import Features
@@ -11,7 +12,22 @@ from unlabeled.ops import knn
 
 
 def run(cfg: Knn, train: Features, test: Features, classes: int, device: torch.device) -> dict[str, Score]:
-    """Return `knn20@.07` and so on; features are compared as they are, not standardised (arXiv 2104.14294)."""
+    """Return `knn20@.07` and so on; features are compared as they are, not standardised (arXiv 2104.14294).
+
+    A test image that stands in the training split too does not vote on itself.
+    """
     assert train.label is not None and test.label is not None
-    found = knn.predict(train.x.to(device), train.label, test.x, cfg.k, cfg.temperature, classes, cfg.search)
+    own = own_rows(train, test)
+    found = knn.predict(train.x.to(device), train.label, test.x, cfg.k, cfg.temperature, classes, cfg.search, own)
     return {f"knn{k}@{plain(cfg.temperature)}": Score(accuracy(found[k], test.label)) for k in cfg.k}
+
+
+def own_rows(train: Features, test: Features) -> Tensor | None:
+    """Return the row of `train` that holds each row of `test` itself, int64 [m], -1 where none does; None if none does.
+    """
+    if test.twin is None or not bool((test.twin >= 0).any()):
+        return None
+    row = torch.full((int(train.index.max()) + 1,), -1)
+    row[train.index] = torch.arange(len(train.index))
+    inside = (test.twin >= 0) & (test.twin < len(row))
+    return torch.where(inside, row[test.twin.clamp(0, len(row) - 1)], -1)
