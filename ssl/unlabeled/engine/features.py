@@ -16,7 +16,7 @@ from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
-from unlabeled.ops.distributed import max_over_ranks, rank, sum_over_ranks, world
+from unlabeled.ops.distributed import max_over_ranks, raise_together, rank, sum_over_ranks, world
 from unlabeled.ops.precision import full_precision
 
 _GATHERED = 1 << 14  # rows per message between processes
@@ -89,7 +89,13 @@ def extract(
     found: dict[str, Features] = {}
     for size in sorted({e.size for e in embedders.values()}):
         together = {name: e for name, e in embedders.items() if e.size == size}
-        parts = _extract_part(together, source, size, batch, workers, device)
+        parts: dict[str, Features] = {}
+        problem: Exception | None = None
+        try:
+            parts = _extract_part(together, source, size, batch, workers, device)
+        except Exception as error:  # the other processes wait for this one below
+            problem = error
+        raise_together(problem, device)
         for name, part in parts.items():
             refuse_nonfinite(name, part.x, device)
             found[name] = gather_features(part, device)
@@ -182,6 +188,11 @@ def join(parts: list[Features]) -> Features:
 
 def refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
     """Raise UserError if more than the `allowed` share of a split is `corrupt`."""
+    if 0 < len(corrupt) == len(source):
+        raise UserError(
+            f"data '{source.name}', split '{source.split}': none of the {len(source)} images can be read; the first: "
+            f"{', '.join(corrupt[:5])}"
+        )
     if too_many(len(corrupt), len(source), allowed):
         raise UserError(
             f"data '{source.name}', split '{source.split}': {len(corrupt)} of {len(source)} images cannot "
@@ -193,7 +204,10 @@ def refuse_nonfinite(name: str, x: Tensor, device: torch.device) -> None:
     """Raise UserError, on all ranks, if features x [n of this rank, F] of any of them are NaN or infinite."""
     bad = sum_over_ranks((~torch.isfinite(x)).any(1).sum().to(device))
     if int(bad):
-        raise UserError(
-            f"{name}: the features of {int(bad)} images are NaN or infinite; the run has diverged, so take "
-            "an earlier checkpoint (RUN/checkpoints/...) or train again with a lower optim.lr.base"
+        cure = (
+            "leave this baseline out with random_init=false"
+            if name == "random_init"
+            else "the run has diverged, so take an earlier checkpoint (RUN/checkpoints/...) or train again with a lower "
+            "optim.lr.base"
         )
+        raise UserError(f"{name}: the features of {int(bad)} images are NaN or infinite; {cure}")

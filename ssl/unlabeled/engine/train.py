@@ -22,7 +22,7 @@ from unlabeled.engine.chosen import keep_chosen
 from unlabeled.engine.corrupt import CorruptSamples
 from unlabeled.engine.export import write_exports
 from unlabeled.engine.method import build_method
-from unlabeled.engine.online import Online
+from unlabeled.engine.online import Online, last_measured
 from unlabeled.engine.plan import Plan, describe, make_plan
 from unlabeled.engine.preview import views_png
 from unlabeled.engine.progress import Meter, ProgressBar
@@ -106,12 +106,15 @@ class Trainer:
         """Train to the end or to a signal; write checkpoints, metrics and, at the end, the exports."""
         start = self._resume()
         corrupt = CorruptSamples(self.folder, len(self.source), self.recipe.data.max_corrupt)
-        online = Online(self.recipe, self.plan, self.source, self.accelerator.device)
+        last = on_rank0(lambda: last_measured(self.folder.read_lines(self.folder.metrics)))
+        online = Online(self.recipe, self.plan, self.source, self.accelerator.device, last)
         metrics = Metrics(self.folder, self.recipe.train.sinks, start) if rank() == 0 else None
         bar, meter = ProgressBar(self.plan.total, start, rank() == 0), Meter(self.plan.batch)
-        done, heard, dropped, waiting = start, 0, 0, time.perf_counter()
+        done, heard, dropped, waiting, exported = start, 0, 0, time.perf_counter(), ""
         try:
             with Signals() as signals:
+                if start < self.plan.total:
+                    self._measure(online, start, bar, metrics)  # what a run that was cut short had not come to
                 for update, micros in self._batches(start, self.plan.total):
                     meter.add(time.perf_counter() - waiting)
                     bad = [key for micro in micros for batch in micro.values() for key in batch.corrupt]
@@ -127,11 +130,6 @@ class Trainer:
                     if update % self.recipe.train.log_every == 0 or done == self.plan.total:
                         logged = self._log(update, outcome, meter)
                         bar.note(logged)
-                    if online.due(done):
-                        found = online.measure(self.updater.method)
-                        logged |= found
-                        for line in online.report(done, found):
-                            bar.say(line)
                     if metrics and logged:
                         metrics.write(update, logged)
                     bar.advance(done)
@@ -139,14 +137,28 @@ class Trainer:
                         self._save(done)
                     if heard:
                         break
+                    if done < self.plan.total:
+                        self._measure(online, done, bar, metrics)
                     waiting = time.perf_counter()
+                if done == self.plan.total:
+                    exported = on_rank0(lambda: write_exports(self.folder, self.recipe, self.updater.method, done))
+                    self._measure(online, done, bar, metrics)
         finally:
             bar.close()
             if dropped:
                 bar.say(f"{dropped} updates were dropped for a non-finite loss or gradient")
             if metrics:
                 metrics.close()
-        return self._leave(heard, done) if done < self.plan.total else self._finish(done)
+        return self._leave(heard, done) if done < self.plan.total else self._finish(done, exported)
+
+    def _measure(self, online: Online, done: int, bar: ProgressBar, metrics: Metrics | None) -> None:
+        """Measure after `done` updates, if that is due: a checkpoint or export of that moment stands already."""
+        if online.due(done):
+            found = online.measure(self.updater.method)
+            for line in online.report(done, found):
+                bar.say(line)
+            if metrics and found:
+                metrics.write(done - 1, found)
 
     def dry_run(self) -> Result:
         """Do two updates, time the second and report memory; nothing is written."""
@@ -234,8 +246,7 @@ class Trainer:
             print(f"{name}: saved after update {done}; the same command goes on from there", file=sys.stderr)
         return Result(self.folder.path, done, finished=False, exit_code=130 if heard == signal.SIGINT else 0)
 
-    def _finish(self, done: int) -> Result:
-        lines = on_rank0(lambda: write_exports(self.folder, self.recipe, self.updater.method, done))
+    def _finish(self, done: int, lines: str) -> Result:
         on_rank0(lambda: self.folder.write("DONE", f"{done}\n"))
         if rank() == 0:
             print(f"finished after {done} updates. To use the backbone elsewhere:\n\n{lines}\n")

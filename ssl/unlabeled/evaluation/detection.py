@@ -28,7 +28,7 @@ from unlabeled.evaluation.dense import dense_report
 from unlabeled.evaluation.detection_network import build_detector
 from unlabeled.evaluation.detection_train import train_detector
 from unlabeled.evaluation.scores import Score
-from unlabeled.evaluation.setup import find_card, open_train, pick_export, scored_split
+from unlabeled.evaluation.setup import count_twins, find_card, open_train, pick_export, scored_split
 from unlabeled.ops.distributed import rank, world
 from unlabeled.ops.precision import full_precision
 from unlabeled.report.report import Report, Split
@@ -77,7 +77,7 @@ def run(name: str, cfg: Detection, restored: Restored, run: Path, device: torch.
               Split(splits.test.split, len(found), 0, len(corrupt), corrupt))
     chance = dict.fromkeys(scores["network"], 0.0)  # of boxes drawn at random hardly any is right
     return dense_report(name, cfg, restored, export, splits.card, counts, scores, chance, measure="average precision",
-                        classes=len(splits.names))
+                        classes=len(splits.names), shared=count_twins(splits.card, splits.train, splits.test, len(found)))
 
 
 def open_boxed(cfg: Detection, restored: Restored) -> BoxedSplits:

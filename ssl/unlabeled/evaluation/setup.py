@@ -149,6 +149,11 @@ def find_twins(card: Card, train: Source, test: Source) -> np.ndarray:
     return twins(train, test)
 
 
+def count_twins(card: Card, train: Source, test: Source, first: int | None = None) -> int:
+    """Return how many images of `test`, or of its `first` ones, stand in `train` too."""
+    return int((find_twins(card, train, test)[:first] >= 0).sum())
+
+
 def _trained_on(card: Card, root: str | None, split: str, restored: Restored) -> str | None:
     """Return the name of the run's stream that reads this split of this card, or None."""
     for name, stream in restored.recipe.data.streams().items():

@@ -1,0 +1,134 @@
+"""Numbers on images that were learnt from: kNN leaves each out, everything else says so, in the table and its file."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.evaluation.fakes import FakeRuns
+
+from unlabeled.engine.features import Features
+from unlabeled.errors import UserError
+from unlabeled.evaluation import evaluate as module
+from unlabeled.evaluation.evaluate import evaluate, evaluate_many
+from unlabeled.evaluation.knn import own_rows
+
+QUICK = ["workers=0", "random_init=false"]
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path) -> FakeRuns:
+    fake = FakeRuns("digits", tmp_path / "run")
+    monkeypatch.setattr(module, "load_run", fake)
+    return fake
+
+
+def noise(folder, count, seed):
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = np.random.default_rng((seed, number)).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+
+
+def test_knn_on_the_training_split_leaves_the_image_itself_out(runs, tmp_path, capsys):
+    for kind in range(2):  # noise of two classes: with the image itself k=1 is 100 %, without it chance
+        noise(tmp_path / "set" / "train" / str(kind), 100, kind)
+    report = evaluate("knn", runs.run, ["card=classfolder", f"root={tmp_path / 'set'}", "test=train", "k=[1]", *QUICK])
+    number = report["knn1@.07"]
+    assert 30 < number.network["value"] < 70 and 30 < number.raw_pixels["value"] < 70
+    printed = capsys.readouterr().out
+    assert "200, all in train" in printed and "test 'train' is the training split: each is left out" in printed
+    saved = json.loads((runs.run / "eval" / f"{report.name}-update00000012.json").read_text())
+    assert saved["shared"] == 200 and "training split" in saved["cautions"][0]
+
+
+def test_a_test_split_inside_the_training_split_is_counted(runs, tmp_path, capsys):
+    for kind in "ab":
+        noise(tmp_path / "set" / "train" / kind, 30, ord(kind))
+        noise(tmp_path / "set" / "val" / kind, 5, 100 + ord(kind))
+        for number in range(3):
+            (tmp_path / "set" / "val" / kind / f"x{number}.png").symlink_to(
+                tmp_path / "set" / "train" / kind / f"{number:03d}.png")
+    where = ["card=classfolder", f"root={tmp_path / 'set'}"]
+    report = evaluate("knn", runs.run, [*where, "k=[1]", *QUICK])
+    assert report.shared == 6 and report.test.n == 16
+    printed = capsys.readouterr().out
+    assert "16, 6 in train" in printed and "6 of the 16 test images of 'val' stand in the training split 'train'" in printed
+
+
+@pytest.mark.parametrize("protocol, settings", [
+    ("linear", ["lr=[0.1]", "weight_decay=[0.0]", "min_updates=20", "epochs=1"]),
+    ("logistic", ["c=[0.1]"]),
+    ("few-labels", ["labels_per_class=[1]", "draws=2"]),
+])
+def test_probes_say_that_the_test_images_were_learnt(runs, capsys, protocol, settings):
+    report = evaluate(protocol, runs.run, ["test=train", *settings, "raw_pixels=false", *QUICK])
+    assert report.shared == 1297
+    assert "note: test 'train' is the training split: the numbers tell how well these were learnt" in (
+        capsys.readouterr().out)
+
+
+def test_nothing_is_said_where_nothing_is_shared(runs, capsys):
+    report = evaluate("knn", runs.run, ["raw_pixels=false", *QUICK])
+    assert report.shared == 0 and report.cautions == [] and "note:" not in capsys.readouterr().out
+
+
+def test_the_split_that_the_run_was_trained_on_is_named(runs, monkeypatch, capsys, tmp_path):
+    fake = FakeRuns("digits", tmp_path / "other", split="val")
+    monkeypatch.setattr(module, "load_run", fake)
+    report = evaluate("knn", fake.run, ["raw_pixels=false", *QUICK])
+    assert report.shared == 0
+    assert "note: the run itself was trained on test 'val' (data.train)" in capsys.readouterr().out
+
+
+def test_k_may_take_all_images_but_the_one_itself(runs):
+    with pytest.raises(UserError, match=r"k is 1297, but there are 1296 labelled training images; use k=\[20\]"):
+        evaluate("knn", runs.run, ["test=train", "k=[20,1297]", *QUICK])
+    evaluate("knn", runs.run, ["test=train", "k=[1296]", "raw_pixels=false", *QUICK])
+
+
+def test_rows_of_the_images_themselves_follow_those_that_are_left_out():
+    train = Features(torch.zeros(3, 2), torch.tensor([1, 4, 6]), torch.tensor([0, 1, 0]))  # 0, 2, 3, 5 are unreadable
+    twin = torch.tensor([4, -1, 2, 1, 9])
+    test = Features(torch.zeros(5, 2), torch.arange(5), torch.zeros(5).long(), [], twin)
+    assert own_rows(train, test).tolist() == [1, -1, -1, 0, -1]
+    assert own_rows(train, Features(test.x, test.index, test.label)) is None
+
+
+def small(tmp_path, counts, seed=0):
+    """Write train with `counts` images of each class and val with one image of each."""
+    for split, numbers in (("train", counts), ("val", [1] * len(counts))):
+        for kind, count in enumerate(numbers):
+            noise(tmp_path / "small" / split / str(kind), count, 1000 * seed + 10 * kind + (split == "val"))
+    return ["card=classfolder", f"root={tmp_path / 'small'}", *QUICK]
+
+
+@pytest.mark.parametrize("counts", [[1], [2], [3], [1, 1], [2, 1], [1, 1, 1], [3, 2]])
+@pytest.mark.parametrize("test", ["val", "train"])
+def test_small_sets_give_a_number_or_one_line(runs, tmp_path, counts, test):
+    where = [*small(tmp_path, counts), f"test={test}"]
+    settings = {"knn": ["k=[1]"], "linear": ["min_updates=5", "epochs=1"], "logistic": [], "few-labels": ["draws=2"]}
+    for protocol, more in settings.items():
+        try:
+            report = evaluate(protocol, runs.run, [*where, *more])
+        except UserError as error:
+            assert "\n" not in str(error) and "image" in str(error)
+        else:
+            assert all(np.isfinite(number.network["value"]) for number in report.numbers) and report.numbers
+
+
+def test_one_protocol_that_cannot_run_does_not_take_the_numbers_of_the_others(runs, tmp_path, capsys):
+    where = [*small(tmp_path, [4, 4])]
+    with pytest.raises(UserError, match=r"^k is 200, but there are 8 labelled training images"):
+        evaluate_many(["knn", "logistic"], runs.run, where)
+    assert "logistic" in capsys.readouterr().out
+    assert [path.name.partition("-")[0] for path in (runs.run / "eval").iterdir()] == ["logistic"]
+
+
+def test_images_that_cannot_be_read_do_not_leave_a_protocol_without_any(runs, tmp_path):
+    where = [*small(tmp_path, [3, 3]), "max_corrupt=1"]
+    for kind in "01":
+        (tmp_path / "small" / "val" / kind / "000.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of the 2 images can be read"):
+        evaluate("knn", runs.run, [*where, "k=[1]"])
