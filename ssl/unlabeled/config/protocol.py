@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -17,6 +17,7 @@ class Protocol(Strict):
     """What all protocols share; those on frozen features use everything of it."""
 
     needs: ClassVar[str | None] = None  # of its card: masks or boxes (see `Card.has`)
+    idle: ClassVar[Mapping[str, str]] = {}  # what all protocols share and this one does not use, and why
     protocol: str
     export: str | None = Field(
         None,
@@ -44,6 +45,7 @@ class Protocol(Strict):
 class Knn(Protocol):
     """Vote of the k nearest training images by cosine, weighted by exp(cosine / temperature)."""
 
+    idle = {"seed": "it draws nothing"}
     protocol: Literal["knn"]
     k: list[Positive] = Field([20, 200], min_length=1)
     temperature: float = Field(0.07, gt=0)
@@ -111,6 +113,7 @@ class Logistic(Protocol):
 class Classify(Protocol):
     """Accuracy of the classifiers that the method itself trained, on the test split."""
 
+    idle = {"seed": "it draws nothing"}
     protocol: Literal["classify"]
     random_init: Literal[False] = False
     raw_pixels: Literal[False] = False
@@ -129,6 +132,7 @@ class TrainedData(Strict):
 class Trained(Protocol):
     """A method that is trained on top of the run by the same engine, then scored: probes by SGD, fine-tuning."""
 
+    idle = {"batch": "its images per update are 'data.batch'"}
     protocol: Literal["trained"]
     method: Annotated[Any, Field(description="the method's name and its options")]
     data: TrainedData

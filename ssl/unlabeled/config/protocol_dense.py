@@ -73,6 +73,7 @@ class SegmentationFcn(Dense):
 class Correspondence(Dense):
     """Share of cells whose most similar cell in another view of the image is the one at the same place; no labels."""
 
+    idle = {"train": "nothing is learnt; 'test' is the split that is looked at"}
     protocol: Literal["correspondence"]
     size: int | None = Field(None, gt=0, description="side of the views, pixels; null: as in training")
     area: AreaRange = Field((0.2, 1.0), description="share of the image's area in a view")

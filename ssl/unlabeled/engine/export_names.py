@@ -17,6 +17,7 @@ from unlabeled.backbones import naming
 from unlabeled.backbones.build import loading_lines
 from unlabeled.config.recipe import Backbone
 from unlabeled.engine.checkpoint import write_atomically
+from unlabeled.engine.preparation import preparing_lines
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input
 
@@ -76,7 +77,7 @@ def _torchvision(network: nn.Module, backbone: Backbone, image: Input) -> Form:
     build = naming.torchvision_lines(naming.shape_of(network))
 
     def told(path: Path) -> str:
-        return f'{build}\nmodel.load_state_dict(torch.load("{path}"))\n{_statistics(image)}'
+        return f'{build}\nmodel.load_state_dict(torch.load("{path}"))\n\n{preparing_lines(image)}'
 
     return Form("torchvision", ".pth", build, torch.save, torch.load, told)
 
@@ -90,7 +91,7 @@ def _timm(network: nn.Module, backbone: Backbone, image: Input) -> Form:
                         "RUN/export/backbone.safetensors holds its weights")
 
     def told(path: Path) -> str:
-        return f"{loading_lines(backbone, str(path))}\n{_statistics(image)}"
+        return f"{loading_lines(backbone, str(path))}\n\n{preparing_lines(image)}"
 
     return Form("timm", ".safetensors", build, lambda state, file: file.write(save(state)), load_file, told)
 
@@ -116,12 +117,6 @@ def _detectron2(network: nn.Module, backbone: Backbone, image: Input) -> Form:
 
 
 _FORMS = {"torchvision": _torchvision, "timm": _timm, "detectron2": _detectron2}
-
-
-def _statistics(image: Input) -> str:
-    if image.mean is None:
-        return "# images: RGB in [0, 1], without mean and deviation"
-    return f"# images: RGB in [0, 1], then mean {list(image.mean)} and deviation {list(image.std or ())}"
 
 
 def _detectron2_config(shape: naming.Shape, image: Input, path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -18,12 +19,15 @@ from unlabeled.evaluation.setup import pick_device, pick_export
 from unlabeled.ops.distributed import rank
 
 
+_BREAKS = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
 def export_features(run: Path, folder: Path, out: Path, *, export: str | None = None, batch: int = 256,
                     workers: int = 4, max_corrupt: float = 1.0) -> int:
     """Write the features of all images below `folder` and return how many there are.
 
     OUT.npy: float32 [n, F]; OUT.safetensors: the same as tensor `features`. Beside it OUT.txt: the images' paths below
-    `folder`, one per row. Unreadable images are left out and printed. Raises UserError for bad input.
+    `folder`, one per line, with line breaks escaped (see `listed`). Unreadable images are left out and printed. Raises UserError for bad input.
     """
     if out.suffix not in (".npy", ".safetensors"):
         raise UserError(f"out={out}: the file must end in .npy or .safetensors")
@@ -39,7 +43,7 @@ def export_features(run: Path, folder: Path, out: Path, *, export: str | None = 
     if rank() != 0:
         return len(found.x)
     out.parent.mkdir(parents=True, exist_ok=True)
-    keys = "".join(source.key(int(i)) + "\n" for i in found.index)
+    keys = "".join(listed(source.key(int(i))) + "\n" for i in found.index)
     write_atomically(out.with_suffix(".txt"), lambda file: file.write(keys.encode("utf-8", "surrogateescape")))
     content = _content(found.x.numpy(), out.suffix)
     write_atomically(out, lambda file: file.write(content))
@@ -48,6 +52,11 @@ def export_features(run: Path, folder: Path, out: Path, *, export: str | None = 
     print(f"{out}: {len(found.x)} x {found.x.shape[1]} float32 of export {name}, update {restored.update}; "
           f"paths in {out.with_suffix('.txt')}")
     return len(found.x)
+
+
+def listed(path: str) -> str:
+    """Return a path as it stands in a list of one per line: backslashes and what would break a line are escaped."""
+    return _BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), path)
 
 
 def _content(x: np.ndarray, suffix: str) -> bytes:
