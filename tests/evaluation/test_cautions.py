@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from tests.evaluation.fakes import FakeRuns
 
+from unlabeled.config.read import read_recipe
 from unlabeled.engine.features import Features
+from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as module
 from unlabeled.evaluation.evaluate import evaluate, evaluate_many
@@ -132,3 +134,28 @@ def test_images_that_cannot_be_read_do_not_leave_a_protocol_without_any(runs, tm
         (tmp_path / "small" / "val" / kind / "000.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the 2 images can be read"):
         evaluate("knn", runs.run, [*where, "k=[1]"])
+
+
+def photos_and_digits(tmp_path, *extra):
+    """A SimMatchV2 run with labels of the digits beside a folder of unlabelled images."""
+    noise(tmp_path / "photos", 60, 0)
+    recipe = read_recipe("demo/simmatchv2", [
+        "data.unlabeled.card=folder", f"data.unlabeled.root={tmp_path / 'photos'}", "data.unlabeled.batch=12",
+        "data.labeled.batch=4", "train.epochs=null", "train.updates=2", "optim.warmup_epochs=0", "data.workers=0",
+        "method.bank=24", "method.topn=5", "backbone.width=0.125", *extra])
+    run = tmp_path / "run"
+    assert train(recipe, run).finished
+    return run
+
+
+def test_a_labelled_and_an_unlabelled_card_are_scored_on_the_labelled_one(tmp_path, capsys):
+    run = photos_and_digits(tmp_path)
+    assert "no accuracy is measured: split 'train' of 'folder' has no labels" in capsys.readouterr().out
+    report = evaluate("classify", run, ["workers=0"])
+    assert report.card == "digits" and report.test.split == "val" and report.numbers
+    printed = capsys.readouterr().out
+    assert ("scored on data card 'digits', which data.labeled reads; data.unlabeled reads 'folder': card=folder "
+            f"root={tmp_path / 'photos'} scores on that instead") in printed
+    report = evaluate("knn", run, ["card=folder", f"root={tmp_path / 'photos'}", *QUICK])
+    assert report.name == "health" and "scored on data card" not in (out := capsys.readouterr().out)
+    assert "data 'folder' has no labels" in out and "card=CARD root=FOLDER scores on another set" in out

@@ -14,6 +14,7 @@ from unlabeled.augment.photometric import to_input
 from unlabeled.data.base import too_many
 from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.source import Source
+from unlabeled.engine.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
 from unlabeled.ops.distributed import max_over_ranks, raise_together, rank, sum_over_ranks, world
@@ -110,9 +111,13 @@ def _extract_part(
     rows: dict[str, list[Tensor]] = {name: [] for name in embedders}
     index: list[Tensor] = []
     corrupt: list[str] = []
+    told = LongPass(f"features of '{source.split}' of '{source.name}'", len(source), rank() == 0)
+    seen = 0
     with full_precision(device):
         for part in eval_batches(source, EvalCrop(size), rank(), world(), batch, workers):
             corrupt += part.corrupt
+            seen += len(part.index) + len(part.corrupt)
+            told.advance(min(len(source), seen * world()))
             if len(part.index) == 0:
                 continue
             crops = part.crops[0].to(device, non_blocking=True)

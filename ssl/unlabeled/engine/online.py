@@ -43,6 +43,7 @@ class Online:
         self.device, self.workers = device, recipe.data.workers
         self.last = last
         self.lines: list[str] = []  # what the next report says beside the measurements
+        self._told = False
         if recipe.eval.every > 0 and self.every == 0:
             self.every = 1
             self._say(f"eval.every {recipe.eval.every:g} is less than one update, of which an epoch has "
@@ -118,6 +119,10 @@ class Online:
 
     def _accuracy(self, embedder: Embedder) -> dict[str, float]:
         if not _known(self.queries):
+            if not self._told:
+                self.lines.append(f"no accuracy is measured: split '{self.queries.split}' of '{self.queries.name}' has "
+                                  "no labels")
+            self._told = True
             return {}
         found = self._extract(embedder, self.queries)
         if rank() != 0:

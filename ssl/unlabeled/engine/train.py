@@ -129,7 +129,7 @@ class Trainer:
                     logged: dict[str, float] = {}
                     if update % self.recipe.train.log_every == 0 or done == self.plan.total:
                         logged = self._log(update, outcome, meter)
-                        bar.note(logged)
+                        bar.note(done, logged)
                     if metrics and logged:
                         metrics.write(update, logged)
                     bar.advance(done)

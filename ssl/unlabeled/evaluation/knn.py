@@ -7,8 +7,11 @@ from torch import Tensor
 
 from unlabeled.config.protocol import Knn
 from unlabeled.engine.features import Features
+from unlabeled.engine.progress import LongPass
 from unlabeled.evaluation.scores import Score, accuracy, plain
 from unlabeled.ops import knn
+
+_AT_ONCE = 8192  # test images between two looks at the clock
 
 
 def run(cfg: Knn, train: Features, test: Features, classes: int, device: torch.device) -> dict[str, Score]:
@@ -18,7 +21,13 @@ def run(cfg: Knn, train: Features, test: Features, classes: int, device: torch.d
     """
     assert train.label is not None and test.label is not None
     own = own_rows(train, test)
-    found = knn.predict(train.x.to(device), train.label, test.x, cfg.k, cfg.temperature, classes, cfg.search, own)
+    bank, told = train.x.to(device), LongPass("kNN", len(test.x), shown=True)
+    parts: list[dict[int, Tensor]] = []
+    for rows in torch.arange(len(test.x)).split(_AT_ONCE):
+        part = None if own is None else own[rows]
+        parts.append(knn.predict(bank, train.label, test.x[rows], cfg.k, cfg.temperature, classes, cfg.search, part))
+        told.advance(int(rows[-1]) + 1)
+    found = {k: torch.cat([part[k] for part in parts]) for k in cfg.k}
     return {f"knn{k}@{plain(cfg.temperature)}": Score(accuracy(found[k], test.label)) for k in cfg.k}
 
 
