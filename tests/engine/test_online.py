@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.evaluation.fakes import FakeMethod, Noise
 from tests.tiny import tiny_recipe
 
 from unlabeled.engine import online as module
@@ -14,8 +15,6 @@ from unlabeled.engine.plan import make_plan
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.ops.health import health
-
-from tests.evaluation.fakes import FakeMethod, Noise
 
 
 def online(source, *extra):

@@ -55,8 +55,8 @@ def test_an_unknown_protocol_is_answered_with_the_nearest():
 
 
 @pytest.mark.parametrize("name, override, said", [
-    ("finetune", "batch=64", "override 'batch=64': 'batch' has no effect with protocol 'trained': its images per update "
-     "are 'data.batch'"),
+    ("finetune", "batch=64", "override 'batch=64': 'batch' has no effect with protocol 'trained': its images per "
+     "update are 'data.batch'"),
     ("linear-sgd", "batch=64", "'data.batch'"),
     ("knn", "seed=1", "override 'seed=1': 'seed' has no effect with protocol 'knn': it draws nothing"),
     ("classify", "seed=1", "it draws nothing"),

@@ -124,5 +124,5 @@ def test_messages_name_the_keys_that_the_command_takes(run: Path, settings: list
 
 
 def test_the_keys_of_the_recipe_become_those_of_the_protocol() -> None:
-    text = "data.train.root=FOLDER data.train.card data.train.split data.train.batch data.workers=0 train.epochs train.seed"
-    assert protocol_keys(text) == "root=FOLDER card train data.batch workers=0 epochs seed"
+    text = "data.train.root=FOLDER data.train.card data.train.split data.train.batch data.workers=0 train.epochs"
+    assert protocol_keys(text) == "root=FOLDER card train data.batch workers=0 epochs"

@@ -16,8 +16,9 @@ NAME = "classifier-of-a-network-with-a-very-long-name-that-goes-on@.07"
 def report(name: str = NAME, run: str = "runs/x", card: str = "digits", shared: int = 0) -> Report:
     score = {"value": 81.25, "deviation": 0.5, "details": {"draws": 20}}
     split = Split("train", 500, 0, 0)
-    return Report("classify", {}, run, "finetune", "all", 1, 0, 0, card, 10, split, split,
-                  [Number(name, 10.0, score, score, score)], {}, shared=shared, cautions=["learnt by heart"] * (shared > 0))
+    numbers, cautions = [Number(name, 10.0, score, score, score)], ["learnt by heart"] * (shared > 0)
+    return Report("classify", {}, run, "finetune", "all", 1, 0, 0, card, 10, split, split, numbers, {}, shared=shared,
+                  cautions=cautions)
 
 
 def printed(encoding: str, width: int, terminal: bool, show, *arguments) -> str:

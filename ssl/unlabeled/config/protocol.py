@@ -45,7 +45,7 @@ class Protocol(Strict):
 class Knn(Protocol):
     """Vote of the k nearest training images by cosine, weighted by exp(cosine / temperature)."""
 
-    idle = {"seed": "it draws nothing"}
+    idle: ClassVar[Mapping[str, str]] = {"seed": "it draws nothing"}
     protocol: Literal["knn"]
     k: list[Positive] = Field([20, 200], min_length=1)
     temperature: float = Field(0.07, gt=0)
@@ -113,7 +113,7 @@ class Logistic(Protocol):
 class Classify(Protocol):
     """Accuracy of the classifiers that the method itself trained, on the test split."""
 
-    idle = {"seed": "it draws nothing"}
+    idle: ClassVar[Mapping[str, str]] = {"seed": "it draws nothing"}
     protocol: Literal["classify"]
     random_init: Literal[False] = False
     raw_pixels: Literal[False] = False
@@ -132,7 +132,7 @@ class TrainedData(Strict):
 class Trained(Protocol):
     """A method that is trained on top of the run by the same engine, then scored: probes by SGD, fine-tuning."""
 
-    idle = {"batch": "its images per update are 'data.batch'"}
+    idle: ClassVar[Mapping[str, str]] = {"batch": "its images per update are 'data.batch'"}
     protocol: Literal["trained"]
     method: Annotated[Any, Field(description="the method's name and its options")]
     data: TrainedData

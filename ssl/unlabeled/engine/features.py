@@ -212,7 +212,7 @@ def refuse_nonfinite(name: str, x: Tensor, device: torch.device) -> None:
         cure = (
             "leave this baseline out with random_init=false"
             if name == "random_init"
-            else "the run has diverged, so take an earlier checkpoint (RUN/checkpoints/...) or train again with a lower "
-            "optim.lr.base"
+            else "the run has diverged, so take an earlier checkpoint (RUN/checkpoints/...) or train again with a "
+            "lower optim.lr.base"
         )
         raise UserError(f"{name}: the features of {int(bad)} images are NaN or infinite; {cure}")

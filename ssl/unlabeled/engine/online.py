@@ -147,6 +147,7 @@ class Online:
 
     def _say_what_is_left_out(self) -> None:
         source, n = self.bank.source, len(self.bank) + len(self.queries)
+        known = [_known(part) for part in (self.bank, self.queries)]
         where = f"split '{source.split}' of '{source.name}'"
         if len(self.bank) < _FEWEST:
             self._say(f"no health or kNN while training: {where} has {n} image{'s' * (n != 1)}")
@@ -154,13 +155,13 @@ class Online:
             return
         elif not len(self.queries):
             self._say(f"no kNN while training: {where} has {n} images, of which none can be held out")
-        elif not _known(self.bank) or not _known(self.queries):
-            self._say(f"no kNN while training: of {where}, {_known(self.bank)} of {len(self.bank)} images of the bank "
-                      f"and {_known(self.queries)} of {len(self.queries)} queries have a label")
-        elif _known(self.bank) + _known(self.queries) < n:
-            self._say(f"images without a label are left out of kNN while training: {len(self.bank) - _known(self.bank)} "
-                      f"of {len(self.bank)} of the bank and {len(self.queries) - _known(self.queries)} of "
-                      f"{len(self.queries)} queries, in {where}")
+        elif not all(known):
+            self._say(f"no kNN while training: of {where}, {known[0]} of {len(self.bank)} images of the bank and "
+                      f"{known[1]} of {len(self.queries)} queries have a label")
+        elif sum(known) < n:
+            self._say("images without a label are left out of kNN while training: "
+                      f"{len(self.bank) - known[0]} of {len(self.bank)} of the bank and "
+                      f"{len(self.queries) - known[1]} of {len(self.queries)} queries, in {where}")
 
     def _say(self, line: str) -> None:
         if rank() == 0:

@@ -18,7 +18,6 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.setup import pick_device, pick_export
 from unlabeled.ops.distributed import rank
 
-
 _BREAKS = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -27,7 +26,8 @@ def export_features(run: Path, folder: Path, out: Path, *, export: str | None = 
     """Write the features of all images below `folder` and return how many there are.
 
     OUT.npy: float32 [n, F]; OUT.safetensors: the same as tensor `features`. Beside it OUT.txt: the images' paths below
-    `folder`, one per line, with line breaks escaped (see `listed`). Unreadable images are left out and printed. Raises UserError for bad input.
+    `folder`, one per line, with line breaks escaped (see `listed`). Unreadable images are left out and printed. Raises
+    UserError for bad input.
     """
     if out.suffix not in (".npy", ".safetensors"):
         raise UserError(f"out={out}: the file must end in .npy or .safetensors")

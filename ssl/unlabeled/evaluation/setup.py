@@ -20,7 +20,6 @@ from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Method
 
-
 SCORED = ("test", "val")  # splits that are scored where a protocol names none
 
 
@@ -143,8 +142,9 @@ def open_splits(cfg: Protocol, restored: Restored) -> Splits:
 
 def find_twins(card: Card, train: Source, test: Source) -> np.ndarray:
     """Return the place in `train` of every image of `test`, two splits of a card, that stands there too, else -1."""
-    kind, files = card.source.kind, [card.splits[split].path for split in (train.split, test.split)]
-    if train.split == test.split or (kind in ("array", "torchvision") and files[0] is not None and len(set(files)) == 1):
+    files = [card.splits[split].path for split in (train.split, test.split)]
+    one_array = card.source.kind in ("array", "torchvision") and files[0] is not None and files[0] == files[1]
+    if train.split == test.split or one_array:
         return np.arange(len(test))
     return twins(train, test)
 

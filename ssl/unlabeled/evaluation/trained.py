@@ -18,7 +18,6 @@ from unlabeled.evaluation.scores import Score
 from unlabeled.evaluation.setup import Splits, pick_export, scored_stream
 from unlabeled.ops.distributed import world
 
-
 # keys of the recipe that `recipe_on` makes, and of the protocol
 _KEYS = (
     ("data.train.card", "card"),

@@ -53,8 +53,8 @@ def votes(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: Sequence[int], 
         own = torch.where(own >= 0, places[own.clamp(min=0)], -1)
     n, itself = len(bank), bool((own >= 0).any())
     if not k or min(k) < 1 or max(k) > n - itself:
-        beside = f" beside the query itself: allowed is 1 to {n - 1}" if itself else f": allowed is 1 to {n}"
-        raise UserError(f"kNN with k = {', '.join(map(str, k))}, but the bank holds {n - itself} labelled images{beside}")
+        raise UserError(f"kNN with k = {', '.join(map(str, k))}, but the bank holds {n - itself} labelled images"
+                        f"{' beside the query itself' if itself else ''}: allowed is 1 to {n - itself}")
     if bool((bank_labels >= classes).any()):
         raise UserError(f"kNN over {classes} classes, but a label of the bank is {int(bank_labels.max())}")
     bank, queries = _unit(bank), _unit(queries.to(bank.device))
@@ -101,7 +101,8 @@ def _search(bank: Tensor, queries: Tensor, k: int, search: Search, own: Tensor |
         for chunk, mine in chunks:
             found = index.search(chunk.float().cpu().numpy(), fetched)
             value, place = (torch.from_numpy(each).to(bank.device) for each in found)
-            value, order = value.masked_fill(place == mine[:, None], -torch.inf).sort(dim=1, descending=True, stable=True)
+            value = value.masked_fill(place == mine[:, None], -torch.inf)
+            value, order = value.sort(dim=1, descending=True, stable=True)
             yield chunk, mine, value[:, :k], place.gather(1, order)[:, :k]
         return
     for chunk, mine in chunks:

@@ -25,7 +25,8 @@ def print_seeds(reports: Mapping[str, Sequence[Sequence[Report]]], first: str, c
     for line in dict.fromkeys(lines):
         print_line(console, f"note: {line}")
     if any(len(runs) > 1 for runs in reports.values()):
-        print_line(console, "± is half the 95 % interval of the mean over seeds (Student's t); the last update is scored")
+        print_line(console, "± is half the 95 % interval of the mean over seeds (Student's t); the last update is "
+                   "scored")
 
 
 def seeds_table(reports: Mapping[str, Sequence[Sequence[Report]]], first: str) -> Table:

@@ -1,4 +1,4 @@
-"""Tables and lines on any terminal, file or pipe: what its encoding or width cannot show is written otherwise, not lost."""
+"""Tables and lines on any terminal, file or pipe: what its encoding or width cannot show is written otherwise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-_ASCII = {"±": "+-", "×": "x", "…": "..."}
+_ASCII = {"±": "+-"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # would break a line, or move the cursor
 
 
