@@ -123,7 +123,7 @@ def test_small_sets_give_a_number_or_one_line(runs, tmp_path, counts, test):
 
 def test_one_protocol_that_cannot_run_does_not_take_the_numbers_of_the_others(runs, tmp_path, capsys):
     where = [*small(tmp_path, [4, 4])]
-    with pytest.raises(UserError, match=r"^k is 200, but there are 8 labelled training images"):
+    with pytest.raises(UserError, match=r"^knn: k is 200, but there are 8 labelled training images"):
         evaluate_many(["knn", "logistic"], runs.run, where)
     assert "logistic" in capsys.readouterr().out
     assert [path.name.partition("-")[0] for path in (runs.run / "eval").iterdir()] == ["logistic"]

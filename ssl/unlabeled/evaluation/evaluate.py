@@ -94,6 +94,7 @@ class _Work:
         self.restored, self.run, self.device = restored, run, device
         self.reports: dict[str, Report] = {}
         self.refused: list[str] = []
+        self.several = False
 
     def do(self, jobs: list[Job]) -> None:
         """Refuse all that can be refused before anything is extracted, then run the others."""
@@ -102,34 +103,35 @@ class _Work:
             if not isinstance(job.cfg, Dense):
                 together.setdefault(job.shares, []).append(job)
         opened: list[tuple[Splits, list[Job]]] = []
+        self.several = len(jobs) > 1
         for group in together.values():
-            with self._keeping():
+            with self._keeping(group[0]):
                 splits = open_splits(group[0].cfg, self.restored)
                 opened.append((splits, [job for job in group if self._fits(job, splits)]))
         for splits, group in opened:
             frozen = [job for job in group if splits.test is None or not isinstance(job.cfg, Trained | Classify)]
             if frozen:
-                with self._keeping():
+                with self._keeping(frozen[0]):
                     self._frozen(frozen, splits)
             for job in group:
                 if job not in frozen:
-                    with self._keeping():
+                    with self._keeping(job):
                         self.reports[job.name] = _evaluate_classifiers(job, self.restored, splits, self.device)
         for job in jobs:
             if isinstance(job.cfg, Dense):
-                with self._keeping():
+                with self._keeping(job):
                     report = _runner(job.cfg)(job.name, job.cfg, self.restored, self.run, self.device)
                     self.reports |= {} if report is None else {job.name: report}
 
     @contextmanager
-    def _keeping(self) -> Iterator[None]:
+    def _keeping(self, job: Job) -> Iterator[None]:
         try:
             yield
         except UserError as error:
-            self.refused.append(str(error))
+            self.refused.append(f"{job.name}: {error}" if self.several else str(error))
 
     def _fits(self, job: Job, splits: Splits) -> bool:
-        with self._keeping():
+        with self._keeping(job):
             splits.check(job.cfg)
             if isinstance(job.cfg, Trained) and not self.run.is_dir():
                 raise UserError(f"protocol '{job.name}' starts from a finished run's export; give the run's folder")
@@ -151,7 +153,7 @@ class _Work:
             self.reports["health"] = _report(Job("health", cfg), restored, splits, export, used, [], measured, sheet)
             return
         for job in jobs:
-            with self._keeping():
+            with self._keeping(job):
                 numbers = _run(job.cfg, features, splits, self.device)
                 self.reports[job.name] = _report(job, restored, splits, export, used, numbers, measured)
 

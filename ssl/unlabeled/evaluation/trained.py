@@ -51,7 +51,7 @@ def train_and_score(
         try:
             result = train(recipe_on(cfg, restored, splits.train.split, trained=kind == "network"), path)
         except UserError as error:
-            raise UserError(f"{name}: {protocol_keys(str(error))}") from None
+            raise UserError(protocol_keys(str(error))) from None
         if not result.finished:
             raise UserError(f"{path} was interrupted after update {result.update}; the same command goes on from there")
         # cfg.export is what was trained upon; what was trained in batches can be scored in them
