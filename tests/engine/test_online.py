@@ -139,7 +139,7 @@ def test_a_run_on_hardly_any_images_is_finished_and_exported(tmp_path, count, ca
     assert [line["update"] for line in lines] == [0, 1]
     assert ("health/feature_std" in lines[-1]) == (count > 1)
     if count == 1:
-        assert "no health or kNN while training: split 'train' of 'folder' has 1 image" in capsys.readouterr().out
+        assert "no health or kNN while training: the bank holds 1 image of split 'train'" in capsys.readouterr().out
 
 
 def test_checkpoint_and_export_stand_before_anything_is_measured(tmp_path, monkeypatch):

@@ -9,10 +9,12 @@ from PIL import Image
 from tests.evaluation.fakes import FakeRuns
 
 from unlabeled.config.read import read_recipe
+from unlabeled.engine import progress
 from unlabeled.engine.features import Features
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as module
+from unlabeled.evaluation import knn as knn_module
 from unlabeled.evaluation.evaluate import evaluate, evaluate_many
 from unlabeled.evaluation.knn import own_rows
 
@@ -123,7 +125,7 @@ def test_small_sets_give_a_number_or_one_line(runs, tmp_path, counts, test):
 
 def test_one_protocol_that_cannot_run_does_not_take_the_numbers_of_the_others(runs, tmp_path, capsys):
     where = [*small(tmp_path, [4, 4])]
-    with pytest.raises(UserError, match=r"^knn: k is 200, but there are 8 labelled training images"):
+    with pytest.raises(UserError, match=r"^knn-classfolder: k is 200, but there are 8 labelled training images"):
         evaluate_many(["knn", "logistic"], runs.run, where)
     assert "logistic" in capsys.readouterr().out
     assert [path.name.partition("-")[0] for path in (runs.run / "eval").iterdir()] == ["logistic"]
@@ -160,3 +162,44 @@ def test_a_labelled_and_an_unlabelled_card_are_scored_on_the_labelled_one(tmp_pa
     report = evaluate("knn", run, ["card=folder", f"root={tmp_path / 'photos'}", *QUICK])
     assert report.name == "health" and "scored on data card" not in (out := capsys.readouterr().out)
     assert "data 'folder' has no labels" in out and "card=CARD root=FOLDER scores on another set" in out
+
+
+def test_an_array_that_two_splits_name_is_one_split(runs, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "set").mkdir()
+    np.savez(tmp_path / "set" / "train.npz", images=rng.integers(0, 256, (40, 8, 8, 3), np.uint8),
+             labels=np.arange(40) % 2)
+    (tmp_path / "card.yaml").write_text(
+        f"name: own\nsource: {{kind: array}}\nroot: {tmp_path / 'set'}\nclasses: [a, b]\n"
+        "splits: {train: {}, val: {path: train.npz}}\n")
+    report = evaluate("knn", runs.run, [f"card={tmp_path / 'card.yaml'}", "k=[1]", *QUICK])
+    assert report.shared == 40 and report["knn1@.07"].network["value"] < 80
+
+
+def test_numbers_are_shown_before_they_are_written(runs, monkeypatch, capsys):
+    def full(report, folder):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(module.Report, "write", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        evaluate("knn", runs.run, ["raw_pixels=false", *QUICK])
+    assert "knn200@.07" in capsys.readouterr().out
+
+
+def test_health_is_shown_where_no_picture_can_be_written(runs, monkeypatch, tmp_path, capsys):
+    def full(*arguments):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(module, "draw_neighbours", full)
+    noise(tmp_path / "photos", 5, 0)
+    with pytest.raises(UserError, match="the disk is full"):
+        evaluate("knn", runs.run, ["card=folder", f"root={tmp_path / 'photos'}", *QUICK])
+    assert "effective rank" in capsys.readouterr().out
+
+
+def test_a_long_extraction_and_search_are_told_of(runs, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PASS_AFTER", 0.0)
+    monkeypatch.setattr(knn_module, "_AT_ONCE", 100)
+    evaluate("knn", runs.run, ["raw_pixels=false", "batch=100", *QUICK])
+    printed = capsys.readouterr().out
+    assert "features of 'train' of 'digits': 100 of 1297 images, " in printed and "kNN: 100 of 500 images, " in printed

@@ -150,7 +150,7 @@ class Online:
         known = [_known(part) for part in (self.bank, self.queries)]
         where = f"split '{source.split}' of '{source.name}'"
         if len(self.bank) < _FEWEST:
-            self._say(f"no health or kNN while training: {where} has {n} image{'s' * (n != 1)}")
+            self._say(f"no health or kNN while training: the bank holds {len(self.bank)} image of {where}")
         elif self.bank.labels is None:
             return
         elif not len(self.queries):

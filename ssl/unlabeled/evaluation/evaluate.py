@@ -148,9 +148,10 @@ class _Work:
                 _split((splits.test or splits.train).split, features["network"][1]))
         measured = {name: _health(pair) for name, pair in features.items() if name != "raw_pixels"}
         if splits.test is None:
-            cfg = jobs[0].cfg
+            job = Job("health", jobs[0].cfg)
+            self.reports["health"] = _report(job, restored, splits, export, used, [], measured)
             sheet = draw_neighbours(splits.train, features["network"][0], restored.run / "eval", restored.update)
-            self.reports["health"] = _report(Job("health", cfg), restored, splits, export, used, [], measured, sheet)
+            self.reports["health"] = _report(job, restored, splits, export, used, [], measured, sheet)
             return
         for job in jobs:
             with self._keeping(job):

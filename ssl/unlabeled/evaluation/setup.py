@@ -142,9 +142,10 @@ def open_splits(cfg: Protocol, restored: Restored) -> Splits:
 
 def find_twins(card: Card, train: Source, test: Source) -> np.ndarray:
     """Return the place in `train` of every image of `test`, two splits of a card, that stands there too, else -1."""
-    files = [card.splits[split].path for split in (train.split, test.split)]
-    one_array = card.source.kind in ("array", "torchvision") and files[0] is not None and files[0] == files[1]
-    if train.split == test.split or one_array:
+    kind = card.source.kind
+    whole = {card.splits[split].path or (f"{split}.npz" if kind == "array" else split)
+             for split in (train.split, test.split)}  # what an array's rows, or torchvision's own split, stand in
+    if train.split == test.split or (kind in ("array", "torchvision") and len(whole) == 1):
         return np.arange(len(test))
     return twins(train, test)
 
