@@ -169,4 +169,5 @@ def test_checkpoint_and_export_stand_before_anything_is_measured(tmp_path, monke
 
 def test_health_of_few_or_odd_features_is_a_number():
     for x in (torch.zeros(2, 3), torch.ones(2, 3), torch.eye(2), torch.randn(3, 1), torch.full((4, 2), 1e-30)):
-        assert all(np.isfinite(value) for value in health(x).values())
+        assert len(health(x)) == 3 and all(np.isfinite(value) for value in health(x).values())
+    assert health(torch.ones(1, 3)) == health(torch.ones(0, 3)) == {}

@@ -165,3 +165,11 @@ def test_the_query_itself_is_left_out_where_ties_go_beyond_what_was_fetched():
     found = knn.votes(bank, labels, bank, [1], 0.07, 2, own=torch.arange(50))[1]
     torch.testing.assert_close(found[0], torch.tensor([25 / 49, 24 / 49], dtype=torch.float64))
     torch.testing.assert_close(found[49], torch.tensor([26 / 49, 23 / 49], dtype=torch.float64))
+
+
+def test_a_bank_without_labels_is_refused_in_words():
+    bank, labels = blobs(4)
+    with pytest.raises(UserError, match="^kNN over a bank without a labelled image$"):
+        knn.predict(bank, torch.full_like(labels, -1), bank, [1], 0.07, CLASSES)
+    with pytest.raises(UserError, match="without a labelled image beside the query itself"):
+        knn.predict(bank[:1], labels[:1], bank[:1], [1], 0.07, CLASSES, own=torch.tensor([0]))

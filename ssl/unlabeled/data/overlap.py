@@ -15,7 +15,7 @@ from unlabeled.data.subset import Part
 
 Origin = tuple[object, ...]
 
-_THREADS = 16  # a look at a file takes a round trip where files are far away
+_THREADS, _TOGETHER = 16, 1024  # a look at a file takes a round trip where files are far away
 
 
 def twins(train: Source, test: Source) -> np.ndarray:
@@ -36,12 +36,17 @@ def _origins(source: Source) -> list[Origin]:
         return _origins(source.source)
     if isinstance(source, FolderSource):
         paths = [os.path.join(source.folder, source.paths[i]) for i in range(len(source))]
+        parts = [paths[i : i + _TOGETHER] for i in range(0, len(paths), _TOGETHER)]
         with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(_file, paths, chunksize=1024))
+            return [origin for found in pool.map(_files, parts) for origin in found]
     if isinstance(source, ShardSource):
         shards = [_file(os.fspath(tar)) for tar in source.tars]
         return [(*shards[shard], offset) for shard, offset in source.spots()]
     return [(source.name, source.split, i) for i in range(len(source))]
+
+
+def _files(paths: list[str]) -> list[Origin]:
+    return [_file(path) for path in paths]
 
 
 def _file(path: str) -> Origin:

@@ -101,8 +101,7 @@ class Online:
         measured: dict[str, float] = {}
         if len(bank.x) < _FEWEST:
             self.lines.append(f"no health was measured: {len(bank.x)} of {len(self.bank)} images can be read")
-        else:
-            measured |= {f"health/{name}": value for name, value in health(bank.x).items()}
+        measured |= {f"health/{name}": value for name, value in health(bank.x).items()}
         if queries is not None:
             measured |= self._knn(bank.labelled(), queries.labelled())
         return measured

@@ -77,7 +77,7 @@ def evaluate_many(protocols: Sequence[str | Path], run: Path, overrides: Sequenc
     restored = load_run(Path(run), device=device)
     if rank() == 0 and any(job.cfg.card is None for job in jobs) and (line := other_cards(restored)):
         print(line)
-    work = _Work(restored, Path(run), device)
+    work = _Work(restored, Path(run), device, several=len(jobs) > 1)
     try:
         work.do(jobs)
     finally:  # what is there is shown and kept, whatever became of the others
@@ -90,11 +90,10 @@ def evaluate_many(protocols: Sequence[str | Path], run: Path, overrides: Sequenc
 class _Work:
     """Runs protocols one after another; a UserError of one is kept and does not stop the others."""
 
-    def __init__(self, restored: Restored, run: Path, device: torch.device) -> None:
-        self.restored, self.run, self.device = restored, run, device
+    def __init__(self, restored: Restored, run: Path, device: torch.device, several: bool) -> None:
+        self.restored, self.run, self.device, self.several = restored, run, device, several
         self.reports: dict[str, Report] = {}
         self.refused: list[str] = []
-        self.several = False
 
     def do(self, jobs: list[Job]) -> None:
         """Refuse all that can be refused before anything is extracted, then run the others."""
@@ -103,7 +102,6 @@ class _Work:
             if not isinstance(job.cfg, Dense):
                 together.setdefault(job.shares, []).append(job)
         opened: list[tuple[Splits, list[Job]]] = []
-        self.several = len(jobs) > 1
         for group in together.values():
             with self._keeping(group[0]):
                 splits = open_splits(group[0].cfg, self.restored)
@@ -268,7 +266,8 @@ def _scored(test: Features) -> Features:
 
 def _health(pair: Pair) -> dict[str, float]:
     x = pair[1].x
-    return {**health(x), "width": x.shape[1]} if len(x) > 1 else {}
+    found = health(x)
+    return {**found, "width": x.shape[1]} if found else {}
 
 
 def _split(name: str, features: Features) -> Split:

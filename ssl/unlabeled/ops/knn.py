@@ -52,6 +52,8 @@ def votes(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: Sequence[int], 
         places = torch.where(known, known.cumsum(0) - 1, -1)
         own = torch.where(own >= 0, places[own.clamp(min=0)], -1)
     n, itself = len(bank), bool((own >= 0).any())
+    if n - itself < 1:
+        raise UserError(f"kNN over a bank without a labelled image{' beside the query itself' if itself else ''}")
     if not k or min(k) < 1 or max(k) > n - itself:
         raise UserError(f"kNN with k = {', '.join(map(str, k))}, but the bank holds {n - itself} labelled images"
                         f"{' beside the query itself' if itself else ''}: allowed is 1 to {n - itself}")
