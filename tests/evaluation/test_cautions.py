@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tests.evaluation.fakes import FakeRuns
 
+from unlabeled.cli.main import main
 from unlabeled.config.read import read_recipe
 from unlabeled.engine import progress
 from unlabeled.engine.features import Features
@@ -203,3 +204,16 @@ def test_a_long_extraction_and_search_are_told_of(runs, monkeypatch, capsys):
     evaluate("knn", runs.run, ["raw_pixels=false", "batch=100", *QUICK])
     printed = capsys.readouterr().out
     assert "features of 'train' of 'digits': 100 of 1297 images, " in printed and "kNN: 100 of 500 images, " in printed
+
+
+def test_a_finished_run_keeps_what_it_has_where_a_protocol_cannot_be_run(tmp_path, capsys):
+    (tmp_path / "large.yaml").write_text("protocol: knn\nk: [5000]\nrandom_init: false\n")
+    (tmp_path / "small.yaml").write_text("protocol: knn\nk: [5]\nrandom_init: false\nraw_pixels: false\nworkers: 0\n")
+    run = tmp_path / "run"
+    code = main(["pretrain", "demo/simclrv2", "backbone.width=0.125", "train.epochs=null", "train.updates=1",
+                 "data.train.batch=8", "optim.warmup_epochs=0", "eval.every=0", f"run={run}",
+                 f"eval.at_end=[{tmp_path / 'large.yaml'}, {tmp_path / 'small.yaml'}]"])
+    printed = capsys.readouterr()
+    assert code == 2 and printed.err == "large: k is 5000, but there are 1297 labelled training images; use k=[129]\n"
+    assert "knn5@.07" in printed.out and "curves: " in printed.out
+    assert (run / "DONE").exists() and (run / "eval" / "small-update00000001.json").exists()

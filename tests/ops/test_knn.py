@@ -169,7 +169,7 @@ def test_the_query_itself_is_left_out_where_ties_go_beyond_what_was_fetched():
 
 def test_a_bank_without_labels_is_refused_in_words():
     bank, labels = blobs(4)
-    with pytest.raises(UserError, match="^kNN over a bank without a labelled image$"):
+    with pytest.raises(UserError, match=r"^kNN over a bank without a labelled image$"):
         knn.predict(bank, torch.full_like(labels, -1), bank, [1], 0.07, CLASSES)
     with pytest.raises(UserError, match="without a labelled image beside the query itself"):
         knn.predict(bank[:1], labels[:1], bank[:1], [1], 0.07, CLASSES, own=torch.tensor([0]))
