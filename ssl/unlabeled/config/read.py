@@ -194,6 +194,10 @@ def read_protocol(name: str | Path, overrides: Sequence[str] = ()) -> Protocol:
         except UserError as error:
             problems.append((("method", "name"), str(error)))
     protocol, found = _validate(values.value, AnyProtocol, (), roots)
+    if protocol is not None:
+        idle = {path: protocol.idle[str(path[0])] for path in values.overrides if str(path[0]) in protocol.idle}
+        problems += [(path, f"'{path[0]}' has no effect with protocol '{protocol.protocol}': {why}")
+                     for path, why in idle.items()]
     if problems or found:
         raise UserError(_report(values, [*problems, *found]))
     return protocol if config is None else protocol.model_copy(update={"method": config})

@@ -91,7 +91,7 @@ FORGIVEN = 10  # so that one bad file does not end a run on a small folder
 
 def too_many(corrupt: int, samples: int, share: float) -> bool:
     """Return whether `corrupt` unreadable samples are more than the allowed share, or all there are."""
-    return corrupt > max(FORGIVEN, share * samples) or corrupt == samples
+    return corrupt > max(FORGIVEN, share * samples) or 0 < corrupt == samples
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,11 @@ class ShardSource(Source):
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._keys[shard][index - int(self._starts[shard])]
 
+    def spots(self) -> list[tuple[int, int]]:
+        """Return where every image stands: the place of its shard in `tars`, and its first byte there."""
+        shards = np.repeat(np.arange(len(self.tars)), np.diff(self._starts))
+        return list(zip(shards.tolist(), self._where[:, 0].tolist(), strict=True))
+
     def raw(self, index: int) -> bytes:
         """Return the bytes of the image member. Raises CorruptSample."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1

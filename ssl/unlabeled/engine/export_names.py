@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unlabeled.backbones import naming
 from unlabeled.backbones.build import loading_lines
 from unlabeled.config.recipe import Backbone
+from unlabeled.engine.preparation import preparing_lines
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input
 from unlabeled.ops.files import write_atomically
@@ -75,7 +76,7 @@ def _torchvision(network: nn.Module, backbone: Backbone, image: Input) -> Form:
     build = naming.torchvision_lines(naming.shape_of(network))
 
     def told(path: Path) -> str:
-        return f'{build}\nmodel.load_state_dict(torch.load("{path}"))\n{_statistics(image)}'
+        return f'{build}\nmodel.load_state_dict(torch.load("{path}"))\n\n{preparing_lines(image)}'
 
     return Form("torchvision", ".pth", build, torch.save, torch.load, told)
 
@@ -89,7 +90,7 @@ def _timm(network: nn.Module, backbone: Backbone, image: Input) -> Form:
                         "RUN/export/backbone.safetensors holds its weights")
 
     def told(path: Path) -> str:
-        return f"{loading_lines(backbone, str(path))}\n{_statistics(image)}"
+        return f"{loading_lines(backbone, str(path))}\n\n{preparing_lines(image)}"
 
     return Form("timm", ".safetensors", build, lambda state, file: file.write(save(state)), load_file, told)
 
@@ -115,12 +116,6 @@ def _detectron2(network: nn.Module, backbone: Backbone, image: Input) -> Form:
 
 
 _FORMS = {"torchvision": _torchvision, "timm": _timm, "detectron2": _detectron2}
-
-
-def _statistics(image: Input) -> str:
-    if image.mean is None:
-        return "# images: RGB in [0, 1], without mean and deviation"
-    return f"# images: RGB in [0, 1], then mean {list(image.mean)} and deviation {list(image.std or ())}"
 
 
 def _detectron2_config(shape: naming.Shape, image: Input, path: Path) -> str:

@@ -25,7 +25,7 @@ from unlabeled.engine.corrupt import CorruptSamples
 from unlabeled.engine.export import write_exports
 from unlabeled.engine.features import gather_names
 from unlabeled.engine.method import build_method
-from unlabeled.engine.online import Online
+from unlabeled.engine.online import Online, last_measured
 from unlabeled.engine.plan import Plan, describe, make_plan
 from unlabeled.engine.preview import views_png
 from unlabeled.engine.progress import Meter, ProgressBar
@@ -149,15 +149,18 @@ class Trainer:
         """Train to the end or to a signal; write checkpoints, metrics and, at the end, the exports."""
         start = self._resume()
         corrupt = CorruptSamples(self.folder, len(self.source), self.recipe.data.max_corrupt)
-        online = Online(self.recipe, self.plan, self.source, self.accelerator.device)
+        last = on_rank0(lambda: last_measured(self.folder.read_lines(self.folder.metrics)))
+        online = Online(self.recipe, self.plan, self.source, self.accelerator.device, last)
         metrics = Metrics(self.folder, self.recipe.train.sinks, start) if rank() == 0 else None
         bar, meter = ProgressBar(self.plan.total, start, rank() == 0), Meter(self.plan.batch)
         done = saved = start
-        heard, dropped, waiting = 0, 0, time.perf_counter()
+        heard, dropped, waiting, exported = 0, 0, time.perf_counter(), ""
         micros: list[dict[str, Batch]] = []
         problem: Exception | None = None
         try:
             with Signals() as signals:
+                if start < self.plan.total:
+                    self._measure(online, start, bar, metrics)  # what a run that was cut short had not come to
                 batches = self._batches(start, self.plan.total, signals.check)
                 for update in range(start, self.plan.total):
                     try:
@@ -189,12 +192,7 @@ class Trainer:
                     logged: dict[str, float] = {}
                     if update % self.recipe.train.log_every == 0 or done == self.plan.total:
                         logged = self._log(update, outcome, meter)
-                        bar.note(logged)
-                    if online.due(done):
-                        found = online.measure(self.updater.method)
-                        logged |= found
-                        for line in online.report(done, found):
-                            bar.say(line)
+                        bar.note(done, logged)
                     if metrics and logged:
                         metrics.write(update, logged)
                     bar.advance(done)
@@ -203,20 +201,34 @@ class Trainer:
                         saved = done
                     if heard:
                         break
+                    if done < self.plan.total:
+                        self._measure(online, done, bar, metrics)
                     waiting = time.perf_counter()
                 if saved < done:  # the data have ended the run
                     self._save(done)
+                if done == self.plan.total:
+                    exported = on_rank0(lambda: write_exports(self.folder, self.recipe, self.updater.method, done))
+                    self._measure(online, done, bar, metrics)
         finally:
             bar.close()
             if dropped:
                 bar.say(f"{dropped} updates were dropped for a non-finite loss or gradient")
             if metrics:
                 metrics.close()
-        if heard and done < self.plan.total:
+        if done == self.plan.total:
+            return self._finish(done, exported)
+        if heard:
             return self._leave(heard, done)
-        if done < self.plan.total:
-            self._raise(problem, done)
-        return self._finish(done)
+        self._raise(problem, done)
+
+    def _measure(self, online: Online, done: int, bar: ProgressBar, metrics: Metrics | None) -> None:
+        """Measure after `done` updates, if that is due: a checkpoint or export of that moment stands already."""
+        if online.due(done):
+            found = online.measure(self.updater.method)
+            for line in online.report(done, found):
+                bar.say(line)
+            if metrics and found:
+                metrics.write(done - 1, found)
 
     def dry_run(self) -> Result:
         """Do two updates, time the second and report memory; nothing is written."""
@@ -325,8 +337,7 @@ class Trainer:
         saved = f"\nSaved after update {done}; the same command goes on from there" if done else ""
         raise UserError("\n".join(dict.fromkeys(texts)) + saved) from problem
 
-    def _finish(self, done: int) -> Result:
-        lines = on_rank0(lambda: write_exports(self.folder, self.recipe, self.updater.method, done))
+    def _finish(self, done: int, lines: str) -> Result:
         names = "".join(f"{name}\n" for name in self.updater.method.exports())
         on_rank0(lambda: self.folder.write("DONE", f"{done}\n{names}"))
         if rank() == 0:

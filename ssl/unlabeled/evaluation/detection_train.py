@@ -105,7 +105,7 @@ class _Training:
                 self.optimizer.step()
                 done = update + 1
                 if update % _LOG_EVERY == 0 or done == total:
-                    bar.note(self._log(update, losses, rate, meter))
+                    bar.note(done, self._log(update, losses, rate, meter))
                 bar.advance(done)
                 if heard or (due and done < total):
                     self._save(done)
