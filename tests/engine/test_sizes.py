@@ -48,7 +48,8 @@ def method_of(method: str, variant: str, *overrides: str) -> Method:
      r"method.strong.1.size is 10, .*own are 12 x 12; set backbone.options=\{dynamic_img_size: true\}"),
     ("simmatchv2", "multicrop", [vit(", img_size: 12, dynamic_img_size: true")],
      r"method.strong.1.size is 10, .* divisible by patch size .*; take others, such as method.strong.1.size=20"),
-    ("simclrv2", "plain", ["backbone={name: alexnet_bn}"], r"alexnet_bn takes no .*too small; take others, such as method.crop.size=224$"),
+    ("simclrv2", "plain", ["backbone={name: alexnet_bn}"],
+     r"alexnet_bn takes no .*too small; take others, such as method.crop.size=224$"),
     ("simclrv2", "plain", [vit(", img_size: 12, global_pool: ''")],
      r"'vit_tiny_patch16_224' gives \[1, 10, 8\] for one image and no vector of 8 numbers"),
 ], ids=lambda x: x if isinstance(x, str) and " " not in x else "")  # fmt: skip
@@ -79,8 +80,8 @@ def test_evaluation_at_another_size_is_one_line(tmp_path: Path) -> None:
     recipe = tiny_recipe("finetune", "plain", [vit(", img_size: 8"), "train.updates=1", "data.train.batch=4"])
     run = tmp_path / "run"
     assert train(recipe, run).finished
-    with pytest.raises(UserError, match=r"size is 16, but .* takes no images of 16 x 16: its own are 8 x 8; set size=8, "
-                                        r"or train it with backbone.options=\{img_size: 16\}") as caught:
+    with pytest.raises(UserError, match=r"size is 16, but .* takes no images of 16 x 16: its own are 8 x 8; set "
+                                        r"size=8, or train it with backbone.options=\{img_size: 16\}") as caught:
         evaluate("knn", run, ["size=16", "export=backbone"])
     assert len(str(caught.value).splitlines()) == 1
     again = tiny_recipe("finetune", "plain", [f"backbone={{init: '{run}:backbone'}}",
@@ -90,7 +91,8 @@ def test_evaluation_at_another_size_is_one_line(tmp_path: Path) -> None:
 
 
 def test_features_and_maps_name_the_setting() -> None:
-    network = build_backbone(Backbone(name="vit_tiny_patch16_224", options={"img_size": 8, "patch_size": 4, "depth": 1}))
+    options = {"img_size": 8, "patch_size": 4, "depth": 1}
+    network = build_backbone(Backbone(name="vit_tiny_patch16_224", options=options))
     export = Export(lambda: network.eval(), "vector", Input(16))
     for ask in (lambda: network_embedder(export, CPU), lambda: last_map("backbone", export, CPU)):
         with pytest.raises(UserError, match="takes no images of 16 x 16: its own are 8 x 8; set size=8, or train"):
