@@ -111,7 +111,7 @@ class Updater:
 
     @contextlib.contextmanager
     def _enough_values(self) -> Iterator[None]:
-        """Turn torch's word on a BatchNorm that sees one value per channel into UserError; all ranks meet it together."""
+        """Turn torch's word on a BatchNorm with one value per channel into UserError; all ranks meet it together."""
         try:
             yield
         except ValueError as error:
@@ -122,7 +122,7 @@ class Updater:
             parts = math.prod(apart.values())
             shared = " x ".join(f"{count} {name}" for name, count in apart.items() if count > 1)
             raise UserError(
-                f"data.{clock}.batch is {self.plan.batch}{f', shared by {shared},' * (parts > 1)} but a BatchNorm of "
+                f"data.{clock}.batch is {self.plan.batch}{f', shared by {shared}' * (parts > 1)}, but a BatchNorm of "
                 f"the network then sees a single value per channel; take at least {2 * parts} images"
                 f"{' or train.sync_bn=true' * (not train.sync_bn and world() > 1)}, or larger crops"
             ) from error
