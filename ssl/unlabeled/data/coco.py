@@ -98,7 +98,7 @@ class _Notes:
                 image, kind = images.get(_id(each["image_id"])), numbers.get(_id(each["category_id"]))
                 if image is None or kind is None:
                     what = f"image {each['image_id']!r}" if image is None else f"category {each['category_id']!r}"
-                    raise ValueError(f"it belongs to {what}, which the file does not hold,")
+                    raise ValueError(f"it belongs to {what}, which the file does not hold")
                 shape, reason = _shape(each.get("segmentation"), image.size)
                 kept = shape != [] and image.add(_edges(each["bbox"]), kind, _area(each.get("area")),
                                                  crowd=_crowd(each.get("iscrowd")), shape=shape)
@@ -123,7 +123,7 @@ class _Notes:
     def _wrong(self, error: Exception, kind: str = "", entry: Any = None) -> UserError:
         what = f"no {error}" if isinstance(error, KeyError) else f"{error!s:.300}"
         name = entry.get("id") if isinstance(entry, dict) else entry
-        where = f" in {kind} {name!r:.60}" if kind else ""
+        where = f" ({kind} {name!r:.60})" if kind else ""
         return UserError(f"data card '{self.card.name}': {self.path} is damaged, or no file of instances: "
                          f"{what}{where}")
 
@@ -138,7 +138,7 @@ def _id(value: Any) -> _Id:
 
 def _edges(box: Any) -> list[float]:
     if not isinstance(box, list) or len(box) != 4:
-        raise ValueError(f"the bbox {box!r}, which should be [left, top, width, height],")
+        raise ValueError(f"the bbox {box!r}, which should be [left, top, width, height]")
     left, top, width, height = box
     return [left, top, left + width, top + height]
 

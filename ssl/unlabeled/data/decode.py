@@ -22,6 +22,7 @@ EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", 
 USUAL = Pixels()  # of folders of one's own
 _PNG_DEPTH = 24  # place of the bits per value in a PNG file
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 274, 258, 262, 339  # tags of EXIF and TIFF
+_METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where PIL puts what may hold the tag
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by the value of the orientation tag: [H, W, ...] -> upright
     2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: lambda x: np.swapaxes(x, 0, 1),
     6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(np.fliplr(x), -1), 8: np.rot90}
@@ -91,6 +92,8 @@ def _turned(image: Image.Image, upright: bool, load: Callable[[], np.ndarray]) -
 
 def _orientation(image: Image.Image) -> int:
     """Return the orientation tag of an image, from EXIF or XMP; 1, upright, if it has none that can be read."""
+    if image.format != "TIFF" and _METADATA.isdisjoint(image.info):
+        return 1
     try:
         tag = image.getexif().get(_ORIENTATION, 1)
         return int(tag) if tag in _TURNS else 1
