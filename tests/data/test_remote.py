@@ -148,7 +148,7 @@ def test_loader_processes_read_what_their_lanes_say(folder: Path) -> None:
 def test_what_was_taken_is_passed_over_without_decoding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
     original = remote.decode
-    monkeypatch.setattr(remote, "decode", lambda data, key: (made.append(key), original(data, key))[1])
+    monkeypatch.setattr(remote, "decode", lambda data, key, *how: (made.append(key), original(data, key, *how))[1])
     list(make(opened(folder)).updates(3, 4))
     assert len(made) == 12
 
@@ -223,6 +223,19 @@ def test_servers_and_commands_give_what_the_folder_gives(folder: Path, address: 
                    opened(None, path=f"pipe:cat {folder}/{pattern}"), opened(None, path=f"file://{folder}/{pattern}")):
         assert len(source.urls) == SHARDS
         assert all(equal(a, b) for a, b in zip(expected, flat(make(source).updates(0, 5)), strict=True))
+
+
+@pytest.mark.parametrize("name", ["a:b", "{x,y}", "{0..1}", "c#d?e", "%41", "$x", "e f"])
+def test_a_folder_may_be_called_anything(tmp_path: Path, name: str) -> None:
+    root = write_shards(tmp_path / name, 1, EACH)
+    source = opened(root, path="toy-{000000..000000}.tar", samples=EACH)
+    assert source.urls == [f"{root}/toy-000000.tar"]
+    assert len(list(source.read(0))) == EACH
+
+
+def test_an_opener_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"shard nowhere://x/a.tar cannot be opened: "):
+        list(opened(None, path="nowhere://x/a.tar", samples=EACH).read(0))
 
 
 def test_a_connection_that_breaks_off_is_made_again(folder: Path, address: str) -> None:

@@ -48,11 +48,29 @@ def truth(key: str, value: str | None) -> bool:
     return value == "true"
 
 
+def run_folder(text: str) -> Path:
+    """Return the folder that run=FOLDER names. Raises UserError for one that no run can have, or nobody could name."""
+    if ":" in text:
+        raise UserError(f"run={text}: the name of a run holds no colon, since RUN:EXPORT names one of its exports; "
+                        "choose another with run=FOLDER")
+    path = Path(os.path.expanduser(text))
+    try:
+        path.lstat()
+        if not path.is_dir():
+            raise UserError(f"run={text} is a file, or a link that leads nowhere; name a folder")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # too long, below a file, a zero byte
+        shown = text if len(text) <= 200 else f"{text[:200]}..."
+        raise UserError(f"run={shown} cannot be a folder: {getattr(error, 'strerror', None) or error}") from error
+    return path
+
+
 def existing(path: Path) -> None:
     """Raise UserError if there is no such run or file, naming the nearest beside it."""
-    if path.exists():
+    if os.path.exists(path):  # which is False for a path that is too long
         return
-    beside = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
+    beside = sorted(other.name for other in path.parent.iterdir()) if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(path.name, beside, 1, 0.6)
     hint = f" Did you mean '{path.parent / near[0]}'?" if near else ""
     raise UserError(f"'{path}' does not exist.{hint}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from unlabeled.cli.arguments import take
+from unlabeled.cli.arguments import run_folder, take
 from unlabeled.errors import UserError
 
 SUMMARY = "Run recipes that build on one another: pretrain, fine-tune, distil; the same command goes on."
@@ -47,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         if name not in steps or "=" not in setting:
             raise UserError(f"'{text}' is not of the form STEP.key=value; steps: {', '.join(steps)}")
         steps[name].settings.append(setting)
-    folder = Path(own["run"] or f"runs/chain-{path.stem}")
+    folder = run_folder(own["run"] or f"runs/chain-{path.stem}")
 
     from unlabeled.evaluation.chain import run_chain
 

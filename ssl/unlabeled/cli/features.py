@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     existing(run)
     existing(folder)
     home = run if run.is_dir() else run.parent.parent  # of a checkpoint
-    out = Path(own["out"]) if own["out"] else home / "features" / f"{folder.resolve().name}.npy"
+    out = Path(own["out"]).expanduser() if own["out"] else home / "features" / f"{folder.resolve().name}.npy"
 
     from unlabeled.evaluation.export_features import export_features
 

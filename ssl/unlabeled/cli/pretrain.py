@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlabeled.cli.arguments import first_process, take, truth
+from unlabeled.cli.arguments import first_process, run_folder, take, truth
+from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
     from unlabeled.config.recipe import Recipe
@@ -44,7 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show:
         print(resolved(recipe), end="")
         return 0
-    folder = Path(own["run"] or f"runs/{run_name(find('recipes', arguments.recipe))}-s{recipe.train.seed}")
+    folder = run_folder(own["run"] or f"runs/{run_name(find('recipes', arguments.recipe))}-s{recipe.train.seed}")
+    for name, stream in recipe.data.streams().items():
+        if stream.root is not None and os.path.realpath(stream.root) == os.path.realpath(folder):
+            raise UserError(f"run={folder} is the folder of data.{name}.root: the run's pictures would become "
+                            "images of it; name another folder, which may lie below it")
 
     from unlabeled.engine.train import train
 
@@ -59,7 +64,6 @@ def resolved(recipe: Recipe) -> str:
     from unlabeled.config.write import to_yaml
     from unlabeled.engine.build import method_class, open_streams
     from unlabeled.engine.plan import describe, make_plan
-    from unlabeled.errors import UserError
 
     clock = method_class(recipe).clock
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -74,7 +78,7 @@ def resolved(recipe: Recipe) -> str:
         lines = ["lengths in updates are not known here:", *str(error).splitlines()]
     else:
         lines = describe(plan, recipe)
-        notes["optim", "warmup_epochs"] = f"{plan.warmup} updates"
+        notes["optim", "warmup_epochs"] = f"{plan.curve.warmup} updates"
         notes["train", "updates" if recipe.train.updates else "epochs"] = (
             f"{plan.total} updates, {plan.updates_per_epoch} per epoch"
         )

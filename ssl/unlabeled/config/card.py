@@ -216,15 +216,33 @@ class Card(Strict):
     def location(self, root: str | None = None) -> str:
         """Return the folder (or the URL above streams) of the data: `root` if given, else the card's own.
 
-        $VARIABLES and ~ are resolved. Raises UserError if there is none or a variable in it is not set.
+        A path that exists as it is given is taken as it is; else $VARIABLES and ~ are resolved. Raises UserError if
+        there is none or a variable in it is not set.
         """
         text = self.root if root is None else root
         cure = "give the folder with data.train.root=FOLDER (root=FOLDER in an evaluation)"
         if text is None:
             raise UserError(f"data card '{self.name}' names no folder of its own: {cure}")
+        if "://" not in text and os.path.lexists(text):  # a name may hold $ or begin with ~
+            return _looked_at(text, self.name)
         unset = sorted({a or b for a, b in re.findall(r"\$(?:(\w+)|\{(\w+)\})", text)} - set(os.environ))
         if unset:
+            there = "" if root is None else " and there is no folder of that name"
             raise UserError(
-                f"data card '{self.name}' reads from {text}, but ${unset[0]} is not set: set it, or {cure}"
+                f"data card '{self.name}' reads from {text}, but ${unset[0]} is not set{there}: set it, or {cure}"
             )
-        return os.path.expanduser(os.path.expandvars(text))
+        found = os.path.expanduser(os.path.expandvars(text))
+        return found if "://" in found else _looked_at(found, self.name)
+
+
+def _looked_at(place: str, card: str) -> str:
+    """Return a path that the system takes; whether something is there is not asked. Raises UserError."""
+    try:
+        os.stat(place)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:  # a link to itself, too long, a zero byte
+        shown = place if len(place) <= 200 else f"{place[:200]}..."
+        raise UserError(f"data card '{card}': the folder {shown} cannot be read: "
+                        f"{getattr(error, 'strerror', None) or error}") from error
+    return place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -25,9 +26,15 @@ def find(kind: Kind, name: str | Path) -> Path:
     candidates = (given, *(folder / short for folder in _folders(kind))) if given.name else ()
     for candidate in candidates:
         for path in (candidate, candidate.with_name(candidate.name + ".yaml")):
-            if path.suffix in _SUFFIXES and path.is_file():
+            if path.suffix in _SUFFIXES and os.path.isfile(path):  # which is False for a name that is too long
                 return path
     raise UserError(f"no {_WORDS[kind]} '{name}'. {_nearest(kind, given, short)}")
+
+
+def independent(kind: Kind, name: str) -> str:
+    """Return a name that means the same file from every working directory: the path of one of the user's own."""
+    path = find(kind, name).resolve()
+    return name if any(path.is_relative_to(folder.resolve()) for folder in _folders(kind)) else str(path)
 
 
 def listing(kind: Kind) -> list[str]:
@@ -62,9 +69,9 @@ def _folders(kind: Kind) -> list[Path]:
 
 
 def _nearest(kind: Kind, given: Path, short: Path) -> str:
-    if given.is_dir():
+    if os.path.isdir(given):
         return f"'{given}' is a folder; name a .yaml file"
-    if given.is_file():
+    if os.path.isfile(given):
         return f"'{given}' does not end in .yaml"
     names = listing(kind)
     wanted = short.with_suffix("").as_posix() if short.suffix in _SUFFIXES else short.as_posix()

@@ -8,9 +8,14 @@ import numpy as np
 
 from unlabeled.config.card import Card, Digits
 from unlabeled.data.base import FORGIVEN, CorruptSample, FileArray, Source
+from unlabeled.data.labels import class_numbers
 from unlabeled.data.levels import Levels, eight_bits
+from unlabeled.data.reading import reading
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation
+
+_WRONG = "no readable .npy or .npz file"
+_ZIP, _NPY = b"PK\x03\x04", b"\x93NUMPY"  # what the files begin with
 
 
 class ArraySource(Source):
@@ -48,51 +53,75 @@ class ArraySource(Source):
 
 
 def open_array(card: Card, split: str, root: str | None) -> Source:
-    """Open a .npz or .npy file. Raises UserError if it is missing or of another type or shape."""
+    """Open a .npz or .npy file. Raises UserError if it is missing, damaged, or of another type or shape."""
     spec = card.splits[split]
     path = card.folder(root) / (spec.path or f"{split}.npz")
-    labels: np.ndarray | None = None
     rows: np.ndarray | FileArray
+    labels: np.ndarray | None
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as saved:
-                if "images" not in saved:
-                    raise UserError(f"{path} has no array 'images' (it has: {', '.join(saved.files)})")
-                rows, labels = saved["images"], saved.get("labels")
+            rows, labels = _from_npz(path)
         else:
-            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-            gray = card.in_memory and mapped.ndim == 3 and mapped.dtype == np.uint8  # becomes RGB in memory
-            rows = np.array(mapped) if gray or not mapped.flags.c_contiguous else FileArray(
-                path, mapped.shape, mapped.dtype.str, mapped.offset)
+            rows, labels = _from_npy(path, card.in_memory), None
+        where = path if spec.labels is None else path.parent / spec.labels
         if spec.labels is not None:
-            labels = np.load(path.parent / spec.labels, allow_pickle=False)
+            with reading(where, _WRONG, _NPY):
+                labels = _array(np.load(where, allow_pickle=False))
     except FileNotFoundError as error:
         raise UserError(f"data card '{card.name}', split '{split}': no file {error.filename}; give the folder with "
                         "data.train.root=FOLDER (root=FOLDER in an evaluation)") from error
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is no readable .npy or .npz file: {error}") from error
-    shape = rows.shape
-    _refuse_images(path, rows, card)
-    if labels is not None and (labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
-        raise UserError(f"{path}: {shape[0]} images, but labels are {labels.dtype} {list(labels.shape)}")
-    source = ArraySource(card.name, split, rows, None if labels is None else labels.astype(np.int64), card.classes)
+    _refuse_shape(path, np.dtype(rows.dtype), rows.shape)
+    _refuse_values(path, rows, card)
+    numbers = None if labels is None else class_numbers(labels, where, len(rows), card.classes)
+    source = ArraySource(card.name, split, rows, numbers, card.classes)
     if card.in_memory and isinstance(rows, FileArray) and rows.dtype == "|u1":
         source.map_images(rows)
     return source
 
 
-def _refuse_images(path: Path, rows: np.ndarray | FileArray, card: Card) -> None:
-    """Raise UserError if the rows are no images, or not of values that the card's `levels` let read."""
-    dtype, shape, reason = np.dtype(rows.dtype), list(rows.shape), ""
-    if len(shape) in (3, 4) and shape[3:] in ([], [3]) and 0 not in shape[1:]:
-        if dtype == np.uint8 and card.levels is not None:
-            raise UserError(f"{path}: images are uint8, on which 'levels' of data card '{card.name}' has no effect; "
-                            "leave it out")
-        reason = _reason_of_all(rows, card.levels)
-        if not reason:
-            return
-    raise UserError(f"{path}: images are {dtype} {shape}; allowed: uint8, uint16, or floats from 0 to 1, [n, H, W, 3] "
-                    f"or [n, H, W]{reason}")
+def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    with reading(path, _WRONG, _ZIP), np.load(path, allow_pickle=False) as saved:
+        if "images" not in saved:
+            raise UserError(f"{path} has no array 'images' (it has: {', '.join(saved.files) or 'none'})")
+        return _array(saved["images"]), _array(saved["labels"]) if "labels" in saved else None
+
+
+def _from_npy(path: Path, in_memory: bool) -> np.ndarray | FileArray:
+    with reading(path, _WRONG, _NPY):
+        mapped = _array(np.load(path, mmap_mode="r", allow_pickle=False))
+        gray = in_memory and mapped.ndim == 3 and mapped.dtype == np.uint8  # becomes RGB in memory
+        if gray or not mapped.flags.c_contiguous or not isinstance(mapped, np.memmap):
+            return np.array(mapped)
+        return FileArray(path, mapped.shape, mapped.dtype.str, mapped.offset)
+
+
+def _array(loaded: object) -> np.ndarray:
+    if not isinstance(loaded, np.ndarray):  # an archive of several
+        raise ValueError("not one array")
+    return loaded
+
+
+def _refuse_shape(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    if len(shape) == 3 and shape[2] == 3:
+        raise UserError(f"{path}: images are {dtype} {list(shape)}, which is one image; allowed: [n, H, W, 3] or "
+                        "[n, H, W]; save images[None]")
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3):
+        planes = len(shape) == 4 and shape[1] == 3
+        raise UserError(f"{path}: images are {dtype} {list(shape)}; allowed: [n, H, W, 3] or [n, H, W]"
+                        + ("; save images.transpose(0, 2, 3, 1)" if planes else ""))
+    if 0 in shape:
+        raise UserError(f"{path} holds no images: {dtype} {list(shape)}")
+
+
+def _refuse_values(path: Path, rows: np.ndarray | FileArray, card: Card) -> None:
+    """Raise UserError if the rows are not of values that the card's `levels` let read."""
+    dtype = np.dtype(rows.dtype)
+    if dtype == np.uint8 and card.levels is not None:
+        raise UserError(f"{path}: images are uint8, on which 'levels' of data card '{card.name}' has no effect; leave "
+                        "it out")
+    if reason := _reason_of_all(rows, card.levels):
+        raise UserError(f"{path}: images are {dtype} {list(rows.shape)}; allowed: uint8, uint16, or floats from 0 to 1"
+                        f": {reason}")
 
 
 def _reason_of_all(rows: np.ndarray | FileArray, levels: Levels | None) -> str:
@@ -102,7 +131,7 @@ def _reason_of_all(rows: np.ndarray | FileArray, levels: Levels | None) -> str:
         try:
             eight_bits(np.array(rows[index]), levels)
         except ValueError as error:
-            reason = f": {error}"
+            reason = str(error)
         else:
             return ""
     return reason

@@ -10,14 +10,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from unlabeled.data.base import CorruptSample, Pixels
+from unlabeled.data.formats import EXTENSIONS as EXTENSIONS  # with it PIL knows all formats that are installed
 from unlabeled.data.levels import Levels, eight_bits
 
 try:
     import simplejpeg
 except ImportError:  # there is no wheel for some platforms
     simplejpeg = None
-
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
 
 USUAL = Pixels()  # of folders of one's own
 _PNG_DEPTH = 24  # place of the bits per value in a PNG file

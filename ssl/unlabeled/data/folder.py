@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
 
 from unlabeled.config.card import Card
 from unlabeled.data.base import CorruptSample, Names, Source
-from unlabeled.data.decode import EXTENSIONS, decode
+from unlabeled.data.decode import decode
+from unlabeled.data.listing import class_names, scan
 from unlabeled.errors import UserError
 
 
@@ -32,7 +34,9 @@ class FolderSource(Source):
         """Return the bytes of the file. Raises CorruptSample."""
         key = self.paths[index]
         try:
-            with open(os.path.join(self.folder, key), "rb", buffering=0) as file:
+            with open(os.path.join(self.folder, key), "rb", buffering=0, opener=_at_once) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise CorruptSample(key, "no plain file")
                 return file.read()
         except OSError as error:
             raise CorruptSample(key, error.strerror or str(error)) from error
@@ -46,43 +50,16 @@ class FolderSource(Source):
         files = []
         for i in range(len(self.paths)):
             try:
-                stat = os.stat(os.path.join(self.folder, self.paths[i]))
+                found = os.stat(os.path.join(self.folder, self.paths[i]))
             except OSError:  # unreadable then, and if it comes back another time
                 files.append((self.paths[i], -1, -1))
             else:
-                files.append((self.paths[i], stat.st_size, stat.st_mtime_ns))
+                files.append((self.paths[i], found.st_size, found.st_mtime_ns))
         return self.folder, files
 
 
-def scan(folder: Path) -> list[str]:
-    """Return the image files at any depth below `folder` as sorted paths below it.
-
-    Hidden entries and other files are passed over; links to folders are followed, but not back up.
-    Raises UserError if the folder is missing or holds no image.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give the folder that holds the images")
-    found: list[str] = []
-    try:
-        _scan(os.fspath(folder), "", (os.path.realpath(folder),), found)
-    except PermissionError as error:
-        raise UserError(f"{error.filename} may not be read by this user ({error.strerror})") from error
-    if not found:
-        raise UserError(f"{folder} holds no images (looked at every depth for {', '.join(EXTENSIONS)})")
-    return sorted(found)
-
-
-def _scan(folder: str, prefix: str, above: tuple[str, ...], found: list[str]) -> None:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
-                if real not in above:
-                    _scan(entry.path, f"{prefix}{entry.name}/", (*above, real), found)
-            elif os.path.splitext(entry.name)[1][1:].lower() in EXTENSIONS and entry.is_file():
-                found.append(prefix + entry.name)
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # else the opening of a pipe waits for somebody to write
 
 
 def open_folder(card: Card, split: str, root: str | None) -> Source:
@@ -92,19 +69,23 @@ def open_folder(card: Card, split: str, root: str | None) -> Source:
 
 
 def open_class_folder(card: Card, split: str, root: str | None) -> Source:
-    """Open a folder of class folders."""
-    return class_folder(card, split, card.folder(root))
+    """Open a folder of class folders. Raises UserError that says what is there if the split's folder is missing."""
+    folder, place = card.folder(root), card.splits[split].path or split
+    if folder.is_dir() and not (folder / place).exists():
+        raise UserError(_other_layout(card, split, folder, place))
+    return class_folder(card, split, folder)
 
 
 def class_folder(card: Card, split: str, root: Path) -> Source:
-    """Open the class folders of a split; classes are the card's, else the folders of its first split, sorted.
+    """Open the class folders of a split.
 
-    Raises UserError for images outside a class folder and for folders that are no class.
+    Classes are the card's, else the folders of its first split that hold images, sorted. Raises UserError for images
+    outside a class folder and for folders that are no class.
     """
     folder = root / (card.splits[split].path or split)
     paths = scan(folder)
     first = root / (next(iter(card.splits.values())).path or next(iter(card.splits)))
-    classes = card.classes or _class_names(first if first.is_dir() else folder)
+    classes = card.classes or class_names(first if first.is_dir() else folder)
     number = {name: i for i, name in enumerate(classes)}
     labels = np.empty(len(paths), np.int64)
     for i, path in enumerate(paths):
@@ -120,6 +101,13 @@ def class_folder(card: Card, split: str, root: Path) -> Source:
     return source
 
 
-def _class_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+def _other_layout(card: Card, split: str, root: Path, place: str) -> str:
+    """Return what to tell of a root without the folder of a split: what it holds instead, and what reads that."""
+    known = [name for name, spec in card.splits.items() if (root / (spec.path or name)).is_dir()]
+    names = [] if known else class_names(root)
+    missing = f"data card '{card.name}', split '{split}': no folder {root / place} with a folder per class"
+    if not names:
+        return f"{missing}; {root} holds " + (f"only: {', '.join(known)}" if known else "no class folders either")
+    return (f"{missing}; {root} itself holds {len(names)} folders of images ({', '.join(names[:3])}"
+            f"{', ...' * (len(names) > 3)}). Move them into {root / place}, copy the card and set the split's path to "
+            f"'.', or leave the classes out with card 'folder'")

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import sys
 from pathlib import Path
 from typing import IO
 
@@ -17,8 +16,8 @@ import numpy as np
 from unlabeled.config.card import Card
 from unlabeled.data.base import CorruptSample, FileArray, Source
 from unlabeled.data.kept import keep, places
+from unlabeled.data.said import say_once
 from unlabeled.errors import UserError
-from unlabeled.ops.distributed import rank
 
 _VERSION = 2
 _Decoded = tuple[FileArray, dict[int, str]]
@@ -51,7 +50,7 @@ class InMemory(Source):
                 refused = keep(where, functools.partial(_fill, stamp=stamp, images=images, unreadable=unreadable))
                 if refused is not None:
                     folders = " or ".join(str(place.parent) for place in where)
-                    _say_once(f"the decoded images of '{card.name}' cannot be kept in {folders} ({refused.strerror}): "
+                    say_once(f"the decoded images of '{card.name}' cannot be kept in {folders} ({refused.strerror}): "
                               "every start decodes them again")
                 found = _find(where, stamp)
         if found is None:
@@ -130,9 +129,3 @@ def _fill(file: IO[bytes], *, stamp: str, images: np.ndarray, unreadable: dict[i
     head = json.dumps({"stamp": stamp, "shape": images.shape, "unreadable": unreadable})
     file.write(head.encode() + b"\n")
     file.write(images.data)
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    if rank() == 0:
-        print(text, file=sys.stderr)

@@ -19,7 +19,8 @@ from unlabeled.config.card import Card
 from unlabeled.config.pack import PackSettings
 from unlabeled.config.read import read_card
 from unlabeled.data.base import CorruptSample, Source, too_many
-from unlabeled.data.decode import EXTENSIONS
+from unlabeled.data.formats import EXTENSIONS
+from unlabeled.data.listing import class_names
 from unlabeled.data.loader import batches, split_evenly
 from unlabeled.data.pack_finish import CARD, SUMS, finish, holds
 from unlabeled.data.pack_parts import Packer, Piece, cannot_write, encode, load, writing
@@ -89,9 +90,9 @@ def source_card(source: str, settings: PackSettings) -> Card:
 
 
 def _has_class_folders(folder: Path) -> bool:
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    images = any(entry.suffix[1:].lower() in EXTENSIONS and entry.is_file() for entry in entries)
-    return not images and sum(entry.is_dir() for entry in entries) > 1
+    images = any(entry.suffix[1:].lower() in EXTENSIONS and entry.is_file() and not entry.name.startswith(".")
+                 for entry in folder.iterdir())
+    return not images and len(class_names(folder)) > 1
 
 
 def _say_labels(card: Card, sources: dict[str, Source]) -> None:

@@ -13,6 +13,7 @@ from unlabeled.config.card import Card
 from unlabeled.config.read import read_file
 from unlabeled.config.write import to_yaml
 from unlabeled.data.base import Source
+from unlabeled.data.lists import one_line
 from unlabeled.data.pack_parts import Piece, sha256, writing
 from unlabeled.data.source import open_source
 
@@ -136,7 +137,8 @@ def _sizes(records: list[dict[str, Any]]) -> list[list[int]]:
 
 
 def _write_unreadable(out: Path, records: list[dict[str, Any]], sums: dict[str, str]) -> list[str]:
-    lines = [f"{found['split']}\t{key}\t{reason}" for found in records for _, key, reason in found["unreadable"]]
+    lines = [f"{found['split']}\t{one_line(key)}\t{one_line(reason)}"
+             for found in records for _, key, reason in found["unreadable"]]
     if not lines:
         return []
     sums[UNREADABLE] = _write(out / UNREADABLE, "\n".join(lines) + "\n")

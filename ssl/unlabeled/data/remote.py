@@ -9,7 +9,6 @@ them. A loader process whose shards end before the epoch goes on with another pe
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.crops import cut_in_turn
 from unlabeled.data.decode import decode
+from unlabeled.data.labels import read_label
 from unlabeled.data.loader import usable
 from unlabeled.data.shards import expand
 from unlabeled.data.tar_stream import Member, read_tar
@@ -71,29 +71,24 @@ class StreamSource(Source):
     def _label(self, member: Member, shard: int) -> int:
         if self.rule.label is None:
             return -1
-        field, _, name = self.rule.label.partition(":")
-        text = member.fields.get(field)
+        text = member.fields.get(self.rule.label.partition(":")[0])
         if text is None:
             return -1
         try:
-            label = int(json.loads(text)[name]) if field == "json" else int(text)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"shard {self.urls[shard]}, sample {member.key}: no class number ({self.rule.label}) in "
-                            f"{text[:60]!r}") from error
-        if self.classes is not None and label >= len(self.classes):
-            raise UserError(f"shard {self.urls[shard]}, sample {member.key}: label {label}, but only "
-                            f"{len(self.classes)} classes are named in data card '{self.name}'")
-        return label
+            return read_label(text, self.rule.label, self.classes)
+        except ValueError as error:
+            raise UserError(f"shard {self.urls[shard]}, sample {member.key}: {error}") from error
 
 
 def open_stream(card: Card, split: str, root: str | None) -> Source:
     """Name the shards of a split; nothing is read yet. Raises UserError if the pattern names none or `root` is bad."""
     rule, spec = card.source, card.splits[split]
     assert isinstance(rule, Streamed) and spec.path is not None and spec.samples is not None  # the card's own checks
-    path = spec.path
-    if "://" not in path and not path.startswith("pipe:"):
-        path = f"{card.location(root).rstrip('/')}/{path}"
-    source = StreamSource(card.name, split, expand(path), spec.samples, rule)
+    urls = expand(spec.path)
+    if "://" not in spec.path and not spec.path.startswith("pipe:"):
+        place = card.location(root).rstrip("/")  # as it is: braces in it are part of its name
+        urls = [f"{place}/{name}" for name in urls]
+    source = StreamSource(card.name, split, urls, spec.samples, rule)
     source.classes = card.classes
     return source
 

@@ -13,7 +13,7 @@ import numpy as np
 from unlabeled.config.card import Card, Shards
 from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.decode import decode
-from unlabeled.data.tar_index import load_index
+from unlabeled.data.tar_index import TarIndex, load_index
 from unlabeled.errors import UserError
 
 _OPEN_FILES = 128  # per process; systems commonly allow 1024
@@ -22,9 +22,10 @@ _OPEN_FILES = 128  # per process; systems commonly allow 1024
 class ShardSource(Source):
     """The samples of several shards, in their order in the files. Files are opened where and when they are read."""
 
-    def __init__(self, name: str, split: str, tars: list[Path], image: tuple[str, ...], label: str | None) -> None:
+    def __init__(self, name: str, split: str, tars: list[Path], image: tuple[str, ...], label: str | None,
+                 classes: list[str] | None = None) -> None:
         super().__init__(name, split)
-        self.tars = tars
+        self.tars, self.classes = tars, classes
         indexes = [load_index(tar, label) for tar in tars]
         self._keys = [index.keys for index in indexes]
         self._starts = np.cumsum([0, *(len(keys) for keys in self._keys)])
@@ -42,7 +43,8 @@ class ShardSource(Source):
             where.append(spot)
         self._where = np.concatenate(where)
         if label is not None:
-            self.labels = np.concatenate([index.labels for index in indexes if index.labels is not None])
+            self.labels = np.concatenate([_labels(tar, index, classes)
+                                          for tar, index in zip(tars, indexes, strict=True)])
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def __len__(self) -> int:
@@ -95,6 +97,15 @@ class ShardSource(Source):
         return self._files[shard]
 
 
+def _labels(tar: Path, index: TarIndex, classes: list[str] | None) -> np.ndarray:
+    assert index.labels is not None
+    if classes is not None and len(index.labels) and index.labels.max() >= len(classes):
+        row = int(index.labels.argmax())
+        raise UserError(f"shard {tar}, sample {index.keys[row]}: label {index.labels[row]} found, but only "
+                        f"{len(classes)} classes are named")
+    return index.labels
+
+
 def expand(pattern: str) -> list[str]:
     """Write out the braces of a pattern as a shell does: {000..011} counts, zeros kept, and {a,b} lists; {x} stays."""
     found = re.search(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}", pattern)
@@ -125,6 +136,4 @@ def open_shards(card: Card, split: str, root: str | None) -> Source:
     if missing:
         raise UserError(f"shard {missing[0]} is missing ({len(missing)} of the {len(tars)} shards of data card "
                         f"'{card.name}', split '{split}', are not there)")
-    source = ShardSource(card.name, split, tars, rule.image, rule.label)
-    source.classes = card.classes
-    return source
+    return ShardSource(card.name, split, tars, rule.image, rule.label, card.classes)

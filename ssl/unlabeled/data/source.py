@@ -48,9 +48,4 @@ def open_source(card: Card, split: str, root: str | None = None, *, in_order: bo
             f"data card '{card.name}', split '{split}': {len(source)} images found, but the card says {expected}; "
             "complete the files, or correct 'samples' in the card"
         )
-    if source.labels is not None and source.classes is not None and len(source.labels):
-        top = int(source.labels.max())
-        if top >= len(source.classes):
-            raise UserError(f"data card '{card.name}', split '{split}': label {top} found, but only "
-                            f"{len(source.classes)} classes are named")
     return InMemory(source, card) if card.in_memory and source.images is None else source

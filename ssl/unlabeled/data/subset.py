@@ -86,7 +86,8 @@ def read_list(card: Card, name: str, root: str | None = None) -> list[str]:
     if not path.is_file():
         raise UserError(f"list '{name}' of data card '{card.name}' is missing: {path}. {entry.about}".rstrip())
     data = path.read_bytes()
-    names = [line for line in (line.strip() for line in data.decode().splitlines()) if line]
+    lines = data.decode("utf-8", "surrogateescape").split("\n")  # of whatever else it is, the sum differs
+    names = [line for line in map(str.strip, lines) if line]
     if hashlib.sha256(data).hexdigest() != entry.sha256 or len(names) != entry.samples:
         raise UserError(f"{path} is not the list '{name}' of data card '{card.name}': {len(names)} names instead of "
                         f"{entry.samples}, or other ones (its SHA-256 differs). {entry.about}".rstrip())
@@ -98,13 +99,23 @@ def listed(source: Source, names: list[str]) -> np.ndarray:
 
     Raises UserError if a name is not in the split, or if the classes' counts differ by more than one.
     """
-    places = {PurePosixPath(source.key(i)).stem: i for i in range(len(source))}
+    places: dict[str, int] = {}
+    twice: dict[str, int] = {}
+    for i in range(len(source)):
+        stem = PurePosixPath(source.key(i)).stem
+        if places.setdefault(stem, i) != i:
+            twice[stem] = i
     stems = [PurePosixPath(name).stem for name in names]
     unknown = [name for name, stem in zip(names, stems, strict=True) if stem not in places]
     if unknown:
         raise UserError(f"{len(unknown)} of {len(names)} names of the list are not in split '{source.split}' of data "
                         f"'{source.name}', the first: {', '.join(unknown[:3])}; its samples are named like "
                         f"'{source.key(0)}'")
+    if twice:
+        doubt = next((stem for stem in stems if stem in twice), None)
+        if doubt is not None:
+            raise UserError(f"the list names '{doubt}', which split '{source.split}' of data '{source.name}' holds "
+                            f"twice: '{source.key(places[doubt])}' and '{source.key(twice[doubt])}'; rename one")
     chosen = np.unique(np.array([places[stem] for stem in stems], np.int64))
     if source.labels is not None and source.classes is not None:
         counts = np.bincount(source.labels[chosen], minlength=len(source.classes))

@@ -14,10 +14,12 @@ import numpy as np
 
 from unlabeled.data.base import Names
 from unlabeled.data.kept import keep, places
+from unlabeled.data.labels import read_label
+from unlabeled.data.tar_members import Truncated, files, grouped, no_target, place, split
 from unlabeled.errors import UserError
 
-_BLOCK = 512
-_VERSION = 1
+_VERSION = 2
+_CHUNK = 1 << 20
 
 
 @dataclass
@@ -43,8 +45,8 @@ def load_index(tar: Path, label: str | None) -> TarIndex:
     stat = tar.stat()
     stamp = json.dumps([_VERSION, stat.st_size, stat.st_mtime_ns, label])
     where = places(tar.with_name(tar.name + ".index"))
-    for place in where:
-        index = _read(place, stamp)
+    for kept in where:
+        index = _read(kept, stamp)
         if index is not None:
             return index
     index = make_index(tar, label)
@@ -53,27 +55,21 @@ def load_index(tar: Path, label: str | None) -> TarIndex:
 
 
 def make_index(tar: Path, label: str | None) -> TarIndex:
-    """Read the headers of a shard. A sample is a run of members with one name up to its first dot, as in webdataset.
+    """Read the headers of a shard; hard links stand where the file stands that they are.
 
     Raises UserError if the shard is truncated or not a tar file, or holds a member of a sample twice.
     """
-    size = tar.stat().st_size
-    if size == 0:
+    if tar.stat().st_size == 0:
         raise UserError(f"shard {tar} is empty; copy it again")
     keys: list[str] = []
     samples: list[dict[str, tuple[int, int]]] = []
     with open(tar, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for name, offset, length in _members(data, tar):
-            folder, slash, base = name.rpartition("/")
-            stem, _, extension = base.partition(".")
-            if not stem or not extension or (base.startswith("__") and base.endswith("__")):
-                continue
-            key = folder + slash + stem
-            if not keys or keys[-1] != key:
+        try:
+            for key, sample in grouped(_spots(_Mapped(data), tar), str(tar)):
                 keys.append(key)
-                samples.append({})
-            if samples[-1].setdefault(extension.lower(), (offset, length)) != (offset, length):
-                raise UserError(f"shard {tar} holds {name} twice")
+                samples.append(sample)
+        except Truncated as error:
+            raise UserError(f"shard {tar} is truncated at byte {len(data)}: {error}; copy it again") from error
         fields = sorted({field for sample in samples for field in sample})
         table = np.full((len(samples), len(fields), 2), -1, np.int64)
         for column, field in enumerate(fields):
@@ -85,76 +81,49 @@ def make_index(tar: Path, label: str | None) -> TarIndex:
     return TarIndex(Names(keys), fields, table[..., 0].copy(), table[..., 1].copy(), labels)
 
 
-def _members(data: mmap.mmap, tar: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and size of the regular files (ustar, GNU long names, pax names and sizes)."""
-    at, end, name, length = 0, len(data), "", -1
-    while True:
-        header = data[at : at + _BLOCK]
-        if len(header) < _BLOCK:
-            raise UserError(f"shard {tar} is truncated: it ends at byte {end} without an end mark; copy it again")
-        if not any(header):
-            return
-        size = _number(header[124:136])
-        if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32 or size < 0:
-            raise UserError(f"shard {tar} is damaged or not a plain tar file: no member header at byte {at}; "
-                            "copy it again")
-        kind, start = header[156:157], at + _BLOCK
-        if kind in b"0\0007" and length >= 0:
-            size = length
-        if start + size > end:
-            raise UserError(f"shard {tar} is truncated: a member at byte {at} needs {size} bytes, the file ends at "
-                            f"byte {end}; copy it again")
-        at = start + -(-size // _BLOCK) * _BLOCK
-        if kind == b"L":
-            name = _text(data[start : start + size])
-        elif kind == b"x":
-            pax = _pax(data[start : start + size])
-            name, length = pax.get("path", name), int(pax.get("size", length))
-        elif kind in b"0\0007":
-            if not name:
-                name = _text(header[:100])
-                if header[257:263] == b"ustar\0" and header[345]:
-                    name = f"{_text(header[345:500])}/{name}"
-            yield name, start, size
-            name, length = "", -1
-        elif kind not in b"gK":  # a folder or a link: long names that were read belong to it
-            name, length = "", -1
+class _Mapped:
+    """A file that is mapped, as `tar_members.Bytes`."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, count: int) -> bytes:
+        taken = self.data[self.at : self.at + count]
+        self.at += len(taken)
+        return taken
+
+    def skip(self, count: int) -> bool:
+        self.at += count
+        return self.at <= len(self.data)
+
+    def rest_is_empty(self) -> bool:
+        return not any(self.data[at : at + _CHUNK].strip(b"\0") for at in range(self.at, len(self.data), _CHUNK))
 
 
-def _number(field: bytes) -> int:
-    if field[0] & 0x80:  # GNU: base 256 for sizes from 8 GiB
-        return int.from_bytes(field[1:], "big") if field[0] == 0x80 else -1
-    text = field.strip(b"\0 ")
-    try:
-        return int(text, 8) if text else 0
-    except ValueError:
-        return -1
-
-
-def _text(field: bytes) -> str:
-    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-
-
-def _pax(record: bytes) -> dict[str, str]:
-    pairs = {}
-    while record:
-        length = int(record.partition(b" ")[0])
-        key, _, value = record[:length].partition(b" ")[2].partition(b"=")
-        pairs[key.decode()] = value[:-1].decode("utf-8", "surrogateescape")
-        record = record[length:]
-    return pairs
+def _spots(source: _Mapped, tar: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield name, and offset and size, of every file."""
+    spots: dict[str, tuple[int, int]] = {}
+    for file in files(source, str(tar)):
+        spot = (file.start, file.size)
+        if file.link is not None:
+            if file.link not in spots:
+                if split(file.name) is None:
+                    continue
+                raise no_target(str(tar), file)
+            spot = spots[file.link]
+        spots[place(file.name)] = spot
+        yield file.name, spot
 
 
 def _label(data: mmap.mmap, sample: dict[str, tuple[int, int]], rule: str, tar: Path, key: str) -> int:
-    field, _, name = rule.partition(":")
+    field = rule.partition(":")[0]
     if field not in sample:
         return -1
     offset, length = sample[field]
-    text = data[offset : offset + length]
     try:
-        return int(json.loads(text)[name]) if field == "json" else int(text)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"shard {tar}, sample {key}: no class number ({rule}) in {text[:60]!r}") from error
+        return read_label(data[offset : offset + length], rule)
+    except ValueError as error:
+        raise UserError(f"shard {tar}, sample {key}: {error}") from error
 
 
 def _read(place: Path, stamp: str) -> TarIndex | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unlabeled.config.recipe import Recipe
+from unlabeled.data.lists import read_lines, write_lines
 from unlabeled.engine.build import OpenStream
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.errors import UserError
@@ -20,7 +21,7 @@ def keep_chosen(folder: RunFolder, recipe: Recipe, opened: dict[str, OpenStream]
         keys = [source.key(i) for i in range(len(source))]
         file = folder.path / f"subset-{name}.txt"
         if file.exists() and any(folder.checkpoints.glob("update-*.json")):
-            before = file.read_text().splitlines()
+            before = read_lines(file.read_bytes())
             if before != keys:
                 other = len(set(before) ^ set(keys))
                 raise UserError(
@@ -28,4 +29,4 @@ def keep_chosen(folder: RunFolder, recipe: Recipe, opened: dict[str, OpenStream]
                     f"{file}): the data has changed. Bring back the data, or start anew with fresh=true"
                 )
         else:
-            folder.write(file.name, "".join(f"{key}\n" for key in keys))
+            folder.write_bytes(file.name, write_lines(keys))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlabeled.augment.geometry import EvalCrop
 from unlabeled.augment.photometric import to_input
+from unlabeled.backbones.sizes import refuse_images
 from unlabeled.data.base import too_many, with_reason
 from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.source import Source
@@ -55,10 +56,11 @@ class Embedder:
 def network_embedder(export: Export, device: torch.device) -> Embedder:
     """Return the exported network on its own input size and statistics.
 
-    Maps [b, C, H, W] and tokens [b, T, C] are averaged over their places.
+    Maps [b, C, H, W] and tokens [b, T, C] are averaged over their places. Raises UserError if it takes no such images.
     """
     network = export.build().to(device).to(memory_format=torch.channels_last).eval()
     image = export.input
+    refuse_images(network, {image.size: "size"}, f"the network that gives the export's {export.gives}", earlier=True)
 
     def embed(crops: Tensor) -> Tensor:
         x = to_input(crops, image.mean, image.std)

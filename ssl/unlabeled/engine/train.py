@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from unlabeled.config.placed import placed
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.base import with_reason
 from unlabeled.data.batch import Batch
@@ -51,6 +52,7 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
     """
     accelerator = launch.start(recipe.train)
     opened = build.open_streams(recipe)
+    recipe = placed(recipe)  # what is said of the data shows paths as they were given
     method_class = build.method_class(recipe)
     plan = make_plan(recipe, method_class.clock, len(opened[method_class.clock].source), world())
     info = build.make_info(recipe, opened)
