@@ -266,6 +266,7 @@ def test_boxes_without_usable_masks_are_kept_and_the_file_says_which(coco: Card,
     ("images", 1, {"id": 7}, r"images photos/x.jpg and photos/y.jpg have the same id 7"),
     ("images", 1, {"id": 7.0}, "have the same id 7"),
     ("images", 1, {"file_name": "x.jpg"}, r"two images are photos/x.jpg"),
+    ("images", 1, {"file_name": "./x.jpg"}, r"two images are photos/x.jpg"),
     ("images", 1, {"file_name": None}, r"its file_name is None \(image 3\)"),
     ("images", 1, {"file_name": "a\ud800.jpg"}, r"surrogates not allowed \(image 3\)"),
     ("images", 1, {"id": None}, "the id None"), ("images", 1, {"id": [1]}, "the id"),
@@ -284,7 +285,7 @@ def test_boxes_without_usable_masks_are_kept_and_the_file_says_which(coco: Card,
     ("annotations", 0, {"bbox": ["1", "2", "3", "4"]}, r"\(annotation 1\)"),
     ("annotations", 0, {"iscrowd": "0"}, "iscrowd '0'"), ("annotations", 0, {"iscrowd": 2}, "iscrowd 2"),
     ("annotations", 0, {"area": float("nan")}, "the area nan"), ("annotations", 0, {"area": "9"}, r"\(annotation 1\)"),
-    ("annotations", 0, {"area": -1}, "the area -1"),
+    ("annotations", 0, {"area": -1}, "the area -1"), ("annotations", 0, {"area": 1e300}, r"the area 1e\+300"),
 ])
 def test_annotations_that_do_not_fit_are_refused_with_file_and_entry(
         coco: Card, tmp_path: Path, part: str, place: int, values: dict, message: str) -> None:

@@ -15,6 +15,7 @@ from unlabeled.data.detection import BoxedFolder
 from unlabeled.errors import UserError
 
 _Id = int | str
+_LARGEST = 1e12  # area, square pixels
 
 
 def open_coco(card: Card, split: str, root: str | None) -> Source:
@@ -82,7 +83,7 @@ class _Notes:
                 raise UserError(f"{self.path}: images {found[number].path} and {part}/{name} have the same id "
                                 f"{number}; every image needs its own")
             found[number] = Found(f"{part}/{name}", size)
-        again = twice(each.path for each in found.values())
+        again = twice(os.path.normpath(each.path) for each in found.values())
         if again is not None:
             raise UserError(f"{self.path}: two images are {again}; join their annotations under one id")
         return {number: found[number] for number in self._sorted(found)}
@@ -144,7 +145,7 @@ def _edges(box: Any) -> list[float]:
 
 
 def _area(value: Any) -> float | None:
-    if value is not None and not (math.isfinite(value) and value >= 0):
+    if value is not None and not 0 <= value <= _LARGEST:
         raise ValueError(f"the area {value!r}")
     return value
 
