@@ -14,7 +14,6 @@ from unlabeled.backbones.build import build_backbone
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.engine.optimizer import build_optimizer, set_learning_rate
-from unlabeled.engine.schedule import warmup_cosine_1pct
 from unlabeled.methods.base import Info, Losses, Step
 from unlabeled.methods.pixpro import PixPro
 from unlabeled.ops.cells import distances
@@ -79,7 +78,7 @@ class Work:
         method = PixPro(cfg, make_backbone, Info(0, 0, 1, None, {}))
         self.method = method.to(device).to(memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(method, self.recipe.optim)
-        set_learning_rate(self.optimizer, warmup_cosine_1pct(0, 1e-4, 10, 100), 0.0)
+        set_learning_rate(self.optimizer, 1e-6, 0.0)
         self.step = Step(0, 100, 100, 0, 1, 0, torch.Generator(), torch.Generator())
         self.bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         views = torch.randn(2, batch, 3, size, size, device=device)

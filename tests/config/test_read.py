@@ -8,6 +8,7 @@ from unlabeled.config.augment import AffineCrop, ResizedCrop
 from unlabeled.config.files import find
 from unlabeled.config.read import read_file, read_protocol, read_recipe
 from unlabeled.config.recipe import Strict
+from unlabeled.config.write import to_yaml
 from unlabeled.errors import UserError
 
 
@@ -59,7 +60,7 @@ def test_all_errors_at_once_in_the_order_of_the_file(recipe):
         ("base: 0.3", "base: .nan", "r.yaml:13: 'optim.lr.base' needs a finite number, given nan"),
         ("scaling: linear", "scaling: sqrt", "r.yaml:13: optim.lr: 'per' goes with scaling: linear only"),
         ("lr: {base: 0.3, per: 256, scaling: linear}", "lr: 0.3",
-         "r.yaml:13: 'optim.lr' needs a block of keys (base, table, scaling, per), given 0.3"),
+         "r.yaml:13: 'optim.lr' needs a block of keys (base, table, scaling, per, ...), given 0.3"),
         ("name: lars", "name: adamw\n  betas: [0.9]",
          "r.yaml:13: 'optim.betas' has too few values: number 2 is missing"),
         ("name: lars", "name: adamw\n  betas: [1, 2, 3]", "r.yaml:13: 'optim.betas' needs at most 2 values, given 3"),
@@ -70,6 +71,12 @@ def test_all_errors_at_once_in_the_order_of_the_file(recipe):
          "r.yaml:13: optim.lr: table holds pairs (end epoch, lr) with rising ends"),
         ("lr: {base: 0.3, per: 256, scaling: linear}", "lr: {table: [[20, 0.1]]}\n  schedule: cosine",
          "'schedule' has no effect with lr.table"),
+        ("lr: {base: 0.3, per: 256, scaling: linear}", "lr: {table: [[20, 0.1]], final: 0.001}",
+         "r.yaml:13: optim.lr: 'final' has no effect with table, which is the whole schedule"),
+        ("scaling: linear}", "scaling: linear, final: 0.001}\n  schedule: constant",
+         "r.yaml:11: optim: 'lr.final' has no effect with schedule: constant"),
+        ("scaling: linear}", "scaling: linear, warmup_start: 10}",
+         "r.yaml:13: 'optim.lr.warmup_start' must be at most 1, given 10"),
         ("batch: 64", "batch: 64\n    subset: {seed: 3}", "data.train.subset: give one of per_class, share and list"),
         ("  name: lars\n", "", "r.yaml:11: missing key 'optim.name'; allowed: lars, sgd, adamw"),
         ("temperature: 0.2", "sizes: []", "r.yaml:4: 'method.sizes' needs at least 1 values, given 0"),
@@ -243,3 +250,32 @@ def test_blocks_in_lists_and_under_free_names(tmp_path):
         "5: 'by_name.a.names.x' needs a whole number, given 'y'",
         "6: unknown key 'by_name.b.nn'. Did you mean 'n'?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("former", "schedule", "lr"),
+    [
+        ("cosine_1pct", "cosine", "warmup_start: 0.01, final: 1e-6"),
+        ("cosine_7_16", "quarter_cosine", "portion: 0.875"),
+        ("cosine_by_epoch", "cosine", "every: epoch, warmup_rule: (k+1)/w"),
+    ],
+)
+def test_former_names_of_schedules_are_read_as_what_they_stood_for(recipe, former, schedule, lr):
+    before = read_recipe(recipe(("scaling: linear}", f"scaling: linear}}\n  schedule: {former}")))
+    now = read_recipe(recipe(("scaling: linear}", f"scaling: linear, {lr}}}\n  schedule: {schedule}")))
+    assert before.optim.model_dump() == now.optim.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("scaling: linear}", "scaling: linear}\n  schedule: constant"),
+        ("{base: 0.3, per: 256, scaling: linear}", "{table: [[3, 0.1]]}"),
+        ("scaling: linear}", "scaling: linear, portion: 0.5, every: epoch}\n  schedule: linear"),
+    ],
+    ids=["constant", "table", "linear"],
+)  # fmt: skip
+def test_a_written_schedule_is_read_back(recipe, tmp_path, old, new):
+    first = read_recipe(recipe((old, new)))
+    (tmp_path / "again.yaml").write_text(to_yaml(first))
+    assert read_recipe(tmp_path / "again.yaml") == first

@@ -82,10 +82,10 @@ ARRAYS = [
     ("npy", header("\0" * 50), ""),
     ("npy", b"\x93NUMPY\xff\xff" + bytes(100), ""), ("npy", gzip.compress(npy(IMAGES)), "gunzip"),
     ("npy", npy(IMAGES[:0]), "holds no images"), ("npy", npy(IMAGES[:, :0]), "holds no images"),
-    ("npy", npy(IMAGES[0]), "which is one image; allowed: uint8 [n, H, W, 3] or [n, H, W]; save images[None]"),
+    ("npy", npy(IMAGES[0]), "which is one image; allowed: [n, H, W, 3] or [n, H, W]; save images[None]"),
     ("npy", npy(IMAGES.transpose(0, 3, 1, 2)), "save images.transpose(0, 2, 3, 1)"),
     ("npy", npy(np.uint8(3)), "uint8 []"),
-    ("npy", npy(IMAGES.astype(bool)), "images are bool"), ("npy", npy(np.array(["a"])), "images are <U1"),
+    ("npy", npy(IMAGES.astype(complex)), "images are complex128"), ("npy", npy(np.array(["a"])), "images are <U1"),
     ("npy", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
     ("npy", b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
 ]

@@ -15,6 +15,7 @@ from unlabeled.config.card import Card
 from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.detection_batches import TrainMaker, WholeMaker, resized_to
 from unlabeled.data.source import open_source
+from unlabeled.data.subset import Part
 from unlabeled.errors import UserError
 
 OBJECT = ("<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>"
@@ -183,6 +184,166 @@ def test_what_is_wrong_with_coco_files_is_said(coco: Card, tmp_path: Path) -> No
     file.unlink()
     with pytest.raises(UserError, match=r"no file .*instances_photos\.json; give the folder that holds annotations"):
         open_source(coco, "train")
+
+
+def write_coco(root: Path, content: object) -> None:
+    (root / "annotations" / "instances_photos.json").write_text(json.dumps(content))
+
+
+def changed(part: str, place: int, **values: object) -> dict:
+    """Return the content with one entry changed; ... removes a key."""
+    content = coco_content()
+    content[part][place] = {k: v for k, v in {**content[part][place], **values}.items() if v is not ...}
+    return content
+
+
+@pytest.mark.parametrize(("stated", "actual"), [((60, 40), (40, 60)), ((40, 60), (60, 40)), ((80, 120), (40, 60))])
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+def test_annotations_of_another_size_are_refused_where_boxes_meet_the_image(
+        tmp_path: Path, kind: str, stated: tuple[int, int], actual: tuple[int, int], request: pytest.FixtureRequest,
+        ) -> None:
+    about = request.getfixturevalue(kind)
+    name = {"coco": "photos/x.jpg", "voc": "VOC2007/JPEGImages/a.jpg"}[kind]
+    picture(tmp_path / name, actual[1], actual[0])
+    if kind == "coco":
+        write_coco(tmp_path, changed("images", 0, height=stated[0], width=stated[1]))
+    else:
+        file = tmp_path / "VOC2007/Annotations/a.xml"
+        file.write_text(file.read_text().replace("<width>60</width><height>40</height>",
+                                                 f"<width>{stated[1]}</width><height>{stated[0]}</height>"))
+    source = open_source(about, "train")
+    place = [source.key(i) for i in range(len(source))].index(name)
+    message = (f"data 'boxes', split 'train': the annotation of '{name}' is {stated[0]} x {stated[1]}, but the image "
+               f"{actual[0]} x {actual[1]}")
+    with pytest.raises(UserError, match=message) as error:
+        WholeMaker(Part(source, np.arange(len(source)))).make(np.array([place]))
+    assert ("orientation: apply and ignore" in str(error.value)) == (stated == actual[::-1])
+    with pytest.raises(UserError, match=message):
+        TrainMaker(source, (40,), 200, seed=0, masks=False).make((0, np.arange(2)))
+
+
+def test_a_turned_photo_is_read_by_the_orientation_of_the_card(coco: Card, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "photos" / "x.jpg", exif=exif)
+    for orientation, height, width in ((None, 40, 60), ("ignore", 40, 60), ("apply", 60, 40)):
+        write_coco(tmp_path, changed("images", 0, height=height, width=width))
+        about = coco.model_copy(update={"orientation": orientation})
+        assert WholeMaker(open_source(about, "train")).make(np.array([1])).images[0].shape == (3, height, width)
+        write_coco(tmp_path, changed("images", 0, height=width, width=height))
+        with pytest.raises(UserError, match=f"is {width} x {height}, but the image {height} x {width}; the other of"):
+            WholeMaker(open_source(about, "train")).make(np.array([1]))
+
+
+@pytest.mark.parametrize("value", [0, -3, 40.5, "40", None, True, float("nan"), float("inf")])
+def test_sizes_that_are_none_are_refused_at_the_start(coco: Card, voc: Card, tmp_path: Path, value: object) -> None:
+    write_coco(tmp_path, changed("images", 1, height=value))
+    with pytest.raises(UserError, match=r"instances_photos\.json .*its height is .*in image 3"):
+        open_source(coco, "train")
+    file = tmp_path / "VOC2012/Annotations/b.xml"
+    file.write_text(file.read_text().replace("<width>60", f"<width>{value}"))
+    if value != "40":
+        with pytest.raises(UserError, match=r"VOC2012/Annotations/b\.xml is damaged"):
+            open_source(voc, "train")
+
+
+@pytest.mark.parametrize("boxes_only", [[], ..., None, {}, {"size": [40, 60], "counts": None}, [[]], "", {"counts": []},
+                                        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 7, {"size": [60, 40], "counts": [0, 2400]},
+                                        {"size": [40, 60], "counts": [5]}, {"size": [40, 60], "counts": [2401, -1]},
+                                        [[1.0, 1.0, 1e9, 1.0, 1e9, 1e9]], [[1.0, 1.0, float("nan"), 2.0, 3.0, 3.0]],
+                                        [["1", 1.0, 2.0, 2.0, 3.0, 3.0]]], ids=repr)
+def test_boxes_without_usable_masks_are_kept_and_the_file_says_which(coco: Card, tmp_path: Path, boxes_only: object,
+                                                                      ) -> None:
+    write_coco(tmp_path, changed("annotations", 0, segmentation=boxes_only))
+    source = open_source(coco, "train")
+    assert source.objects(1).boxes.tolist() == [[10, 5, 20, 15], [0, 0, 25, 40]] and source.dropped == 2
+    assert not source.has_shapes and "instances_photos.json, annotation 1: " in source.lacks_shape
+    batch = TrainMaker(source, (40,), 200, seed=0, masks=False).make((0, np.arange(2)))
+    assert sorted(len(target["boxes"]) for target in batch.targets) == [1, 1]
+
+
+@pytest.mark.parametrize(("part", "place", "values", "message"), [
+    ("images", 1, {"id": 7}, r"images photos/x.jpg and photos/y.jpg have the same id 7"),
+    ("images", 1, {"id": 7.0}, "have the same id 7"),
+    ("images", 1, {"file_name": "x.jpg"}, r"two images are photos/x.jpg"),
+    ("images", 1, {"file_name": None}, "its file_name is None in image 3"),
+    ("images", 1, {"file_name": "a\ud800.jpg"}, "surrogates not allowed in image 3"),
+    ("images", 1, {"id": None}, "the id None"), ("images", 1, {"id": [1]}, "the id"),
+    ("images", 1, {"id": "3"}, "ids are numbers in some places and text in others"),
+    ("categories", 1, {"id": 18}, "category 18, 'cat', comes twice"),
+    ("categories", 1, {"name": "dog"}, "category 17, 'dog', comes twice"),
+    ("categories", 1, {"name": 5}, "its name is 5 in category 17"),
+    ("annotations", 0, {"image_id": 8}, "it belongs to image 8, which the file does not hold, in annotation 1"),
+    ("annotations", 0, {"image_id": "7"}, "it belongs to image '7', which the file does not hold"),
+    ("annotations", 0, {"category_id": 1}, "it belongs to category 1, which the file does not hold"),
+    ("annotations", 0, {"bbox": [1, 2, float("nan"), 4]}, "a box from 1, 2 to nan"),
+    ("annotations", 0, {"bbox": [1, 2, float("inf"), 4]}, "a box from 1, 2 to inf"),
+    ("annotations", 0, {"bbox": [10, 5, -4, 4]}, "a box from 10, 5 to 6, 9"),
+    ("annotations", 0, {"bbox": [10, 5, 4]}, r"the bbox \[10, 5, 4\], which should be"),
+    ("annotations", 0, {"bbox": None}, "the bbox None"), ("annotations", 0, {"bbox": "1234"}, "the bbox '1234'"),
+    ("annotations", 0, {"bbox": ["1", "2", "3", "4"]}, "in annotation 1"),
+    ("annotations", 0, {"iscrowd": "0"}, "iscrowd '0'"), ("annotations", 0, {"iscrowd": 2}, "iscrowd 2"),
+    ("annotations", 0, {"area": float("nan")}, "the area nan"), ("annotations", 0, {"area": "9"}, "in annotation 1"),
+    ("annotations", 0, {"area": -1}, "the area -1"),
+])
+def test_annotations_that_do_not_fit_are_refused_with_file_and_entry(
+        coco: Card, tmp_path: Path, part: str, place: int, values: dict, message: str) -> None:
+    write_coco(tmp_path, changed(part, place, **values))
+    with pytest.raises(UserError, match=message) as error:
+        open_source(coco, "train")
+    assert "instances_photos.json" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [[], 7, None, {}, {"images": 3, "categories": [], "annotations": []},
+                                     {"images": [4], "categories": [], "annotations": []},
+                                     {"images": [], "categories": [], "annotations": [None]}])
+def test_files_of_another_form_are_refused(coco: Card, tmp_path: Path, content: object) -> None:
+    write_coco(tmp_path, content)
+    with pytest.raises(UserError, match=r"instances_photos\.json is damaged, or no file of instances: "):
+        open_source(coco, "train")
+    (tmp_path / "annotations" / "instances_photos.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="no file of instances"):
+        open_source(coco, "train")
+
+
+def test_ids_may_be_text_and_areas_missing(coco: Card, tmp_path: Path) -> None:
+    content = coco_content()
+    for image in content["images"]:
+        image["id"] = f"n{image['id']}"
+    for note in content["annotations"]:
+        note |= {"image_id": f"n{note['image_id']}", "area": None, "iscrowd": None}
+    write_coco(tmp_path, content)
+    source = open_source(coco, "train")
+    assert source.key(0) == "photos/y.jpg" and source.objects(1).areas.tolist() == [100, 1000]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("<xmin>11<", "<xmin>nan<", "a box from nan"), ("<xmin>11<", "<xmin>25<", "a box from 24, 5 to 20, 15"),
+    ("<xmax>20<", "<xmax>inf<", "a box from 10, 5 to inf, 15"),
+    ("<difficult>1<", "<difficult>yes<", "difficult is 'yes'; allowed: 0, 1")])
+def test_files_of_voc_that_do_not_fit_are_refused(voc: Card, tmp_path: Path, old: str, new: str, message: str) -> None:
+    file = tmp_path / "VOC2007/Annotations/a.xml"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(UserError, match=rf"Annotations/a\.xml is damaged: {message}"):
+        open_source(voc, "train")
+
+
+def test_lists_of_voc_that_name_an_image_twice_or_are_no_text_are_refused(voc: Card, tmp_path: Path) -> None:
+    voc_list(tmp_path, "VOC2012", "trainval", "b", "c", "b")
+    with pytest.raises(UserError, match=r"the list .*VOC2012/ImageSets/Main/trainval\.txt names 'b' twice"):
+        open_source(voc, "train")
+    voc_list(tmp_path, "VOC2012", "trainval", "b")
+    twice = voc.model_copy(update={"splits": {"train": voc.splits["val"].model_copy(
+        update={"path": "VOC2007/trainval+VOC2007/trainval"})}})
+    with pytest.raises(UserError, match=r"its lists name VOC2007/JPEGImages/a\.jpg twice"):
+        open_source(twice, "train")
+    for data, message in ((b"\xff\xfe\x00", "cannot be read as text"), (b"\n", "is empty")):
+        (tmp_path / "VOC2012/ImageSets/Main/trainval.txt").write_bytes(data)
+        with pytest.raises(UserError, match=message):
+            open_source(voc, "train")
+    (tmp_path / "VOC2012/ImageSets/Main/trainval.txt").write_bytes("\ufeffb\r\n".encode())
+    assert len(open_source(voc, "train")) == 2
 
 
 def shapes(n: int = 20, size: int = 48) -> Source:

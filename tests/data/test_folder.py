@@ -105,7 +105,7 @@ def test_every_kind_of_pixel_becomes_rgb(mode: str) -> None:
     if mode in ("I;16", "I"):
         Image.fromarray(gray.astype(np.uint16) * 257).save(buffer, "PNG" if mode == "I;16" else "TIFF")
     elif mode == "F":
-        Image.fromarray(gray.astype(np.float32)).save(buffer, "TIFF")
+        Image.fromarray(gray.astype(np.float32) / 255).save(buffer, "TIFF")
     else:
         Image.fromarray(gray).convert(mode).save(buffer, "TIFF" if mode in ("CMYK", "YCbCr") else "PNG")
     image = decode(buffer.getvalue(), "x")

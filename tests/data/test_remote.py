@@ -148,7 +148,7 @@ def test_loader_processes_read_what_their_lanes_say(folder: Path) -> None:
 def test_what_was_taken_is_passed_over_without_decoding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
     original = remote.decode
-    monkeypatch.setattr(remote, "decode", lambda data, key: (made.append(key), original(data, key))[1])
+    monkeypatch.setattr(remote, "decode", lambda data, key, *how: (made.append(key), original(data, key, *how))[1])
     list(make(opened(folder)).updates(3, 4))
     assert len(made) == 12
 

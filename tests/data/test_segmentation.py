@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.data.toys import png
 
 from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.read import read_file
+from unlabeled.data.base import CorruptSample
 from unlabeled.data.segmentation import CITYSCAPES, read_mask
 from unlabeled.data.segmentation_batches import JointCrop, Masked, training_crops, whole_images
 from unlabeled.data.shapes import ShapesSource
@@ -103,6 +105,74 @@ def test_bad_trees_are_refused_in_one_line(tmp_path: Path) -> None:
     (root / "SegmentationClass/a.png").unlink()
     with pytest.raises(UserError, match=r"1 of 2 masks are missing in .*, the first: SegmentationClass/a.png"):
         open_source(card("voc2012-segmentation"), "train", str(root))
+
+
+def test_masks_in_which_numbers_may_have_changed_are_refused(tmp_path: Path) -> None:
+    root = voc(tmp_path)
+    source = open_source(card("voc2012-segmentation"), "train", str(root))
+    file, mask = root / "SegmentationClass/a.png", np.zeros((20, 30), np.uint8)
+    mask[4:9, 3:11] = 15
+    for form in ("JPEG", "WEBP", "JPEG2000", "GIF", "TIFF"):
+        Image.fromarray(mask).save(file, form)
+        with pytest.raises(UserError, match=rf"mask .*a\.png cannot be read: it is a {form} file, and only PNG keeps"):
+            source.mask(1)
+    for values, mode in ((mask.astype(bool), "1"), (mask.astype(np.uint16), "I;16"), (np.stack([mask] * 4, 2), "RGBA")):
+        Image.fromarray(values).save(file)
+        with pytest.raises(UserError, match=rf"one number per pixel is needed .* its mode is {mode}$"):
+            source.mask(1)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gray_masks_of_few_bits_hold_numbers_and_not_gray_levels(tmp_path: Path, bits: int) -> None:
+    source = open_source(card("voc2012-segmentation"), "train", str(voc(tmp_path)))
+    values = np.random.default_rng(0).integers(0, 2**bits, (20, 30), np.uint8)
+    packed = np.zeros((20, -(-30 * bits // 8)), np.uint8)
+    for column in range(30):
+        packed[:, column * bits // 8] |= values[:, column] << (8 - bits - column * bits % 8)
+    (tmp_path / "SegmentationClass/a.png").write_bytes(png(packed, 30, bits, 0))
+    assert np.array_equal(source.mask(1), values)
+
+
+@pytest.mark.parametrize("orientation", ["apply", "ignore"])
+def test_masks_are_turned_like_their_images(tmp_path: Path, orientation: str) -> None:
+    root = voc(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    mask = np.array(Image.open(root / "SegmentationClass/a.png"))
+    Image.open(root / "JPEGImages/a.jpg").save(root / "JPEGImages/a.jpg", exif=exif)
+    about = card("voc2012-segmentation").model_copy(update={"orientation": orientation})
+    turned = np.rot90(mask, -1)
+    for tagged, stored, fits in ((True, mask, True), (False, turned, orientation == "apply"),
+                                 (False, mask, orientation == "ignore")):
+        Image.fromarray(np.ascontiguousarray(stored)).save(
+            root / "SegmentationClass/a.png", **({"exif": exif} if tagged else {}))
+        source = open_source(about, "train", str(root))
+        size = source.image(1).shape[:2]
+        assert size == ((30, 20) if orientation == "apply" else (20, 30))
+        if fits:
+            assert np.array_equal(read_mask(source, 1, *size), turned if orientation == "apply" else mask)
+        else:
+            with pytest.raises(UserError, match=r"but the image .*; the other of orientation: apply and ignore"):
+                read_mask(source, 1, *size)
+
+
+def test_lists_that_name_an_image_twice_are_refused(tmp_path: Path) -> None:
+    root = voc(tmp_path)
+    (root / "ImageSets/Segmentation/train.txt").write_text("a\nb\na\n")
+    with pytest.raises(UserError, match=r"the list .*Segmentation/train\.txt names 'a' twice"):
+        open_source(card("voc2012-segmentation"), "train", str(root))
+
+
+def test_bombs_are_refused_as_images_and_as_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = voc(tmp_path)
+    source = open_source(card("voc2012-segmentation"), "train", str(root))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)  # PIL refuses twice as many
+    assert source.mask(1).shape == (20, 30) and source.image(1).shape == (20, 30, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
+    with pytest.raises(UserError, match=r"mask .*a\.png cannot be read: Image size \(600 pixels\) exceeds limit"):
+        source.mask(1)
+    with pytest.raises(CorruptSample, match=r"JPEGImages/a\.jpg: Image size \(600 pixels\) exceeds limit of 598"):
+        source.image(1)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,6 +88,18 @@ def jpeg(number: int, size: int = 16, form: str = "JPEG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, form)
     return buffer.getvalue()
+
+
+def png(rows: np.ndarray, width: int, bits: int, colour: int) -> bytes:
+    """Return a PNG file of kinds that PIL does not write.
+
+    rows: uint8 [H, bytes], packed. colour: 0 gray, 2 RGB, 4 gray and alpha, 6 RGBA.
+    """
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    head = struct.pack(">IIBBBBB", width, len(rows), bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+        for name, part in ((b"IHDR", head), (b"IDAT", data), (b"IEND", b"")))
 
 
 def write_tar(path: Path, members: dict[str, bytes], form: int = tarfile.USTAR_FORMAT) -> Path:

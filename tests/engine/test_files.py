@@ -12,6 +12,7 @@ import torch
 from tiny import tiny_recipe
 
 from unlabeled.config.read import read_recipe
+from unlabeled.data.base import CorruptSample, with_reason
 from unlabeled.engine import build, checkpoint
 from unlabeled.engine.checkpoint import Checkpoints
 from unlabeled.engine.chosen import keep_chosen
@@ -121,6 +122,15 @@ def test_corrupt_samples_are_named_once_forgiven_in_small_numbers_and_stop_above
     assert again.seen == corrupt.seen, "a resumed run knows them"
     with pytest.raises(UserError, match=r"21 of 1000 samples cannot be read, more than data.max_corrupt 0.02 allows"):
         again.add(3, ["one more"])
+
+
+def test_why_samples_are_corrupt_is_kept_and_said(tmp_path: Path) -> None:
+    corrupt = CorruptSamples(RunFolder(tmp_path), samples=100, share=0.02)
+    (found,) = corrupt.add(0, [CorruptSample("a.tif", "no known black and white").key])
+    assert found == "a.tif" and with_reason(found) == "a.tif: no known black and white"
+    again = CorruptSamples(RunFolder(tmp_path), samples=100, share=0.02)
+    with pytest.raises(UserError, match=r"11 of 100 samples(.|\n)*\n  a.tif: no known black and white\n  b0\n"):
+        again.add(1, [f"b{i}" for i in range(10)])
 
 
 def test_the_chosen_images_are_kept_with_the_run_and_a_changed_set_is_refused(tmp_path: Path) -> None:

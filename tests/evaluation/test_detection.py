@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tests.processes import lock_held_by_another, run_processes
 from torch import nn
 
@@ -236,6 +237,26 @@ def test_what_cannot_be_used_is_said(run: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
     with pytest.raises(UserError, match=r"not installed: pip install 'unlabeled\[detection\]'"):
         evaluate("detection-shapes", run, ["updates=90"])
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_masks_asked_of_boxes_alone_are_refused_when_opened(run: Path, tmp_path: Path, split: str) -> None:
+    (tmp_path / "annotations").mkdir()
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        Image.new("RGB", (48, 48)).save(tmp_path / part / "x.jpg")
+        note = {"id": 5, "image_id": 1, "category_id": 1, "bbox": [1, 1, 20, 20],
+                "segmentation": [] if part == split else [[1, 1, 20, 1, 20, 20]]}
+        (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps({
+            "images": [{"id": 1, "file_name": "x.jpg", "height": 48, "width": 48}], "annotations": [note],
+            "categories": [{"id": 1, "name": "dog"}]}))
+    (tmp_path / "boxes.yaml").write_text(json.dumps({
+        "name": "boxes", "source": {"kind": "coco-boxes"}, "root": str(tmp_path), "splits": {"train": {}, "val": {}}}))
+    with pytest.raises(UserError, match=r"data card 'boxes' has boxes but no masks of objects \(.*"
+                                        rf"instances_{split}\.json, annotation 5: no segmentation\); use masks=false"):
+        detection.open_boxed(protocol("fpn", "masks=true", f"card={tmp_path / 'boxes.yaml'}"), load_run(run))
+    opened = detection.open_boxed(protocol("fpn", f"card={tmp_path / 'boxes.yaml'}"), load_run(run))
+    assert opened.train.objects(0).boxes.tolist() == opened.test.objects(0).boxes.tolist() == [[1, 1, 21, 21]]
 
 
 def in_a_process(rank: int, folder: Path) -> tuple[list[int], list[float], list[list[float]]]:

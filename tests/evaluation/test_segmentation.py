@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -254,18 +256,22 @@ def test_the_fcn_reports_through_the_command(runs):
 # ---- several processes
 
 
-def in_a_process(rank: int, bad: tuple[int, ...]) -> tuple[list, list]:
+def in_a_process(rank: int, bad: tuple[int, ...]) -> tuple[list, list, list]:
     network, splits = painted(Blocks(2), bad=bad)
     found, counts, (train, test) = segmentation_linear.judge(linear(), network, splits, CPU)
     network, splits = painted(Blocks(2), bad=bad)
-    model, missed = segmentation_fcn.learn(fcn(lr=0.1), network, splits, CPU)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        model, missed = segmentation_fcn.learn(fcn(lr=0.1), network, splits, CPU)
+    losses = [float(line.rpartition(" ")[2]) for line in said.getvalue().splitlines()]
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    return [counts.tolist(), found.value, train.corrupt_keys, test.n, missed], weights.tolist()
+    return [counts.tolist(), found.value, train.corrupt_keys, test.n, missed], weights.tolist(), losses
 
 
 def test_two_processes_give_the_numbers_of_one():
-    alone, weights = in_a_process(0, (4,))
-    for together, others in run_processes(2, in_a_process, (4,)):
+    alone, weights, losses = in_a_process(0, (4,))
+    first, second = run_processes(2, in_a_process, (4,))
+    assert len(losses) == 3 and first[2] == pytest.approx(losses, abs=1e-3) and second[2] == []
+    for together, others, _ in (first, second):
         np.testing.assert_allclose(np.array(together[0]), np.array(alone[0]), atol=2)  # sums in another order
         assert together[2:] == alone[2:]
         np.testing.assert_allclose(others, weights, rtol=1e-4, atol=1e-5)

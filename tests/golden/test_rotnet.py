@@ -17,11 +17,11 @@ from unlabeled.backbones.intermediate import Intermediate
 from unlabeled.config.recipe import Backbone, Subset
 from unlabeled.data.batch import Batch
 from unlabeled.data.subset import choose
-from unlabeled.engine.schedule import table_rate
 from unlabeled.methods.base import Info, Step
 from unlabeled.methods.heads import conv_head, linear_head, mlp_head
 from unlabeled.methods.rotnet import RotNet, rotate_all, rotate_each
 from unlabeled.methods.rotnet_config import RotNetConfig
+from unlabeled.ops.curves import table_rate
 
 KINDS = (
     "rotnet_rotation_batch",

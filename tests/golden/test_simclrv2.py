@@ -17,13 +17,13 @@ from unlabeled.augment.blur import Blur, blur, default_taps
 from unlabeled.augment.color import OPERATIONS, Chosen, Jitter, gray, jitter
 from unlabeled.augment.geometry import central_boxes
 from unlabeled.augment.resample import resample, resize_weights
-from unlabeled.config.recipe import LearningRate
+from unlabeled.config.recipe import LearningRate, Optim
 from unlabeled.engine.lars import LARS
-from unlabeled.engine.schedule import warmup_cosine
+from unlabeled.engine.plan import learning_rate
 from unlabeled.methods import simclrv2
 from unlabeled.methods.distil import distillation_loss
 from unlabeled.ops.ema import ema_update
-from unlabeled.ops.labels import known_cross_entropy
+from unlabeled.ops.labels import known, known_cross_entropy
 
 KINDS = (
     "simclrv2_ntxent",
@@ -158,12 +158,12 @@ def test_lars(case: Case, dtype: torch.dtype) -> None:
 
 @parametrize("simclrv2_lr_schedule")
 def test_learning_rate(case: Case) -> None:
-    rule = LearningRate(base=float(case["base_lr"]), scaling=str(case["scaling"]))
-    peak = rule.peak(int(case["batch_size"]))
+    optim = Optim(name="lars", lr=LearningRate(base=float(case["base_lr"]), scaling=str(case["scaling"])))
     # the published code counts updates in its own way; the shape between them is what the product computes
     total, warmup = int(case["total_steps"]), int(case["warmup_steps"])
-    rates = [warmup_cosine(int(step), peak, warmup, total) for step in case["steps"]]
-    close(np.array(rates), case["learning_rate_float32_reference"], abs=2e-6 * peak)
+    curve = learning_rate(optim, int(case["batch_size"]), total, warmup, per_epoch=1)
+    rates = [curve.at(int(step)) for step in case["steps"]]
+    close(np.array(rates), case["learning_rate_float32_reference"], abs=2e-6 * curve.start)
 
 
 # ---- projection head
@@ -373,10 +373,11 @@ def test_distillation(case: Case, dtype: torch.dtype) -> None:
     close(torch.stack(each), case["kd_per_example_no_T2_float64"], **tolerance)
     labels = torch.full((len(student),), -1)
     labels[: len(case["labels_first_rows"])] = torch.from_numpy(case["labels_first_rows"])
-    label_loss, alpha, known = known_cross_entropy(student, labels), float(case["alpha"]), int((labels >= 0).sum())
+    count, alpha = known(labels), float(case["alpha"])
+    label_loss = known_cross_entropy(student, labels, count)
     close(label_loss, case["label_ce_mean_float64"], **tolerance)
     close((1 - alpha) * label_loss + alpha * plain, case["combined_mean_form_no_T2_float64"], **tolerance)
-    summed = (1 - alpha) * known * label_loss + alpha * len(student) * plain
+    summed = (1 - alpha) * int(count) * label_loss + alpha * len(student) * plain
     close(summed, case["combined_sum_form_no_T2_float64"], **tolerance)
     if dtype == torch.float64:
         (grad,) = torch.autograd.grad(scaled, student)

@@ -12,8 +12,9 @@ from golden_files import Case, close, tensor
 from processes import run_processes
 from torch import Tensor, nn
 
+from unlabeled.config.recipe import LearningRate, Optim
 from unlabeled.data import order
-from unlabeled.engine.plan import Plan
+from unlabeled.engine.plan import Plan, learning_rate
 from unlabeled.engine.steps import make_step
 from unlabeled.methods import simmatchv2
 from unlabeled.methods.base import Info, StreamInfo
@@ -41,7 +42,8 @@ class Vector(nn.Identity):
 
 
 def plan(total: int = 100, per_epoch: int = 10, warmup: int = 0, lr: float = 0.1) -> Plan:
-    return Plan(1, 1, per_epoch, total, total, warmup, lr, "cosine_by_epoch")
+    optim = Optim(name="sgd", lr=LearningRate(base=lr, every="epoch", warmup_rule="(k+1)/w"))
+    return Plan(1, 1, per_epoch, total, total, learning_rate(optim, 1, total, warmup, per_epoch))
 
 
 def method_of(case: Case, dtype: torch.dtype) -> SimMatchV2:

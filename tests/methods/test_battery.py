@@ -124,13 +124,3 @@ def test_exports_stand_alone(method: str, variant: str) -> None:
                 p.zero_()
     assert not differing(before, snapshot(tiny)), "an export shares memory with the method"
     assert tiny.updater.method.training
-
-
-@every_variant
-def test_accumulation_runs_or_is_refused(method: str, variant: str) -> None:
-    recipe = tiny_recipe(method, variant, ["train.grad_accum=2"])
-    if tiny_run(tiny_recipe(method, variant)).updater.method.couples_batch:
-        with pytest.raises(UserError, match="grad_accum is 2"):
-            tiny_run(recipe)
-    else:
-        tiny_run(recipe).train(0, 1)

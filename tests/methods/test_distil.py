@@ -10,7 +10,7 @@ from tiny import teacher, tiny_recipe, tiny_run
 
 from unlabeled.errors import UserError
 from unlabeled.methods.distil import distillation_loss
-from unlabeled.ops.labels import known_accuracy, known_cross_entropy
+from unlabeled.ops.labels import known, known_accuracy, known_cross_entropy
 
 
 def logits(seed: int) -> torch.Tensor:
@@ -39,10 +39,11 @@ def test_unknown_labels_do_not_count() -> None:
     label = torch.tensor([3, -1, 0, -1, 2, 4])
     rows = label >= 0
     expected = torch.nn.functional.cross_entropy(logits(3)[rows], label[rows])
-    torch.testing.assert_close(known_cross_entropy(logits(3), label), expected)
-    assert float(known_cross_entropy(logits(3), torch.full((6,), -1))) == 0
+    assert known(label) == 4
+    torch.testing.assert_close(known_cross_entropy(logits(3), label, known(label)), expected)
+    assert float(known_cross_entropy(logits(3), torch.full((6,), -1), torch.tensor(1))) == 0
     right = (logits(3)[rows].argmax(1) == label[rows]).double().mean()
-    assert float(known_accuracy(logits(3), label)) == pytest.approx(float(right))
+    assert float(known_accuracy(logits(3), label, known(label))) == pytest.approx(float(right))
 
 
 def test_fine_tuning_starts_from_zero_logits_and_first_moves_the_classifier_only() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from unlabeled.augment import regularise
 from unlabeled.backbones.depth import layer_depths
 from unlabeled.errors import UserError
-from unlabeled.ops.labels import known_cross_entropy, known_soft_cross_entropy, likeliest, one_hot
+from unlabeled.ops.labels import known, known_cross_entropy, known_soft_cross_entropy, likeliest, one_hot
 
 MIXED = ["method={name: finetune, crop: {kind: padded, size: 8}, mixup: 0.8, cutmix: 1.0, smoothing: 0.1}"]
 
@@ -42,11 +42,12 @@ def test_soft_targets_of_known_labels_are_the_usual_loss() -> None:
     logits = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     label = torch.tensor([0, 3, -1, 2, 2, -1])
     target = one_hot(label, 4)
-    torch.testing.assert_close(known_soft_cross_entropy(logits, target), known_cross_entropy(logits, label))
+    found = known_soft_cross_entropy(logits, target, target.sum())
+    torch.testing.assert_close(found, known_cross_entropy(logits, label, known(label)))
     assert torch.equal(likeliest(target), label)
     smooth = torch.nn.functional.cross_entropy(logits[[0, 1, 3, 4]], label[[0, 1, 3, 4]], label_smoothing=0.2)
-    torch.testing.assert_close(known_soft_cross_entropy(logits, one_hot(label, 4, 0.2)), smooth)
-    assert float(known_soft_cross_entropy(logits, torch.zeros(6, 4))) == 0
+    torch.testing.assert_close(known_soft_cross_entropy(logits, one_hot(label, 4, 0.2), known(label)), smooth)
+    assert float(known_soft_cross_entropy(logits, torch.zeros(6, 4), torch.tensor(1))) == 0
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])

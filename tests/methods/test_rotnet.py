@@ -8,7 +8,9 @@ import pytest
 import torch
 from tiny import tiny_recipe, tiny_run
 
+from unlabeled.backbones.nin import Nin
 from unlabeled.errors import UserError
+from unlabeled.methods.heads import conv_head
 from unlabeled.methods.rotnet import rotate_all, rotate_each
 
 
@@ -52,6 +54,15 @@ def test_rectangles_are_refused() -> None:
 def test_the_first_loss_is_that_of_guessing() -> None:
     _, loss, _ = tiny_run(tiny_recipe("rotnet", "all")).first_gradients()
     assert float(loss) == pytest.approx(math.log(4), rel=0.15)
+
+
+@pytest.mark.parametrize("width", [96, 192, 256])
+def test_the_convolutional_classifier_is_the_third_block_of_the_nin_on_any_width(width: int) -> None:
+    head, block = conv_head(width, 10), Nin(3).conv3
+    assert sum(p.numel() for p in head.parameters()) == 408_586 + 9 * 192 * (width - 192)
+    shapes = [tuple(p.shape) for p in block.parameters()]
+    assert [tuple(p.shape) for p in head.parameters()][:-2] == [(192, width, 3, 3), *shapes[1:]]
+    assert head(torch.zeros(2, width, 8, 8)).shape == (2, 10)
 
 
 def test_one_rotation_each_gives_one_row_per_image_and_all_four_turns() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from importlib import import_module
 
+import torch
 from torch import nn
 
-from unlabeled.config.recipe import Backbone
+from unlabeled.backbones.options import constructor_options, written
+from unlabeled.config.explain import did_you_mean, show
+from unlabeled.config.recipe import RESERVED_OPTIONS, Backbone
 from unlabeled.config.tables import BACKBONE_OPTIONS, BACKBONES
 from unlabeled.errors import UserError
 from unlabeled.ops.convolutions import avoid_broken_kernels
@@ -18,11 +22,14 @@ def build_backbone(cfg: Backbone) -> nn.Module:
 
     Raises UserError for a name that neither the table nor timm knows, and for options the network does not have.
     """
-    if cfg.name in BACKBONES:
-        module, _, function = BACKBONES[cfg.name][0].partition(":")
-        model = getattr(import_module(module), function)(cfg)
-    else:
-        model = _from_timm(cfg)
+    try:
+        model = _build(cfg)
+    except UserError:
+        raise
+    except Exception as error:  # a constructor may raise anything for a value that it does not expect
+        if not cfg.options:
+            raise
+        raise UserError(_blame(cfg, error)) from error
     avoid_broken_kernels(model)
     if cfg.grad_checkpointing:
         try:
@@ -39,7 +46,8 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
     if cfg.name not in BACKBONES:
         return (
             f"import timm\nfrom safetensors.torch import load_file\n"
-            f'model = timm.create_model("{cfg.name}", num_classes=0)\nmodel.load_state_dict(load_file("{weights}"))'
+            f'model = timm.create_model("{cfg.name}", num_classes=0{written(cfg)})\n'
+            f'model.load_state_dict(load_file("{weights}"))'
         )
     from unlabeled.backbones import resnet
 
@@ -54,6 +62,32 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
     )
 
 
+def _build(cfg: Backbone) -> nn.Module:
+    if cfg.name not in BACKBONES:
+        return _from_timm(cfg)
+    module, _, function = BACKBONES[cfg.name][0].partition(":")
+    model: nn.Module = getattr(import_module(module), function)(cfg)
+    return model
+
+
+def _blame(cfg: Backbone, error: Exception) -> str:
+    """Say in one line which of `cfg.options` the network does not take, found by giving it one at a time."""
+    with torch.device("meta"):
+        for key, value in cfg.options.items():
+            try:
+                _build(cfg.model_copy(update={"options": {key: value}}))
+            except Exception as alone:
+                if f"argument '{key}'" not in str(alone):
+                    said = (str(alone) or type(alone).__name__).splitlines()[0]
+                    return f"backbone.options.{key} {show(value)} does not fit {cfg.name}: {said}"
+                network = _build(cfg.model_copy(update={"options": {}}))
+                taken = inspect.signature(type(network).__init__).parameters
+                known = [name for name in taken if name not in ("self", *RESERVED_OPTIONS)]
+                return f"backbone.options.{key}: {cfg.name} has no such option. {did_you_mean(key, known)}"
+    said = (str(error) or type(error).__name__).splitlines()[0]
+    return f"backbone.options {', '.join(cfg.options)} do not fit {cfg.name} together: {said}"
+
+
 def _from_timm(cfg: Backbone) -> nn.Module:
     import timm
 
@@ -62,7 +96,7 @@ def _from_timm(cfg: Backbone) -> nn.Module:
         near = difflib.get_close_matches(cfg.name, known, 3)
         hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() names timm's."
         raise UserError(f"backbone.name: no network '{cfg.name}' here or in timm. {hint}")
-    model = timm.create_model(cfg.name, num_classes=0)
+    model = timm.create_model(cfg.name, num_classes=0, **constructor_options(cfg))
     # some of timm's networks end in a layer wider than the map that num_features counts
     model.num_features = getattr(model, "head_hidden_size", None) or model.num_features
     return model

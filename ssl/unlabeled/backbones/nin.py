@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from unlabeled.config.recipe import Backbone
 
+WIDTH = 192  # channels of all blocks behind the first
+
 
 class Nin(nn.Module):
     """Blocks of three convolutions and a global average pool: [b, 3, 32, 32] -> [b, 192].
@@ -20,7 +22,7 @@ class Nin(nn.Module):
 
     def __init__(self, blocks: int = 4, avg_after_block3: bool = False) -> None:
         super().__init__()
-        self.num_features = 192
+        self.num_features = WIDTH
         self.feature_info: list[dict[str, Any]] = []
         pools = {1: nn.MaxPool2d(3, 2, 1), 2: nn.AvgPool2d(3, 2, 1)}
         if avg_after_block3 and blocks > 3:
@@ -32,7 +34,7 @@ class Nin(nn.Module):
             self.add_module(f"conv{number}", block)
             halved = sum(place <= number for place in pools)
             self.feature_info.append(
-                {"num_chs": 96 if number == 1 else 192, "reduction": 2**halved, "module": f"conv{number}"}
+                {"num_chs": 96 if number == 1 else WIDTH, "reduction": 2**halved, "module": f"conv{number}"}
             )
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -53,12 +55,20 @@ def build_nin(cfg: Backbone) -> Nin:
 
 def _block(number: int) -> nn.Sequential:
     if number == 1:
-        return nn.Sequential(unit(3, 192, 5), unit(192, 160, 1), unit(160, 96, 1))
-    first = unit(96, 192, 5) if number == 2 else unit(192, 192, 3)
-    return nn.Sequential(first, unit(192, 192, 1), unit(192, 192, 1))
+        return nn.Sequential(_unit(3, 192, 5), _unit(192, 160, 1), _unit(160, 96, 1))
+    return _wide_block(96, 5) if number == 2 else third_block(WIDTH)
 
 
-def unit(channels: int, filters: int, kernel: int) -> nn.Sequential:
+def third_block(channels: int) -> nn.Sequential:
+    """Return block 3, which is also RotNet's classifier on maps: [b, channels, h, w] -> [b, 192, h, w]."""
+    return _wide_block(channels, 3)
+
+
+def _wide_block(channels: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(_unit(channels, WIDTH, kernel), _unit(WIDTH, WIDTH, 1), _unit(WIDTH, WIDTH, 1))
+
+
+def _unit(channels: int, filters: int, kernel: int) -> nn.Sequential:
     """Return convolution, BatchNorm and ReLU, which keep height and width (odd kernels)."""
     convolution = nn.Conv2d(channels, filters, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(filters), nn.ReLU(inplace=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet, downsample_conv
 from torch import nn
 
+from unlabeled.backbones.options import constructor_options, written
 from unlabeled.backbones.selective_kernel import selective_kernel_resnet
 from unlabeled.config.recipe import Backbone
 from unlabeled.errors import UserError
@@ -32,7 +33,7 @@ def build_resnet(cfg: Backbone) -> ResNet:
     if cfg.sk_ratio:
         model = selective_kernel_resnet(layers, _channels(cfg), cfg.sk_ratio)
     else:
-        model = ResNet(block, layers, num_classes=0, **_stem_options(cfg))
+        model = ResNet(block, layers, num_classes=0, **_stem_options(cfg), **constructor_options(cfg))
     if cfg.stem == "cifar" or (cfg.width != 1 and not cfg.sk_ratio):
         kernel, stride = (3, 1) if cfg.stem == "cifar" else (7, 2)
         model.conv1 = nn.Conv2d(3, int(stem), kernel, stride, kernel // 2, bias=False)
@@ -62,11 +63,11 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
     stem = int(64 * cfg.width)
     lines = ["import timm, torch", "from safetensors.torch import load_file"]
     if cfg.width == 1:
-        lines.append(f'model = timm.create_model("{cfg.name}", num_classes=0)')
+        lines.append(f'model = timm.create_model("{cfg.name}", num_classes=0{written(cfg)})')
     else:
         options = ", ".join(f"{key}={value!r}" for key, value in _stem_options(cfg).items())
         lines.append(f"from timm.models.resnet import {block.__name__}, ResNet")
-        lines.append(f"model = ResNet({block.__name__}, {layers}, num_classes=0, {options})")
+        lines.append(f"model = ResNet({block.__name__}, {layers}, num_classes=0, {options}{written(cfg)})")
     if cfg.stem == "cifar":
         lines.append(f"model.conv1 = torch.nn.Conv2d(3, {stem}, 3, 1, 1, bias=False)")
         lines.append("model.maxpool = torch.nn.Identity()")

@@ -78,7 +78,7 @@ def resolved(recipe: Recipe) -> str:
         lines = ["lengths in updates are not known here:", *str(error).splitlines()]
     else:
         lines = describe(plan, recipe)
-        notes["optim", "warmup_epochs"] = f"{plan.warmup} updates"
+        notes["optim", "warmup_epochs"] = f"{plan.curve.warmup} updates"
         notes["train", "updates" if recipe.train.updates else "epochs"] = (
             f"{plan.total} updates, {plan.updates_per_epoch} per epoch"
         )

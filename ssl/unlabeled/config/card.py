@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
 from unlabeled.config.recipe import Strict
 from unlabeled.errors import UserError
@@ -151,6 +151,12 @@ class Card(Strict):
     mean: tuple[float, float, float] | None = Field(None, description="of the training images in [0, 1], per channel")
     std: tuple[float, float, float] | None = None
     in_memory: bool = Field(False, description="decode all images at start into one array (small sets, equal sizes)")
+    orientation: Literal["apply", "ignore"] | None = Field(
+        None, description="whether images are turned as their orientation tags say; if not given: ignore for layouts "
+        "of published sets (torchvision, voc-*, coco-boxes, cityscapes-masks), whose numbers were made so, else apply")
+    levels: tuple[FiniteFloat, FiniteFloat] | None = Field(
+        None, description="[low, high]: the values that become black and white where images have more than 8 bits; if "
+        "not given: the whole range of 16 bits, 0 and 1 for floats, and nothing else is read")
 
     @model_validator(mode="after")
     def _options_have_a_user(self) -> Card:
@@ -170,7 +176,20 @@ class Card(Strict):
             raise ValueError(f"source kind digits has the splits train and val, not {', '.join(self.splits)}")
         if (self.mean is None) != (self.std is None):
             raise ValueError("give both mean and std, or neither")
+        self._pixels_have_a_user()
         return self
+
+    def _pixels_have_a_user(self) -> None:
+        no_files = self.source.kind in ("digits", "shapes", "torchvision")
+        if isinstance(self.source, Torchvision) and self.source.dataset == "imagenet":
+            no_files = False
+        if self.orientation is not None and (no_files or self.source.kind == "array"):
+            raise ValueError(f"'orientation' has no effect with {self.source.kind}, which holds no image files")
+        if self.levels is not None and no_files:
+            raise ValueError(f"'levels' has no effect with {self.source.kind}, whose images have 8 bits")
+        if self.levels is not None and not self.levels[0] < self.levels[1]:
+            raise ValueError(f"levels is {list(self.levels)}; allowed: [low, high], the values of black and white, "
+                             "with low < high")
 
     @field_validator("root")
     @classmethod
@@ -183,6 +202,12 @@ class Card(Strict):
         """Say whether the images have `masks`, one class per pixel, or `boxes` around objects."""
         kinds = {"masks": ("shapes", "voc-masks", "cityscapes-masks"), "boxes": ("shapes", "voc-boxes", "coco-boxes")}
         return self.source.kind in kinds[annotation]
+
+    @property
+    def upright(self) -> bool:
+        """Return whether images are turned as their orientation tags say."""
+        published = ("torchvision", "voc-masks", "voc-boxes", "coco-boxes", "cityscapes-masks")
+        return self.source.kind not in published if self.orientation is None else self.orientation == "apply"
 
     def folder(self, root: str | None = None) -> Path:
         """Return the folder of the data, as `location` does."""

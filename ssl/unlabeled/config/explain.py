@@ -55,7 +55,8 @@ def explain(error: ValidationError, value: Any, prefix: Key, roots: Roots) -> li
         elif kind == "missing":
             missing.append((path, _missing(path, _fields(roots[prefix], location[:-1]).get(str(location[-1])))))
         elif kind in _NEEDS:
-            keys = ", ".join(_fields(roots[prefix], location)) if kind == "model_type" else ""
+            fields = list(_fields(roots[prefix], location)) if kind == "model_type" else []
+            keys = ", ".join(fields[:4] + ["..."] * (len(fields) > 4))
             needs.setdefault(path, []).append(_NEEDS[kind] + (f" ({keys})" if keys else ""))
             given[path] = item["input"]
         else:

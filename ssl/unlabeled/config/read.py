@@ -15,6 +15,8 @@ from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
+from unlabeled.config import former
+from unlabeled.config.batches import small_batches
 from unlabeled.config.card import Card
 from unlabeled.config.explain import Problem, Roots, did_you_mean, explain, show
 from unlabeled.config.files import find, shown
@@ -130,6 +132,7 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files:
     Raises UserError with all errors of all blocks.
     """
     values = read_values(find("recipes", name), overrides, shorthand="method")
+    former.translate(values.value)
     roots: dict[Key, Any] = {(): Recipe}
     problems: list[Problem] = []
     problems += _inherit_backbone(values.value, check_files)
@@ -150,6 +153,8 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files:
         config, found = _validate(block, config_class, ("method",), roots)
         problems += found
     wrong = {path[0] for path, _ in problems if path}
+    if config is not None and recipe is not None:
+        problems += small_batches(config, recipe.data).items()
     if config_class is not None and not {"method", "data", "backbone"} & wrong:
         problems += _mismatches(values.value, config_class)
     if check_files and not {"data", "eval"} & wrong:
@@ -170,6 +175,7 @@ def read_protocol(name: str | Path, overrides: Sequence[str] = ()) -> Protocol:
     Raises UserError with all errors.
     """
     values = read_values(find("eval", name), overrides, shorthand="method")
+    former.translate(values.value)
     roots: dict[Key, Any] = {(): AnyProtocol}
     problems: list[Problem] = []
     block, config = values.value.get("method"), None

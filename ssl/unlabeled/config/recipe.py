@@ -6,17 +6,28 @@ Fields carry their units in the name or description. Nothing here imports torch.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from unlabeled.config.tables import BACKBONE_OPTIONS
+from unlabeled.config.tables import BACKBONE_OPTIONS, NOT_TIMMS
 
 
 class Strict(BaseModel):
     """A configuration block in which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class Smallest(NamedTuple):
+    """The fewest images of an update from which a method can learn, and why; alone: that many where BatchNorm looks.
+
+    Where BatchNorm is not synchronised, it looks at the images of one process.
+    """
+
+    images: int
+    why: str
+    alone: bool = False
 
 
 class MethodConfig(Strict):
@@ -29,6 +40,10 @@ class MethodConfig(Strict):
     needs: ClassVar[frozenset[str]] = frozenset()
 
     name: str
+
+    def smallest_batch(self, stream: str) -> Smallest | None:
+        """Return the fewest images of a stream that an update needs; None where one is enough."""
+        return None
 
 
 class Backbone(Strict):
@@ -49,6 +64,9 @@ class Backbone(Strict):
     )
     blocks: Literal[3, 4, 5] = Field(4, description="convolution blocks of RotNet's NIN")
     avg_after_block3: bool = Field(False, description="average pool after the NIN's third block, if more follow")
+    options: dict[str, Any] = Field(
+        {}, description="options of timm's constructor, such as {img_size: 32, drop_path_rate: 0.1} (timm's networks)"
+    )
     grad_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
 
     @model_validator(mode="after")
@@ -62,9 +80,41 @@ class Backbone(Strict):
             raise ValueError("'avg_after_block3' has no effect with 3 blocks; use 4 or 5, or leave it false")
         return self
 
+    @model_validator(mode="after")
+    def _options_are_timms(self) -> Backbone:
+        if self.options and (self.name in NOT_TIMMS or self.sk_ratio):
+            which = f"{self.name} with sk_ratio" if self.sk_ratio else self.name
+            raise ValueError(f"'options' has no effect with {which}: its class is not timm's")
+        own = [*RESERVED_OPTIONS]
+        if self.name in BACKBONE_OPTIONS["stem"]:
+            own += ["block", "layers", *(_OF_THE_STEM if self.width != 1 or self.stem == "cifar" else ())]
+        for key, value in self.options.items():
+            if key in own:
+                raise ValueError(f"'options.{key}' is set by the package itself for {self.name}; leave it out")
+            if value is None:
+                raise ValueError(f"'options.{key}' is nothing, which timm leaves out for {self.name}; leave it out too")
+            if "drop" in key and key.endswith("rate") and not (type(value) in (int, float) and 0 <= value < 1):
+                raise ValueError(f"'options.{key}' of {self.name} needs a number from 0 to below 1, given {value!r}")
+            if key == "img_size" and not (type(value) is int and value > 0):
+                raise ValueError(f"'options.img_size' of {self.name} needs a whole number of pixels above 0 (crops are "
+                                 f"square), given {value!r}")
+        return self
+
     @model_serializer(mode="wrap")
     def _leave_out_options_of_other_networks(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in dump(self).items() if self.name in BACKBONE_OPTIONS.get(key, (self.name,))}
+        left_out = {key for key, names in BACKBONE_OPTIONS.items() if self.name not in names}
+        left_out |= {"options"} if self.name in NOT_TIMMS else set()
+        return {key: value for key, value in dump(self).items() if key not in left_out}
+
+
+# options of timm's constructors that are not the user's
+RESERVED_OPTIONS = (
+    "num_classes", "in_chans", "features_only", "out_indices", "feature_cls", "pretrained",
+    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict", "pretrained_filter_fn",
+    "checkpoint_path", "cache_dir", "kwargs_filter", "model_name", "name", "scriptable", "exportable", "no_jit",
+    "device", "dtype",
+)  # fmt: skip
+_OF_THE_STEM = ("channels", "stem_type", "stem_width", "replace_stem_pool")
 
 
 class Subset(Strict):
@@ -123,6 +173,20 @@ class LearningRate(Strict):
     )
     scaling: Literal["linear", "sqrt", "none"] = "none"
     per: int | None = Field(None, gt=0, description="linear scaling: base is for this many images (256 if not given)")
+    warmup_start: float = Field(0, ge=0, le=1, description="where the warm-up begins, as a share of the peak")
+    warmup_rule: Literal["k/w", "(k+1)/w", "k/(w-1)"] = Field(
+        "k/w", description="how far the warm-up has come at its update k (from 0) of w"
+    )
+    final: float = Field(0, ge=0, description="the learning rate at the end of the schedule's wave")
+    portion: float = Field(
+        1, gt=0, le=1, description="share of the schedule's wave that is run; below 1 it ends above final"
+    )
+    count_from: Literal["warmup", "start"] = Field(
+        "warmup", description="where the wave begins: after the warm-up, or at the run's start, hidden by the warm-up"
+    )
+    every: Literal["update", "epoch"] = Field(
+        "update", description="when the wave moves; the warm-up moves at every update"
+    )
 
     @model_validator(mode="after")
     def _base_or_table(self) -> LearningRate:
@@ -134,6 +198,9 @@ class LearningRate(Strict):
                 raise ValueError(f"table holds pairs (end epoch, lr) with rising ends, lr > 0; got {self.table}")
             if self.scaling != "none":
                 raise ValueError("'scaling' goes with base; the rates of a table are taken as they are")
+            idle = [key for key in _CURVE if key in self.model_fields_set]
+            if idle:
+                raise ValueError(f"'{idle[0]}' has no effect with table, which is the whole schedule")
         return self
 
     @model_validator(mode="after")
@@ -141,6 +208,10 @@ class LearningRate(Strict):
         if self.per is not None and self.scaling != "linear":
             raise ValueError(f"'per' goes with scaling: linear only; with {self.scaling} it would have no effect")
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_curve_of_a_table(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if self.table is None or key not in _CURVE}
 
     def peak(self, batch: int) -> float:
         """Return the peak learning rate at a global batch of `batch` images (arXiv 2006.10029 section 3)."""
@@ -154,6 +225,11 @@ class LearningRate(Strict):
                 return self.base * math.sqrt(batch)
             case _:
                 return self.base
+
+
+# options of `lr` that a constant rate has no use for, and those that a table has none for
+_WAVE = ("final", "portion", "every")
+_CURVE = ("warmup_start", "warmup_rule", "count_from", *_WAVE)
 
 
 class Lars(Strict):
@@ -173,11 +249,9 @@ class Optim(Strict):
 
     name: Literal["lars", "sgd", "adamw"]
     lr: LearningRate
-    warmup_epochs: float = Field(0, ge=0, description="linear warm-up from 0, in epochs")
-    schedule: Literal["cosine", "constant", "cosine_1pct", "cosine_by_epoch", "cosine_7_16"] = Field(
-        "cosine",
-        description="cosine_1pct: from 1 % of the peak, to 1e-6; cosine_by_epoch: constant within every epoch; "
-        "cosine_7_16: only 7/16 of the half wave",
+    warmup_epochs: float = Field(0, ge=0, description="linear warm-up from lr.warmup_start, in epochs")
+    schedule: Literal["cosine", "quarter_cosine", "linear", "constant"] = Field(
+        "cosine", description="the wave from the peak to lr.final after the warm-up"
     )
     weight_decay: float = Field(0.0, ge=0)
     exclude_decay: list[str] = Field(
@@ -189,6 +263,13 @@ class Optim(Strict):
     betas: tuple[float, float] = (0.9, 0.999)
     lars: Lars = Lars()
     clip: float | None = Field(None, gt=0, description="clip the gradient of every part to this norm")
+
+    @model_validator(mode="after")
+    def _a_constant_rate_has_no_wave(self) -> Optim:
+        idle = [key for key in _WAVE if key in self.lr.model_fields_set]
+        if self.schedule == "constant" and idle:
+            raise ValueError(f"'lr.{idle[0]}' has no effect with schedule: constant, which has no wave")
+        return self
 
     @model_validator(mode="after")
     def _options_have_a_user(self) -> Optim:
@@ -208,7 +289,10 @@ class Optim(Strict):
     def _leave_out_options_without_user(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         idle = {"schedule", "warmup_epochs"} if self.lr.table is not None else set()
         idle |= {key for key, names in _USERS.items() if self.name not in names}
-        return {key: value for key, value in dump(self).items() if key not in idle}
+        kept = {key: value for key, value in dump(self).items() if key not in idle}
+        if self.schedule == "constant":
+            kept["lr"] = {key: value for key, value in kept["lr"].items() if key not in _WAVE}
+        return kept
 
 
 # options of `optim` that only some optimizers know

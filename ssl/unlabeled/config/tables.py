@@ -24,6 +24,9 @@ BACKBONES: dict[str, tuple[str, frozenset[str]]] = {
     **{name: ("unlabeled.backbones.wrn:build_wrn", frozenset({"map"})) for name in ("wrn28_2", "wrn28_8", "wrn37_2")},
 }
 
+# the networks that no class of timm's builds: `backbone.options` are options of timm's constructors
+NOT_TIMMS = ("nin", "alexnet_bn", "wrn28_2", "wrn28_8", "wrn37_2")
+
 # option of `backbone` -> the networks that have it
 BACKBONE_OPTIONS: dict[str, tuple[str, ...]] = {
     "width": _RESNETS,

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from unlabeled.config.card import Card, Digits
-from unlabeled.data.base import FileArray, Source
+from unlabeled.data.base import FORGIVEN, CorruptSample, FileArray, Source
 from unlabeled.data.labels import class_numbers
+from unlabeled.data.levels import Levels, eight_bits
 from unlabeled.data.reading import reading
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation
@@ -18,14 +19,17 @@ _ZIP, _NPY = b"PK\x03\x04", b"\x93NUMPY"  # what the files begin with
 
 
 class ArraySource(Source):
-    """Rows of one array, uint8 [n, H, W, 3], [n, H, W], or with `planes` [n, 3, W, H] as STL-10 keeps them."""
+    """Rows of one array, [n, H, W, 3], [n, H, W], or with `planes` [n, 3, W, H] as STL-10 keeps them.
+
+    What is not uint8 becomes so by `levels.eight_bits` when it is read.
+    """
 
     def __init__(self, name: str, split: str, rows: np.ndarray | FileArray, labels: np.ndarray | None = None,
                  classes: list[str] | None = None, planes: bool = False) -> None:
         super().__init__(name, split)
         self.rows, self.planes = rows, planes
         self.labels, self.classes = labels, classes
-        if isinstance(rows, np.ndarray):
+        if isinstance(rows, np.ndarray) and rows.dtype == np.uint8:
             self.images = np.repeat(rows[..., None], 3, axis=3) if rows.ndim == 3 else rows
 
     def __len__(self) -> int:
@@ -36,10 +40,13 @@ class ArraySource(Source):
         return f"{self.split}-{index:06d}"
 
     def image(self, index: int) -> np.ndarray:
-        """Return one image, uint8 [H, W, 3]."""
+        """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
         if self.images is not None:
             return np.array(self.images[index])
-        row = np.array(self.rows[index])
+        try:
+            row = eight_bits(np.array(self.rows[index]), self.pixels.levels)
+        except ValueError as error:
+            raise CorruptSample(self.key(index), str(error)) from error
         if self.planes:
             row = row.transpose(2, 1, 0)
         return np.ascontiguousarray(row if row.ndim == 3 else np.repeat(row[..., None], 3, axis=2))
@@ -63,10 +70,11 @@ def open_array(card: Card, split: str, root: str | None) -> Source:
     except FileNotFoundError as error:
         raise UserError(f"data card '{card.name}', split '{split}': no file {error.filename}; give the folder with "
                         "data.train.root=FOLDER (root=FOLDER in an evaluation)") from error
-    _check_images(path, np.dtype(rows.dtype), rows.shape)
+    _refuse_shape(path, np.dtype(rows.dtype), rows.shape)
+    _refuse_values(path, rows, card)
     numbers = None if labels is None else class_numbers(labels, where, len(rows), card.classes)
     source = ArraySource(card.name, split, rows, numbers, card.classes)
-    if card.in_memory and isinstance(rows, FileArray):
+    if card.in_memory and isinstance(rows, FileArray) and rows.dtype == "|u1":
         source.map_images(rows)
     return source
 
@@ -81,7 +89,7 @@ def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def _from_npy(path: Path, in_memory: bool) -> np.ndarray | FileArray:
     with reading(path, _WRONG, _NPY):
         mapped = _array(np.load(path, mmap_mode="r", allow_pickle=False))
-        gray = in_memory and mapped.ndim == 3  # becomes RGB in memory
+        gray = in_memory and mapped.ndim == 3 and mapped.dtype == np.uint8  # becomes RGB in memory
         if gray or not mapped.flags.c_contiguous or not isinstance(mapped, np.memmap):
             return np.array(mapped)
         return FileArray(path, mapped.shape, mapped.dtype.str, mapped.offset)
@@ -93,16 +101,40 @@ def _array(loaded: object) -> np.ndarray:
     return loaded
 
 
-def _check_images(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    if dtype == np.uint8 and len(shape) == 3 and shape[2] == 3:
-        raise UserError(f"{path}: images are uint8 {list(shape)}, which is one image; allowed: uint8 [n, H, W, 3] or "
+def _refuse_shape(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    if len(shape) == 3 and shape[2] == 3:
+        raise UserError(f"{path}: images are {dtype} {list(shape)}, which is one image; allowed: [n, H, W, 3] or "
                         "[n, H, W]; save images[None]")
-    if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3):
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3):
         planes = len(shape) == 4 and shape[1] == 3
-        raise UserError(f"{path}: images are {dtype} {list(shape)}; allowed: uint8 [n, H, W, 3] or [n, H, W]"
+        raise UserError(f"{path}: images are {dtype} {list(shape)}; allowed: [n, H, W, 3] or [n, H, W]"
                         + ("; save images.transpose(0, 2, 3, 1)" if planes else ""))
     if 0 in shape:
-        raise UserError(f"{path} holds no images: uint8 {list(shape)}")
+        raise UserError(f"{path} holds no images: {dtype} {list(shape)}")
+
+
+def _refuse_values(path: Path, rows: np.ndarray | FileArray, card: Card) -> None:
+    """Raise UserError if the rows are not of values that the card's `levels` let read."""
+    dtype = np.dtype(rows.dtype)
+    if dtype == np.uint8 and card.levels is not None:
+        raise UserError(f"{path}: images are uint8, on which 'levels' of data card '{card.name}' has no effect; leave "
+                        "it out")
+    if reason := _reason_of_all(rows, card.levels):
+        raise UserError(f"{path}: images are {dtype} {list(rows.shape)}; allowed: uint8, uint16, or floats from 0 to 1"
+                        f": {reason}")
+
+
+def _reason_of_all(rows: np.ndarray | FileArray, levels: Levels | None) -> str:
+    """Return why the first rows cannot be read, empty if one of them can: a bad one among others is refused alone."""
+    reason = ""
+    for index in range(min(FORGIVEN + 1, len(rows))):
+        try:
+            eight_bits(np.array(rows[index]), levels)
+        except ValueError as error:
+            reason = str(error)
+        else:
+            return ""
+    return reason
 
 
 def open_digits(card: Card, split: str, root: str | None) -> Source:

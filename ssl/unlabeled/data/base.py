@@ -5,9 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+
+
+class CorruptKey(str):
+    """The key of an unreadable image, which also knows why it is unreadable: lists of keys are what travels."""
+
+    reason: str
+
+    def __new__(cls, key: str, reason: str) -> Self:
+        """Join both."""
+        made = super().__new__(cls, key)
+        made.reason = reason
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CorruptKey, (str(self), self.reason)
+
+
+def with_reason(key: str) -> str:
+    """Return the key of an unreadable image with the reason behind it, if it is known."""
+    return f"{key}: {key.reason}" if isinstance(key, CorruptKey) else key
 
 
 class CorruptSample(Exception):
@@ -15,11 +35,23 @@ class CorruptSample(Exception):
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(key, reason)
-        self.key = key
+        self.key: str = CorruptKey(key, reason)
         self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a data card says that image files are read.
+
+    levels: the values that become black and white where an image has more than 8 bits; None: what its format says.
+    upright: whether images are turned as their orientation tags say.
+    """
+
+    levels: tuple[float, float] | None = None
+    upright: bool = True
 
 
 FORGIVEN = 10  # so that one bad file does not end a run on a small folder
@@ -37,7 +69,7 @@ class Objects:
     boxes: float32 [k, 4], left, top, right, bottom in pixels. kinds: int64 [k], places in `Source.object_classes`.
     areas: float32 [k], square pixels, of the mask where there is one. crowd: bool [k], a region of many objects, which
     is neither trained on nor counted. difficult: bool [k], trained on, but not counted. masks: bool [k, H, W], if they
-    were asked for.
+    were asked for. size: height and width of the image for which all this is stated; None if it is the image's own.
     """
 
     boxes: np.ndarray
@@ -46,6 +78,7 @@ class Objects:
     crowd: np.ndarray
     difficult: np.ndarray
     masks: np.ndarray | None = None
+    size: tuple[int, int] | None = None
 
 
 class FileArray:
@@ -77,8 +110,9 @@ class Source:
     labels: int64 [n], -1 where unknown; None if the set has none. images: uint8 [n, H, W, 3] if it lives in memory,
     read-only if it is mapped from a file. unreadable: index and reason of images that could not be read into memory;
     their rows in `images` are black. mask_classes: names of what masks tell apart; None if the set has no masks.
-    object_classes: names of the kinds of objects with boxes; None if it has none. has_shapes: these have masks too.
-    dropped: how many of them were left out, whose boxes enclose nothing.
+    object_classes: names of the kinds of objects with boxes; None if it has none. has_shapes: these have masks too,
+    or else lacks_shape says which one has none.
+    dropped: how many of them were left out, whose boxes enclose nothing. pixels: how its image files are read.
     """
 
     name: str
@@ -89,7 +123,9 @@ class Source:
     mask_classes: list[str] | None = None
     object_classes: list[str] | None = None
     has_shapes = False
+    lacks_shape = ""
     dropped = 0
+    pixels = Pixels()
     unreadable: dict[int, str]
     random_access = True  # False: `data.remote.StreamSource`, which is read in its own order and only to train
     _file: FileArray | None = None

@@ -1,4 +1,4 @@
-"""Photographs with boxes around objects, in the folders of PASCAL VOC and COCO; of COCO's with their masks too."""
+"""Photographs with boxes around objects, and the folders of PASCAL VOC."""
 
 from __future__ import annotations
 
@@ -6,62 +6,31 @@ import json
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from unlabeled.config.card import Card
+from unlabeled.data.annotations import Found, read_names, stated_size, twice
 from unlabeled.data.base import Names, Objects, Source
 from unlabeled.data.folder import FolderSource
 from unlabeled.errors import UserError
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
-_SMALLEST = 1e-5  # side of a box, pixels; smaller ones are no boxes (detectron2's threshold)
-
-
-@dataclass
-class Found:
-    """What the annotations say of one image: its path, height and width, and its objects, a list per property."""
-
-    path: str
-    size: tuple[float, float]
-    boxes: list[list[float]] = field(default_factory=list)
-    kinds: list[int] = field(default_factory=list)
-    areas: list[float] = field(default_factory=list)
-    crowd: list[bool] = field(default_factory=list)
-    difficult: list[bool] = field(default_factory=list)
-    shapes: list[Any] = field(default_factory=list)
-
-    def add(self, box: Sequence[float], kind: int, area: float | None = None, *, crowd: bool = False,
-            difficult: bool = False, shape: Any = None) -> bool:
-        """Add an object, its box cut at the image's border; return whether anything was left of it."""
-        height, width = self.size
-        left, right = (min(max(x, 0.0), width) for x in (box[0], box[2]))
-        top, bottom = (min(max(y, 0.0), height) for y in (box[1], box[3]))
-        if not (right - left > _SMALLEST and bottom - top > _SMALLEST):
-            return False
-        self.boxes.append([left, top, right, bottom])
-        self.kinds.append(kind)
-        self.areas.append((right - left) * (bottom - top) if area is None else area)
-        self.crowd.append(crowd)
-        self.difficult.append(difficult)
-        self.shapes.append(shape)
-        return True
 
 
 class BoxedFolder(FolderSource):
     """Image files with their objects; keys are paths. dropped: objects left out, whose boxes enclose nothing.
 
     The annotations are kept as text, in one buffer for all images: as objects those of COCO take gigabytes in every
-    loader process. Raises UserError if images are missing.
+    loader process. lacks_shape: which object has no mask; None if all have. Raises UserError if images are missing.
     """
 
     def __init__(self, name: str, split: str, folder: Path, found: Sequence[Found], classes: Sequence[str],
-                 dropped: int, *, shapes: bool) -> None:
+                 dropped: int, *, lacks_shape: str | None) -> None:
         super().__init__(name, split, folder, [each.path for each in found])
-        self.object_classes, self.dropped, self.has_shapes = list(classes), dropped, shapes
+        self.object_classes, self.dropped = list(classes), dropped
+        self.has_shapes, self.lacks_shape = lacks_shape is None, lacks_shape or ""
         self._refuse_missing()
         self._filled = np.array([not all(each.crowd) for each in found], bool)
         self._records = Names(json.dumps(vars(each)) for each in found)
@@ -90,13 +59,13 @@ class BoxedFolder(FolderSource):
         return Objects(
             np.array(found.boxes, np.float32).reshape(-1, 4), np.array(found.kinds, np.int64),
             np.array(found.areas, np.float32), np.array(found.crowd, bool), np.array(found.difficult, bool),
-            self._masks(found) if masks else None,
+            self._masks(found) if masks else None, (found.size[0], found.size[1]),
         )
 
     def _masks(self, found: Found) -> np.ndarray:
         from pycocotools import mask
 
-        height, width = (int(side) for side in found.size)
+        height, width = found.size
         decoded = np.zeros((len(found.shapes), height, width), bool)
         for i, shape in enumerate(found.shapes):
             try:
@@ -106,7 +75,8 @@ class BoxedFolder(FolderSource):
                     shape = mask.frPyObjects(shape, height, width)
                 decoded[i] = mask.decode(shape)
             except Exception as error:  # the library raises almost anything
-                raise UserError(f"data card '{self.name}': a mask of {found.path} cannot be read: {error}") from error
+                raise UserError(f"data card '{self.name}': a mask of an object in {self.folder / found.path} cannot "
+                                f"be read: {error}") from error
         return decoded
 
 
@@ -128,12 +98,15 @@ def open_voc(card: Card, split: str, root: str | None) -> Source:
         if not names.is_file():
             raise UserError(f"data card '{card.name}', split '{split}': no file {names}; give the folder that holds "
                             "VOC2007 and the like with root=FOLDER (VOCdevkit)")
-        for line in names.read_text().splitlines():
-            if line.strip():
-                each, lost = _read_voc(card.name, folder, year, line.split()[0], numbers)
-                found.append(each)
-                dropped += lost
-    return BoxedFolder(card.name, split, folder, found, card.classes, dropped, shapes=False)
+        for line in read_names(names):
+            each, lost = _read_voc(card.name, folder, year, line.split()[0], numbers)
+            found.append(each)
+            dropped += lost
+    again = twice(each.path for each in found)
+    if again is not None:
+        raise UserError(f"data card '{card.name}', split '{split}': its lists name {again} twice")
+    return BoxedFolder(card.name, split, folder, found, card.classes, dropped,
+                       lacks_shape="files of VOC hold boxes only")
 
 
 def _read_voc(card: str, folder: Path, year: str, name: str, numbers: dict[str, int]) -> tuple[Found, int]:
@@ -141,19 +114,21 @@ def _read_voc(card: str, folder: Path, year: str, name: str, numbers: dict[str, 
     path = folder / year / "Annotations" / f"{name}.xml"
     try:
         tree = ElementTree.parse(path).getroot()
-        size = float(_text(tree, "size/height")), float(_text(tree, "size/width"))
+        size = stated_size(float(_text(tree, "size/height")), float(_text(tree, "size/width")))
         found, lost = Found(f"{year}/JPEGImages/{name}.jpg", size), 0
         for each in tree.iter("object"):
             kind = _text(each, "name")
             if kind not in numbers:
-                raise UserError(f"{path}: object of class '{kind}', which data card '{card}' does not name "
+                raise UserError(f"{path}: object of class '{kind:.60}', which data card '{card}' does not name "
                                 f"({len(numbers)} classes: {', '.join([*numbers][:5])}, ...)")
             left, top, right, bottom = (float(_text(each, f"bndbox/{edge}")) for edge in _EDGES)
-            difficult = (each.findtext("difficult") or "0").strip() == "1"
-            lost += not found.add([left - 1, top - 1, right, bottom], numbers[kind], difficult=difficult)
+            difficult = (each.findtext("difficult") or "0").strip()
+            if difficult not in ("0", "1"):
+                raise ValueError(f"difficult is '{difficult:.60}'; allowed: 0, 1")
+            lost += not found.add([left - 1, top - 1, right, bottom], numbers[kind], difficult=difficult == "1")
     except OSError as error:
         raise UserError(f"data card '{card}': annotation {path} cannot be read: {error.strerror or error}") from error
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
         raise UserError(f"data card '{card}': annotation {path} is damaged: {error}") from error
     return found, lost
 
@@ -163,44 +138,3 @@ def _text(tree: ElementTree.Element, path: str) -> str:
     if text is None:
         raise ValueError(f"no {path}")
     return text.strip()
-
-
-def open_coco(card: Card, split: str, root: str | None) -> Source:
-    """Open the images in ROOT/PATH with the objects in ROOT/annotations/instances_PATH.json.
-
-    Classes are those of the card, else the file's categories by their numbers. Raises UserError if a file is missing or
-    damaged, or for a category that the card does not name.
-    """
-    folder, part = card.folder(root), card.splits[split].path or split
-    path = folder / "annotations" / f"instances_{part}.json"
-    if not path.is_file():
-        raise UserError(f"data card '{card.name}', split '{split}': no file {path}; give the folder that holds "
-                        f"annotations and {part} with root=FOLDER")
-    try:
-        content = json.loads(path.read_bytes())
-        names = {each["id"]: each["name"] for each in sorted(content["categories"], key=lambda each: each["id"])}
-        classes = card.classes or list(names.values())
-        unknown = [name for name in names.values() if name not in classes]
-        if unknown:
-            raise UserError(f"{path}: category '{unknown[0]}', which data card '{card.name}' does not name "
-                            f"({len(classes)} classes: {', '.join(classes[:5])}, ...)")
-        numbers = {number: classes.index(name) for number, name in names.items()}
-        images = {each["id"]: Found(f"{part}/{each['file_name']}", (each["height"], each["width"]))
-                  for each in sorted(content["images"], key=lambda each: each["id"])}
-        dropped = sum(not _add_coco(images[each["image_id"]], each, numbers) for each in content["annotations"])
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"data card '{card.name}': {path} is damaged, or no file of instances: {what}") from error
-    return BoxedFolder(card.name, split, folder, list(images.values()), classes, dropped, shapes=True)
-
-
-def _add_coco(found: Found, each: dict[str, Any], numbers: dict[int, int]) -> bool:
-    """Add one annotation; return whether it was kept: its box encloses something, and so does its mask."""
-    left, top, width, height = each["bbox"]
-    shape = each["segmentation"]
-    if isinstance(shape, list):
-        shape = [polygon for polygon in shape if len(polygon) >= 6 and len(polygon) % 2 == 0]
-        if not shape:
-            return False
-    return found.add([left, top, left + width, top + height], numbers[each["category_id"]], each.get("area"),
-                     crowd=bool(each.get("iscrowd", 0)), shape=shape)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from unlabeled.data.annotations import read_objects
 from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.order import Order
 from unlabeled.errors import UserError
@@ -50,7 +51,10 @@ class TrainMaker:
         return len(self.usable)
 
     def make(self, unit: tuple[int, np.ndarray]) -> DetectionBatch:
-        """Return the batch; unreadable images are named, and others take their places."""
+        """Return the batch; unreadable images are named, and others take their places.
+
+        Raises UserError for annotations of another size than their image.
+        """
         epoch, positions = unit
         made = DetectionBatch()
         draws = uniforms(positions, 2, self.seed, _STREAM, "views", epoch)
@@ -75,9 +79,9 @@ class TrainMaker:
                         f"be read, the last: {corrupt[-1]}")
 
     def _view(self, index: int, image: np.ndarray, side: int, flip: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        objects = self.source.objects(index, masks=self.masks)
-        kept = ~objects.crowd
         height, width = image.shape[:2]
+        objects = read_objects(self.source, index, height, width, masks=self.masks)
+        kept = ~objects.crowd
         new_height, new_width = resized_to(height, width, side, self.longest)
         if (new_height, new_width) != (height, width):
             image = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR))
@@ -102,14 +106,17 @@ class WholeMaker:
         self.source = source
 
     def make(self, unit: np.ndarray) -> DetectionBatch:
-        """Return the readable images of a unit."""
+        """Return the readable images of a unit. Raises UserError for annotations of another size."""
         made = DetectionBatch()
         for index in unit.tolist():
             try:
-                made.images.append(_tensor(self.source.image(index)))
-                made.index.append(index)
+                image = self.source.image(index)
             except CorruptSample as error:
                 made.corrupt.append(error.key)
+                continue
+            read_objects(self.source, index, *image.shape[:2])  # what it will be scored by
+            made.images.append(_tensor(image))
+            made.index.append(index)
         return made
 
 

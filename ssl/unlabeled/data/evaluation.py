@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from unlabeled.data.base import CorruptSample, Source
+from unlabeled.data.base import CorruptKey, CorruptSample, Source
 from unlabeled.data.batch import Batch, Geometry
 from unlabeled.data.crops import TOGETHER, cut
 from unlabeled.data.loader import batches, own_units
@@ -44,7 +44,8 @@ class _EvalMaker:
 
     def make(self, unit: np.ndarray) -> Batch:
         """Return the readable samples of a unit."""
-        corrupt = [self.source.key(int(i)) for i in unit if int(i) in self.source.unreadable]
+        reasons = self.source.unreadable
+        corrupt: list[str] = [CorruptKey(self.source.key(i), reasons[i]) for i in unit.tolist() if i in reasons]
         indices = np.array([i for i in unit if int(i) not in self.source.unreadable], np.int64)
         if self.source.images is not None:
             crops, boxes = self._cut(self.source.images[indices])

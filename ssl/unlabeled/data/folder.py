@@ -43,7 +43,7 @@ class FolderSource(Source):
 
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
-        return decode(self.raw(index), self.paths[index])
+        return decode(self.raw(index), self.paths[index], self.pixels)
 
     def made_of(self) -> tuple[Path, list[tuple[str, int, int]]]:
         """Return the folder and its image files."""

@@ -19,7 +19,7 @@ from unlabeled.data.kept import keep, places
 from unlabeled.data.said import say_once
 from unlabeled.errors import UserError
 
-_VERSION = 1
+_VERSION = 2
 _Decoded = tuple[FileArray, dict[int, str]]
 
 
@@ -97,12 +97,13 @@ def decode_all(source: Source) -> tuple[np.ndarray, dict[int, str]]:
             )
         images[index] = image
     if images is None:
-        raise UserError(f"data card '{source.name}', split '{source.split}': none of {len(source)} images is readable")
+        raise UserError(f"data card '{source.name}', split '{source.split}': none of {len(source)} images is readable, "
+                        f"the first: {source.key(0)}: {unreadable.get(0)}")
     return images, unreadable
 
 
 def _stamp(card: Card, files: list[tuple[str, int, int]]) -> str:
-    rule = [_VERSION, card.source.model_dump(mode="json"), files]
+    rule = [_VERSION, card.source.model_dump(mode="json"), card.upright, card.levels, files]
     return hashlib.blake2b(json.dumps(rule).encode(), digest_size=16).hexdigest()
 
 

@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from contextlib import closing
+from dataclasses import astuple
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -139,12 +140,12 @@ def _first_size(sources: dict[str, Source], short_side: int | None) -> tuple[int
 
 
 def _fingerprint(sources: dict[str, Source]) -> str:
-    """Hash the names and sizes of the source's files, and its labels: a pack goes on only with what it began with."""
+    """Hash names and sizes of the source's files, how they are read, and labels: a pack goes on with what it began."""
     digest = hashlib.blake2b(digest_size=16)
     for split, source in sources.items():
         files = source.made_of()
         known = [len(source)] if files is None else [(name, size) for name, size, _ in files[1]]
-        digest.update(json.dumps([split, source.classes, known]).encode())
+        digest.update(json.dumps([split, source.classes, known, astuple(source.pixels)]).encode())
         if source.labels is not None:
             digest.update(source.labels.tobytes())
     return digest.hexdigest()

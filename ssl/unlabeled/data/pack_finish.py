@@ -104,9 +104,15 @@ def _card_text(card: Card, sources: dict[str, Source], records: list[dict[str, A
         "classes": next((source.classes for source in sources.values()), None) if labelled else None,
         "lists": lists,
         "image_size": sizes[0][0] if len(sizes) == 1 and sizes[0][0] == sizes[0][1] else None,
-        "mean": mean, "std": std, "in_memory": store == "array"})
+        "mean": mean, "std": std, "in_memory": store == "array", **(_as_before(card) if store == "shards" else {})})
     return ("# Made by unlabeled pack; $CARD is the folder of this file. Terms: those of the set that was packed.\n"
             f"# mean and std: of the pixels of {first}, in [0, 1].\n" + to_yaml(made))
+
+
+def _as_before(card: Card) -> dict[str, Any]:
+    """Return how files of the same bytes are to be read; the values of arrays have become 8 bits."""
+    return {"orientation": "apply" if card.upright else "ignore",
+            "levels": None if card.source.kind == "array" else card.levels}
 
 
 def _split(card: Card, split: str, source: Source, records: list[dict[str, Any]], store: str) -> dict[str, Any]:

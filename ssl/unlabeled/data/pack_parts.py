@@ -141,7 +141,7 @@ def load(source: Source, index: int, short_side: int | None) -> tuple[Image.Imag
     Raises CorruptSample.
     """
     data = source.raw(index)
-    image = Image.fromarray(source.image(index) if data is None else decode(data, source.key(index)))
+    image = Image.fromarray(source.image(index) if data is None else decode(data, source.key(index), source.pixels))
     shorter = min(image.size)
     if short_side is None or shorter <= short_side:
         return image, data

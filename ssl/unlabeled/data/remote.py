@@ -209,7 +209,7 @@ class InOrder:
         for row, position in enumerate(unit.positions.tolist()):
             for attempt in range(_ATTEMPTS):
                 try:
-                    image = decode(samples[row].image, samples[row].key)
+                    image = decode(samples[row].image, samples[row].key, self.source.pixels)
                     break
                 except CorruptSample as error:
                     corrupt.append(error.key)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from unlabeled.config.card import Card, VocMasks
+from unlabeled.data.annotations import read_names, refuse_size
 from unlabeled.data.base import Names, Source
+from unlabeled.data.decode import decode_numbers
 from unlabeled.data.folder import FolderSource
 from unlabeled.errors import UserError
 
@@ -33,9 +33,7 @@ _UNKNOWN = 254  # in the table of numbers
 def read_mask(source: Source, index: int, height: int, width: int) -> np.ndarray:
     """Return the mask of an image of that size, uint8 [H, W]. Raises UserError if it has another."""
     mask = source.mask(index)
-    if mask.shape != (height, width):
-        raise UserError(f"data '{source.name}', split '{source.split}': the mask of '{source.key(index)}' is "
-                        f"{mask.shape[0]} x {mask.shape[1]}, but the image {height} x {width}")
+    refuse_size(source, index, "the mask", mask.shape, (height, width))
     return mask
 
 
@@ -59,15 +57,16 @@ class MaskedFolder(FolderSource):
                             f"{folder}, the first: {missing[0]}")
 
     def mask(self, index: int) -> np.ndarray:
-        """Return the class of every pixel, uint8 [H, W]. Raises UserError for a damaged mask or an unknown number."""
+        """Return the class of every pixel, uint8 [H, W].
+
+        Raises UserError for a damaged mask, one that is no PNG of a number per pixel, or an unknown number.
+        """
         path = self.folder / self.masks[index]
         try:
-            with Image.open(io.BytesIO(path.read_bytes())) as image:
-                if image.mode not in ("P", "L"):
-                    raise UserError(f"mask {path}: one number per pixel is needed (gray or palette PNG), but its mode "
-                                    f"is {image.mode}")
-                values = np.array(image)
-        except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for damaged PNG files
+            values = decode_numbers(path.read_bytes(), self.pixels)
+        except OSError as error:
+            raise UserError(f"mask {path} cannot be read: {error.strerror or error}") from error
+        except ValueError as error:
             raise UserError(f"mask {path} cannot be read: {error}") from error
         mask = self._table[values]
         if bool((mask == _UNKNOWN).any()):
@@ -89,7 +88,7 @@ def open_voc(card: Card, split: str, root: str | None) -> Source:
     if not listing.is_file():
         raise UserError(f"data card '{card.name}', split '{split}': no file {listing}; give the folder that holds "
                         "JPEGImages and ImageSets (VOCdevkit/VOC2012) with root=FOLDER")
-    names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
+    names = read_names(listing)
     paths = [(f"JPEGImages/{name}.jpg", f"{rule.masks}/{name}.png") for name in names]
     return MaskedFolder(card.name, split, folder, paths, VOC, {n: n for n in range(len(VOC))} | {IGNORED: IGNORED})
 

@@ -78,7 +78,7 @@ class ShardSource(Source):
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
         data = self.raw(index)
         try:
-            return decode(data, "")
+            return decode(data, "", self.pixels)
         except CorruptSample as error:
             raise CorruptSample(self.key(index), error.reason) from error
 

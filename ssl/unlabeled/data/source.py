@@ -6,7 +6,7 @@ import difflib
 import importlib
 
 from unlabeled.config.card import Card
-from unlabeled.data.base import Source
+from unlabeled.data.base import Pixels, Source
 from unlabeled.data.memory import InMemory
 from unlabeled.errors import UserError
 
@@ -23,7 +23,7 @@ _OPENERS = {
     "voc-masks": "unlabeled.data.segmentation:open_voc",
     "cityscapes-masks": "unlabeled.data.segmentation:open_cityscapes",
     "voc-boxes": "unlabeled.data.detection:open_voc",
-    "coco-boxes": "unlabeled.data.detection:open_coco",
+    "coco-boxes": "unlabeled.data.coco:open_coco",
 }
 
 
@@ -41,6 +41,7 @@ def open_source(card: Card, split: str, root: str | None = None, *, in_order: bo
                         "needs random access. Evaluate on another card, with card=CARD root=FOLDER")
     module, name = _OPENERS[card.source.kind].split(":")
     source: Source = getattr(importlib.import_module(module), name)(card, split, root)
+    source.pixels = Pixels(card.levels, card.upright)
     expected = card.splits[split].samples
     if expected is not None and len(source) != expected:
         raise UserError(

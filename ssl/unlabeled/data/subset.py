@@ -10,7 +10,7 @@ import numpy as np
 
 from unlabeled.config.card import Card
 from unlabeled.config.recipe import Subset
-from unlabeled.data.base import Source
+from unlabeled.data.base import Objects, Source
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation
 
@@ -35,6 +35,10 @@ class Part(Source):
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
         return self.source.image(int(self.indices[index]))
+
+    def objects(self, index: int, *, masks: bool = False) -> Objects:
+        """Return the objects of an image, with their masks if asked for."""
+        return self.source.objects(int(self.indices[index]), masks=masks)
 
 
 def open_part(source: Source, card: Card, rule: Subset, root: str | None = None) -> Part:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from unlabeled.data.base import too_many
+from unlabeled.data.base import CorruptKey, too_many, with_reason
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0, rank, world
@@ -15,7 +15,9 @@ class CorruptSamples:
 
     def __init__(self, folder: RunFolder, samples: int, share: float) -> None:
         self.folder, self.samples, self.share = folder, samples, share
-        self.seen: set[str] = set(on_rank0(lambda: [line["key"] for line in folder.read_lines(folder.corrupt)]))
+        lines = on_rank0(lambda: folder.read_lines(folder.corrupt))
+        self.seen: set[str] = {CorruptKey(line["key"], line["reason"]) if "reason" in line else line["key"]
+                               for line in lines}
 
     def add(self, update: int, keys: list[str]) -> list[str]:
         """Add this rank's `keys` of `update` and return those of all ranks that are new; call it on all ranks at once.
@@ -29,12 +31,16 @@ class CorruptSamples:
         new = sorted({key for part in parts for key in part} - self.seen)
         self.seen |= set(new)
         if rank() == 0 and new:
-            self.folder.append(self.folder.corrupt, [{"update": update, "key": key} for key in new])
+            self.folder.append(self.folder.corrupt, [self._line(update, key) for key in new])
         if too_many(len(self.seen), self.samples, self.share):
-            some = "\n".join(f"  {key}" for key in sorted(self.seen)[:10])
+            some = "\n".join(f"  {with_reason(key)}" for key in sorted(self.seen)[:10])
             raise UserError(
                 f"{len(self.seen)} of {self.samples} samples cannot be read, more than data.max_corrupt "
                 f"{self.share:g} allows. The first of them ({self.folder.corrupt} names all):\n{some}\n"
                 "Repair or remove them, or raise data.max_corrupt"
             )
         return new
+
+    @staticmethod
+    def _line(update: int, key: str) -> dict[str, object]:
+        return {"update": update, "key": key, **({"reason": key.reason} if isinstance(key, CorruptKey) else {})}

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from unlabeled.augment.geometry import EvalCrop
 from unlabeled.augment.photometric import to_input
-from unlabeled.data.base import too_many
+from unlabeled.backbones.sizes import refuse_images
+from unlabeled.data.base import too_many, with_reason
 from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
@@ -55,10 +56,11 @@ class Embedder:
 def network_embedder(export: Export, device: torch.device) -> Embedder:
     """Return the exported network on its own input size and statistics.
 
-    Maps [b, C, H, W] and tokens [b, T, C] are averaged over their places.
+    Maps [b, C, H, W] and tokens [b, T, C] are averaged over their places. Raises UserError if it takes no such images.
     """
     network = export.build().to(device).to(memory_format=torch.channels_last).eval()
     image = export.input
+    refuse_images(network, {image.size: "size"}, f"the network that gives the export's {export.gives}", earlier=True)
 
     def embed(crops: Tensor) -> Tensor:
         x = to_input(crops, image.mean, image.std)
@@ -182,7 +184,7 @@ def refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
     if too_many(len(corrupt), len(source), allowed):
         raise UserError(
             f"data '{source.name}', split '{source.split}': {len(corrupt)} of {len(source)} images cannot "
-            f"be read, more than max_corrupt {allowed:g} allows; the first: {', '.join(corrupt[:5])}"
+            f"be read, more than max_corrupt {allowed:g} allows; the first: {'; '.join(map(with_reason, corrupt[:3]))}"
         )
 
 

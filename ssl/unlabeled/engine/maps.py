@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.backbones.maps import maps
+from unlabeled.backbones.sizes import refusal, try_image
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
 
@@ -27,11 +28,8 @@ class LastMap(nn.Module):
                             "export=backbone, or an inner block, such as export=backbone.layer3")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map. Raises UserError if the network gives none, or takes no images of this size."""
-        try:
-            out: Tensor = self.network(x) if self.whole else maps(self.network, x)[-1]
-        except AssertionError as error:  # timm's networks of fixed size
-            raise UserError(f"export '{self.name}' takes no images of {x.shape[2]} x {x.shape[3]}: {error}") from error
+        """Return the map. Raises UserError if the network gives none."""
+        out: Tensor = self.network(x) if self.whole else maps(self.network, x)[-1]
         if out.ndim != 4:
             raise UserError(f"export '{self.name}' gives {list(out.shape)} and no map [b, C, h, w]; name another block")
         return out
@@ -40,12 +38,14 @@ class LastMap(nn.Module):
 def last_map(name: str, export: Export, device: torch.device) -> tuple[LastMap, tuple[int, int, int]]:
     """Return the network of an export on the device, in evaluation mode, and its map's (C, h, w) at `export.input`.
 
-    Raises UserError if it gives no map, or one of fewer than 2 x 2 cells.
+    Raises UserError if it gives no map, or one of fewer than 2 x 2 cells, or takes no images of that size.
     """
     network = LastMap(name, export).to(device).to(memory_format=torch.channels_last).eval()
     size = export.input.size
-    with torch.inference_mode():
-        _, channels, height, width = network(torch.zeros(1, 3, size, size, device=device)).shape
+    found, problem = try_image(network, size)
+    if found is None:
+        raise UserError(refusal(network, f"export '{name}'", size, problem, "size", earlier=True))
+    _, channels, height, width = found.shape
     if min(height, width) < SMALLEST:
         raise UserError(f"export '{name}' gives a map of {height} x {width} cells for images of {size} x {size}, but "
                         f"{SMALLEST} x {SMALLEST} are the least; take larger images (size={2 * SMALLEST * size}) or an "

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from unlabeled.backbones.build import build_backbone
+from unlabeled.backbones.sizes import refuse_images, try_image
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.engine.build import info_from_record, method_class
@@ -23,25 +26,32 @@ from unlabeled.methods.base import BackboneModule, Export, Info, Method
 from unlabeled.ops.distributed import on_rank0
 
 
-def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights: bool = True) -> Method:
+def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights: bool = True, trained: bool = False,
+                 ) -> Method:
     """Build the method with its initial weights, the same on every rank.
 
     run: its folder, which keeps copies of the networks it starts from (RUN/sources), so that it stands on its own.
-    weights: False leaves all networks at random, those from earlier runs too. Raises UserError for a bad source.
+    weights: False leaves all networks at random, those from earlier runs too. trained: a run that has begun, whose
+    networks are known to take its crops. Raises UserError for a bad source, and for a network that does not take them.
     """
     seed_everything(info.seed, "init")
+    sizes = {} if trained else _crop_sizes(recipe)
     backbones: list[BackboneModule] = []
 
     def make_backbone(source: str | None = None) -> BackboneModule:
         if source is None and recipe.backbone.init is None:
             network = cast(BackboneModule, build_backbone(recipe.backbone))
             network.input = network.gives = None
+            refuse_images(network, sizes, recipe.backbone.name)
+            if sizes:
+                _refuse_no_vector(network, recipe.backbone.name, next(iter(sizes)))
         else:
-            trained = weights and (source is not None or recipe.backbone.init_weights)
+            as_trained = weights and (source is not None or recipe.backbone.init_weights)
             origin = source or recipe.backbone.init or ""
-            export = load_export(origin if run is None else adopt(origin, run), weights=trained)
-            export = export if trained else open_residuals(export)
+            export = load_export(origin if run is None else adopt(origin, run), weights=as_trained)
+            export = export if as_trained else open_residuals(export)
             network = cast(BackboneModule, export.build().train().requires_grad_(True))
+            refuse_images(network, sizes, f"'{origin}'", earlier=True)
             network.input, network.gives = export.input, export.gives
             seed_everything(info.seed, "init", len(backbones))  # what follows does not depend on how it was built
         backbones.append(network)
@@ -53,6 +63,34 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
         for network in dict.fromkeys([*backbones, *copies]):  # frozen teachers are no modules of the method
             network.compile()
     return method
+
+
+def _crop_sizes(recipe: Recipe) -> dict[int, str]:
+    """Return the sides of the crops that the method takes, in pixels, each with the key of the recipe that says so."""
+    streams = method_class(recipe).streams(recipe.method).values()
+    keys = dict(reversed(list(_sizes(recipe.method.model_dump(), "method"))))  # of equal ones the first
+    return {crop.size: keys.get(crop.size, "the crop's size") for stream in streams for crop in stream.crops}
+
+
+def _sizes(block: Any, path: str) -> Iterator[tuple[int, str]]:
+    """Yield the values of all keys `size` below a block, with their paths."""
+    if isinstance(block, dict):
+        if isinstance(block.get("size"), int):
+            yield block["size"], f"{path}.size"
+        for key, part in block.items():
+            yield from _sizes(part, f"{path}.{key}")
+    elif isinstance(block, list | tuple):
+        for number, part in enumerate(block):
+            yield from _sizes(part, f"{path}.{number}")
+
+
+def _refuse_no_vector(network: BackboneModule, name: str, size: int) -> None:
+    """Raise UserError unless the network gives a vector of `num_features` per image, as methods expect."""
+    given, _ = try_image(network, size)
+    shape = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    if shape != [1, network.num_features]:
+        raise UserError(f"backbone '{name}' gives {shape} for one image and no vector of {network.num_features} "
+                        "numbers; leave backbone.options.global_pool and the like out, or choose another network")
 
 
 def split_source(source: str) -> tuple[Path, str | None]:
@@ -72,7 +110,8 @@ def load_export(source: str, *, weights: bool = True) -> Export:
                         "runs/simclrv2-s0:backbone+head1")
     recipe = read_recipe(run / "recipe.yaml")
     record = json.loads((run / "run.json").read_text())
-    method = build_method(recipe, info_from_record(record["info"], recipe.train.seed), run, weights=False)
+    info = info_from_record(record["info"], recipe.train.seed)
+    method = build_method(recipe, info, run, weights=False, trained=True)
     name, block, export = find_export(method.exports(), name)
     network = export.build()
     if weights:

@@ -14,6 +14,7 @@ from unlabeled.config.recipe import Optim
 from unlabeled.engine.lars import LARS
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Group, Method
+from unlabeled.ops.norms import norm_parameters
 
 
 def build_optimizer(method: Method, optim: Optim) -> Optimizer:
@@ -53,11 +54,13 @@ def clip_and_norm(optimizer: Optimizer, clip: float | None) -> Tensor:
     for group in optimizer.param_groups:
         parts.setdefault(group["part"], []).extend(p.grad for p in group["params"] if p.grad is not None)
     norms = []
-    for grads in parts.values():
+    for grads in filter(None, parts.values()):
         norm = torch.stack(torch._foreach_norm(grads)).norm()
         norms.append(norm)
         if clip is not None:
             torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp_max(1.0))
+    if not norms:
+        return optimizer.param_groups[0]["params"][0].new_zeros(())
     return torch.stack(norms).norm()
 
 
@@ -83,12 +86,7 @@ def _split(
 
 
 def _matching(method: nn.Module, named: Mapping[str, Tensor], rules: list[str], key: str) -> set[str]:
-    norms = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in method.named_modules()
-        if "norm" in type(module).__name__.lower()
-        for name, _ in module.named_parameters(recurse=False)
-    }
+    norms = norm_parameters(method).keys()
     found: set[str] = set()
     for rule in rules:
         match rule:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from unlabeled.config.recipe import Recipe
-from unlabeled.engine.schedule import SCHEDULES, cosine_by_epoch, table_rate
+from unlabeled.config.batches import small_batches
+from unlabeled.config.recipe import Optim, Recipe
 from unlabeled.errors import UserError
+from unlabeled.ops.curves import Curve, table_rate
 
 
 @dataclass(frozen=True)
 class Plan:
     """Lengths in updates. An epoch is the first floor(n / B) B samples of the clock stream's order.
 
-    beside: names of the other streams and the images that an update takes from them.
+    curve, table: the learning rate; a table of (end epoch, rate) takes the curve's place. beside: names of the other
+    streams and the images that an update takes from them.
     """
 
     batch: int
@@ -22,9 +24,7 @@ class Plan:
     updates_per_epoch: int
     total: int
     horizon: int
-    warmup: int
-    peak_lr: float
-    schedule: str
+    curve: Curve
     table: tuple[tuple[float, float], ...] | None = None
     beside: tuple[tuple[str, int], ...] = ()
 
@@ -37,15 +37,14 @@ class Plan:
         """Return the learning rate of `update`; a table changes it between epochs only."""
         if self.table is not None:
             return table_rate(update // self.updates_per_epoch, self.table)
-        if self.schedule == "cosine_by_epoch":
-            return cosine_by_epoch(update, self.peak_lr, self.warmup, self.horizon, self.updates_per_epoch)
-        return SCHEDULES[self.schedule](update, self.peak_lr, self.warmup, self.horizon)
+        return self.curve.at(update)
 
 
 def make_plan(recipe: Recipe, clock: str, samples: int, world: int) -> Plan:
     """Derive the plan from the number of samples in the clock stream and of processes.
 
-    Raises UserError if an epoch holds no full batch or the batch does not divide into the processes' micro-batches.
+    Raises UserError if an epoch holds no full batch, the batch does not divide into the processes' micro-batches, or
+    the method learns nothing from so few images.
     """
     stream = recipe.data.streams()[clock]
     batch, train, optim = stream.batch, recipe.train, recipe.optim
@@ -60,6 +59,8 @@ def make_plan(recipe: Recipe, clock: str, samples: int, world: int) -> Plan:
         raise UserError(
             f"data.{clock}.batch {batch} does not divide into {world} processes x {train.grad_accum} micro-batches"
         )
+    for problem in small_batches(recipe.method, recipe.data, world, sync_bn=train.sync_bn).values():
+        raise UserError(problem)
     per_epoch = samples // batch
     total = train.updates or (train.epochs or 0) * per_epoch
     warmup, horizon = int(optim.warmup_epochs * per_epoch), int(total / train.schedule_scale)
@@ -74,11 +75,26 @@ def make_plan(recipe: Recipe, clock: str, samples: int, world: int) -> Plan:
         per_epoch,
         total,
         horizon,
-        warmup,
-        optim.lr.peak(batch),
-        optim.schedule,
+        learning_rate(optim, batch, horizon, warmup, per_epoch),
         table,
         tuple((name, other.batch) for name, other in others.items()),
+    )
+
+
+def learning_rate(optim: Optim, batch: int, horizon: int, warmup: int, per_epoch: int) -> Curve:
+    """Return the learning rate for updates of `batch` images; horizon, warmup and per_epoch (an epoch) in updates."""
+    rule, peak = optim.lr, optim.lr.peak(batch)
+    return Curve(
+        start=peak,
+        end=rule.final,
+        horizon=horizon,
+        shape=optim.schedule,
+        portion=rule.portion,
+        warmup=warmup,
+        warmup_start=rule.warmup_start * peak,
+        warmup_rule=rule.warmup_rule,
+        count_from=rule.count_from,
+        hold=per_epoch if rule.every == "epoch" else 1,
     )
 
 
@@ -98,5 +114,8 @@ def describe(plan: Plan, recipe: Recipe) -> list[str]:
         "sqrt": f"{rule.base:g} x sqrt({plan.batch})",
         "none": f"{rule.base:g}",
     }[rule.scaling]
-    rise = f"after {plan.warmup} warm-up updates, {plan.schedule} over {plan.horizon}"
-    return [length, f"learning rate {how} = {plan.peak_lr:g} {rise}"]
+    curve = plan.curve
+    begin = f" from {curve.warmup_start:g}" if curve.warmup and curve.warmup_start else ""
+    end = f" to {curve.at(curve.horizon):.3g}" if curve.end or curve.portion < 1 else ""
+    rise = f"after {curve.warmup} warm-up updates{begin}, {curve.shape}{end} over {plan.horizon}"
+    return [length, f"learning rate {how} = {curve.start:g} {rise}"]

@@ -38,7 +38,8 @@ def load_run(path: Path, *, random_init: bool = False, device: torch.device | st
         raise UserError(f"{path} is no run: {missing} is missing; give the folder of a run, or a checkpoint in one")
     recipe = read_recipe(run / "recipe.yaml")
     record = json.loads((run / "run.json").read_text())
-    method = build_method(recipe, info_from_record(record["info"], recipe.train.seed), run, weights=not random_init)
+    info = info_from_record(record["info"], recipe.train.seed)
+    method = build_method(recipe, info, run, weights=not random_init, trained=True)
     update = 0
     if not random_init:
         if path.is_dir():

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unlabeled.engine.plan import Plan
 from unlabeled.methods.base import Step
 from unlabeled.ops.random import generator, seed_of
 
 
-def make_step(plan: Plan, update: int, micro: int, seed: int, rank: int) -> Step:
-    """Return the step of micro-batch `micro` in `update`; its generators are functions of the arguments alone."""
+def make_step(
+    plan: Plan, update: int, micro: int, seed: int, rank: int, counts: Mapping[str, Tensor] | None = None
+) -> Step:
+    """Return the step of micro-batch `micro` in `update`; its generators are functions of the numbers alone."""
     return Step(
         update=update,
         total=plan.total,
@@ -23,6 +27,7 @@ def make_step(plan: Plan, update: int, micro: int, seed: int, rank: int) -> Step
         micro=micro,
         local=generator(seed, "local", update, micro, rank),
         shared=generator(seed, "shared", update, micro),
+        counts=counts or {},
     )
 
 

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from unlabeled.config.placed import placed
 from unlabeled.config.recipe import Recipe
+from unlabeled.data.base import with_reason
 from unlabeled.data.batch import Batch
 from unlabeled.engine import build, launch
 from unlabeled.engine.checkpoint import Checkpoints
@@ -124,7 +125,7 @@ class Trainer:
                         bar.say(f"update {update} was dropped for a non-finite loss or gradient, {dropped} so far")
                     if any_bad:
                         for key in corrupt.add(update, bad):
-                            bar.say(f"cannot read {key}: another sample takes its place")
+                            bar.say(f"cannot read {with_reason(key)}; another sample takes its place")
                     logged: dict[str, float] = {}
                     if update % self.recipe.train.log_every == 0 or done == self.plan.total:
                         logged = self._log(update, outcome, meter)

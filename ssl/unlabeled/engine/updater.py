@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +18,9 @@ from unlabeled.engine.plan import Plan
 from unlabeled.engine.steps import make_step, seed_everything
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
-from unlabeled.ops.batchnorm import batchnorm_buffers, convert, unsynchronised_buffers
-from unlabeled.ops.distributed import broadcast_buffers, gather, rank, world
+from unlabeled.ops.batchnorm import convert, unsynchronised_buffers
+from unlabeled.ops.distributed import broadcast_buffers, counts_per_part, gather, rank, world
+from unlabeled.ops.norms import statistics
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Updater:
         self.method = method.to(accelerator.device).to(memory_format=self.layout).train()
         self.optimizer = build_optimizer(self.method, recipe.optim)
         self.model = accelerator.prepare_model(self.method)
-        self.statistics = batchnorm_buffers(self.method)
+        self.statistics = statistics(self.method)
 
     @torch.no_grad()
     def views(self, update: int, micro: int, batch: dict[str, Batch]) -> dict[str, Tensor]:
@@ -64,7 +67,8 @@ class Updater:
         if world() == 1:
             return
         before = [b.clone() for b in self.method.buffers()]
-        losses = self.model(views, make_step(self.plan, 0, 0, self.seed, rank()))
+        with self._enough_values():
+            losses = self.model(views, make_step(self.plan, 0, 0, self.seed, rank()))
         sum(losses.terms.values()).backward()
         with torch.no_grad():
             for buffer, value in zip(self.method.buffers(), before, strict=True):
@@ -78,7 +82,8 @@ class Updater:
         """
         set_learning_rate(self.optimizer, self.plan.lr(update), update / self.plan.updates_per_epoch)
         before = [b.clone() for b in self.statistics]
-        terms, values, carry = self._forward_backward(update, micros)
+        with self._enough_values():
+            terms, values, carry = self._forward_backward(update, micros)
         scaler = self.accelerator.scaler
         if scaler:
             scaler.unscale_(self.optimizer)
@@ -97,15 +102,35 @@ class Updater:
             {"loss": torch.stack(list(terms.values())).sum(), **named, "grad_norm": norm, **values}, dropped, notes
         )
 
+    @contextlib.contextmanager
+    def _enough_values(self) -> Iterator[None]:
+        """Turn torch's word on a BatchNorm that sees one value per channel into UserError; all ranks meet it together."""
+        try:
+            yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            train, clock = self.recipe.train, self.method.clock
+            apart = {"train.grad_accum": train.grad_accum, "processes": 1 if train.sync_bn else world()}
+            parts = math.prod(apart.values())
+            shared = " x ".join(f"{count} {name}" for name, count in apart.items() if count > 1)
+            raise UserError(
+                f"data.{clock}.batch is {self.plan.batch}{f', shared by {shared},' * (parts > 1)} but a BatchNorm of "
+                f"the network then sees a single value per channel; take at least {2 * parts} images"
+                f"{' or train.sync_bn=true' * (not train.sync_bn and world() > 1)}, or larger crops"
+            ) from error
+
     def _forward_backward(self, update: int, micros: list[dict[str, Batch]]) -> tuple[dict[str, Tensor], ...]:
         terms: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         carry: dict[str, list[Tensor]] = {}
-        for micro, batch in enumerate(micros):
-            views = self.views(update, micro, batch)
+        parts = [self.views(update, micro, batch) for micro, batch in enumerate(micros)]
+        counts = counts_per_part([self.method.counts(views) for views in parts])
+        for micro, views in enumerate(parts):
+            seed_everything(self.seed, "forward", update, micro, rank())  # dropout draws from them
             last = micro == len(micros) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                losses = self.model(views, make_step(self.plan, update, micro, self.seed, rank()))
+                losses = self.model(views, make_step(self.plan, update, micro, self.seed, rank(), counts))
                 loss = sum(losses.terms.values()) / len(micros)
                 (self.accelerator.scaler.scale(loss) if self.accelerator.scaler else loss).backward()
             for into, found in ((terms, losses.terms), (values, losses.metrics)):
@@ -113,7 +138,7 @@ class Updater:
                     into[name] = into.get(name, 0.0) + value.detach() / len(micros)
             for name, tensor in losses.carry.items():
                 carry.setdefault(name, []).append(tensor)
-        return terms, values, {name: torch.cat(parts) for name, parts in carry.items()}
+        return terms, values, {name: torch.cat(tensors) for name, tensors in carry.items()}
 
     def _agree(
         self, update: int, terms: dict[str, Tensor], norm: Tensor, notes: list[int], before: list[Tensor]
@@ -126,7 +151,8 @@ class Updater:
         if not any(map(any, flags)):
             return False, notes
         # one non-finite forward poisons the running statistics
-        torch._foreach_copy_(self.statistics, before)
+        for buffer, value in zip(self.statistics, before, strict=True):
+            buffer.copy_(value)
         overflow = self.accelerator.scaler is not None and not any(any(f[:-1]) for f in flags)
         if self.recipe.train.nonfinite == "stop" and not overflow:
             raise UserError(self._nonfinite(update, [f"loss/{name}" for name in terms], flags))

@@ -87,9 +87,11 @@ def open_boxed(cfg: Detection, restored: Restored) -> BoxedSplits:
     if train.object_classes is None:
         raise UserError(f"data card '{card.name}' has no boxes; choose one that has, such as card=shapes96, or "
                         "card=coco root=FOLDER")
-    if cfg.masks and not train.has_shapes:
-        raise UserError(f"data card '{card.name}' has boxes but no masks of objects; use masks=false")
     test = open_source(card, scored_split(cfg.test, card), root)
+    for source in (train, test):
+        if cfg.masks and not source.has_shapes:
+            raise UserError(f"data card '{card.name}' has boxes but no masks of objects ({source.lacks_shape}); use "
+                            "masks=false")
     if train.object_classes != test.object_classes:
         raise UserError(f"data card '{card.name}': splits '{train.split}' and '{test.split}' have different classes; "
                         "name them in the card with 'classes'")

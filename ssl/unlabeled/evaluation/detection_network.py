@@ -16,6 +16,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from unlabeled.backbones.intermediate import names, outputs
+from unlabeled.backbones.sizes import REFUSALS, refusal
 from unlabeled.config.protocol_detection import Detection
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Input
@@ -37,8 +38,9 @@ class Stages(nn.Module):
         self.network, self.blocks = network.eval().requires_grad_(True), blocks
         try:
             found = list(self(torch.zeros(1, 3, _TRIAL, _TRIAL)).values())
-        except AssertionError as error:  # timm's networks of fixed size
-            raise UserError(f"this network takes no images of any size, which detection needs: {error}") from error
+        except REFUSALS as error:
+            said = refusal(network, type(network).__name__, _TRIAL, str(error), "size", earlier=True)
+            raise UserError(f"this network takes no images of any size, which detection needs: {said}") from error
         shapes = [tuple(x.shape) for x in found]
         sides = [shape[-1] for shape in shapes]
         if any(len(shape) != 4 for shape in shapes) or any(2 * b != a for a, b in pairwise(sides)):

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlabeled.config.protocol_detection import Detection
 from unlabeled.config.recipe import Train
@@ -28,6 +27,7 @@ from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
 from unlabeled.ops.batchnorm import convert
 from unlabeled.ops.distributed import max_over_ranks, on_rank0, rank, sum_over_ranks, world
+from unlabeled.ops.norms import norm_parameters, tracking_batchnorms
 
 _WARMUP_FROM = 1e-3  # of the learning rate
 _LOG_EVERY = 20
@@ -161,7 +161,7 @@ class _Training:
     @torch.no_grad()
     def _settle_norms(self) -> None:
         """Replace the running statistics of BatchNorm by means over batches of the final weights ("precise BN")."""
-        norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        norms = tracking_batchnorms(self.model)
         if not self.cfg.precise_bn or not norms:
             return
         before = [norm.momentum for norm in norms]
@@ -206,8 +206,7 @@ class _Training:
 
 def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
     """Put the trainable parameters into two groups: weights and biases decay, norms do not."""
-    norms = {id(p) for module in model.modules() if "norm" in type(module).__name__.lower()
-             for p in module.parameters(recurse=False)}
+    norms = {id(p) for p in norm_parameters(model).values()}
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [([p for p in trained if id(p) not in norms], decay), ([p for p in trained if id(p) in norms], 0.0)]
     return [{"params": params, "weight_decay": each} for params, each in groups if params]

@@ -134,9 +134,10 @@ def learn(cfg: SegmentationFcn, network: Network, splits: MaskedSplits, device: 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if rank() == 0 and (update + 1) % max(1, cfg.updates // 10) == 0:
-            loss = loss.detach()
-            print(f"segmentation-fcn: update {update + 1} of {cfg.updates}, loss {float(loss):.3f}", flush=True)
+        if (update + 1) % max(1, cfg.updates // 10) == 0:
+            mean = float(sum_over_ranks(loss.detach().clone())) / world()
+            if rank() == 0:
+                print(f"segmentation-fcn: update {update + 1} of {cfg.updates}, loss {mean:.3f}", flush=True)
     names = sorted(set(gather_names(sorted(missed))))
     refuse_corrupt(splits.train, names, cfg.max_corrupt)
     return model.eval(), names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unlabeled.config.recipe import MethodConfig
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
+from unlabeled.ops.distributed import counts_per_part
 
 
 class BackboneModule(nn.Module):
@@ -59,7 +60,8 @@ class Step:
     """The moment of training: `update` counts optimizer updates from 0 and is the same in views, forward, after_step.
 
     total: updates of the run. horizon: length of cosine schedules. micro: micro-batch within the update.
-    local, shared: CPU generators that depend on (seed, update, micro) with and without the rank.
+    local, shared: CPU generators that depend on (seed, update, micro) with and without the rank. counts: in `forward`
+    the method's counts, means over the micro-batches and processes of the update (see `Method.counts`).
     """
 
     update: int
@@ -70,6 +72,7 @@ class Step:
     micro: int
     local: torch.Generator
     shared: torch.Generator
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -139,6 +142,14 @@ class Method(nn.Module):
     def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
         """Make what the network sees from the crops: on the device, without gradient."""
         raise NotImplementedError
+
+    def counts(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what losses and metrics of these views divide by, if that may differ between micro-batches, 0-d."""
+        return {}
+
+    def mean_counts(self, views: dict[str, Tensor], step: Step) -> Mapping[str, Tensor]:
+        """Return `step.counts`, by which `forward` divides its sums; where there are none, `views` are all there is."""
+        return step.counts or counts_per_part([self.counts(views)])
 
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """Return the losses; changes nothing but BatchNorm statistics."""

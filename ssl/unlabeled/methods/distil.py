@@ -20,7 +20,7 @@ from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, S
 from unlabeled.methods.distil_config import DistilConfig
 from unlabeled.methods.finetune import Classifier
 from unlabeled.ops.frozen import Frozen
-from unlabeled.ops.labels import known_accuracy, known_cross_entropy
+from unlabeled.ops.labels import known, known_accuracy, known_cross_entropy
 
 # ---- loss (equation 2)
 
@@ -89,6 +89,10 @@ class Distil(Method):
             views["label"] = torch.where(self.chosen[train.index], train.label, -1)
         return views
 
+    def counts(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The labels that may be used."""
+        return {"labels": known(views["label"])} if self.cfg.alpha < 1 else {}
+
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """The teacher's term, weighted alpha, and that of the labels."""
         logits, taught = self.student(views["view"]), self.teacher(views["teacher_view"])
@@ -97,8 +101,9 @@ class Distil(Method):
             loss = distillation_loss(logits, taught, self.cfg.temperature, scale_by_t2=self.cfg.scale_by_t2)
             losses.terms["teacher"] = alpha * loss
         if alpha < 1:
-            losses.terms["labels"] = (1 - alpha) * known_cross_entropy(logits, views["label"])
-            losses.metrics["accuracy"] = known_accuracy(logits, views["label"])
+            count = self.mean_counts(views, step)["labels"]
+            losses.terms["labels"] = (1 - alpha) * known_cross_entropy(logits, views["label"], count)
+            losses.metrics["accuracy"] = known_accuracy(logits, views["label"], count)
         losses.metrics["agreement"] = (logits.detach().argmax(1) == taught.argmax(1)).double().mean()
         return losses
 

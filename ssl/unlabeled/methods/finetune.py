@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor, nn
 
 from unlabeled.augment import geometry, regularise
@@ -29,7 +30,7 @@ from unlabeled.methods.base import (
     width_of,
 )
 from unlabeled.methods.finetune_config import FinetuneConfig
-from unlabeled.ops.labels import known_accuracy, known_soft_cross_entropy, likeliest, one_hot
+from unlabeled.ops.labels import known, known_accuracy, known_soft_cross_entropy, likeliest, one_hot
 
 
 class Classifier(nn.Module):
@@ -81,12 +82,17 @@ class Finetune(Method):
         view, target = regularise.mix(view, target, cfg.mixup, cfg.cutmix)
         return {"view": view, "target": target}
 
+    def counts(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mass of the targets, and the images that have any: mixed with an unknown one, they have less than 1."""
+        target = views["target"]
+        return {"mass": target.sum(dtype=torch.float64), "labels": known(likeliest(target))}
+
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """Mean cross-entropy over the images whose label is known."""
-        logits, target = self.classifier(views["view"]), views["target"]
+        logits, target, counts = self.classifier(views["view"]), views["target"], self.mean_counts(views, step)
         return Losses(
-            {"labels": known_soft_cross_entropy(logits, target)},
-            metrics={"accuracy": known_accuracy(logits, likeliest(target))},
+            {"labels": known_soft_cross_entropy(logits, target, counts["mass"])},
+            metrics={"accuracy": known_accuracy(logits, likeliest(target), counts["labels"])},
         )
 
     def param_groups(self) -> list[Group]:

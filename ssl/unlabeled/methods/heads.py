@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from unlabeled.backbones.nin import unit
+from unlabeled.backbones.nin import WIDTH, third_block
 from unlabeled.errors import UserError
 from unlabeled.methods.probe_config import ConvHead, LinearHead, MlpHead
 
@@ -69,9 +69,9 @@ def mlp_head(
 
 
 def conv_head(channels: int, classes: int) -> nn.Sequential:
-    """A block of a Network in Network (3x3, 1x1, 1x1), global average pool, linear."""
-    units = [unit(channels, channels, kernel) for kernel in (3, 1, 1)]
-    return initialise(nn.Sequential(*units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)))
+    """The third block of RotNet's Network in Network (3x3, 1x1, 1x1), global average pool, linear."""
+    block = third_block(channels)
+    return initialise(nn.Sequential(*block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, classes)))
 
 
 def initialise(head: nn.Sequential) -> nn.Sequential:

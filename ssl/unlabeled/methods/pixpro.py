@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export, Info, Losses, MakeBackbone, Method, Step, input_of
 from unlabeled.methods.pixpro_config import Byol, Contrast, Fpn, InfoNce, PixProConfig, Propagation
 from unlabeled.ops.cells import coordinates, distances
-from unlabeled.ops.distributed import gather, rank, sum_over_ranks, world
+from unlabeled.ops.distributed import gather, rank
 from unlabeled.ops.ema import ema_update, rising_momentum
 
 SMALLEST = 4  # cells along a side of the map below which there is little to compare
@@ -63,7 +64,8 @@ class Encoder(nn.Module):
             self.fpn = FeaturePyramidNetwork([stage["num_chs"] for stage in stages], cfg.width)
         last, compared = self.eval()(torch.zeros(1, 3, size, size))
         self.width, self.widths = last.shape[1], [x.shape[1] for x in compared]
-        side = min(min(x.shape[2:]) for x in compared)
+        self.shapes = [(x.shape[2], x.shape[3]) for x in compared]
+        side = min(min(shape) for shape in self.shapes)
         if side < SMALLEST:
             raise UserError(
                 f"pixpro compares the cells of the {'pyramid' if cfg else 'last'} map, only {side} x {side} here at "
@@ -175,15 +177,11 @@ def pixel_contrast(q: Tensor, k: Tensor, positive: Tensor, temperature: float) -
     return logits.logsumexp(2) - logits.masked_fill(~chosen, float("-inf")).logsumexp(2)
 
 
-def mean_of_pairs(loss1: Tensor, loss2: Tensor, positive: Tensor) -> Tensor:
-    """Average both directions' losses [b, P] over cells with a positive, then over images with an overlap, 0-d.
-
-    The images are those of all processes.
-    """
+def mean_of_pairs(loss1: Tensor, loss2: Tensor, positive: Tensor, images: Tensor) -> Tensor:
+    """Average both losses [b, P] over cells with a positive, sum, and divide by the `images` that have any, 0-d."""
     first, second = positive.any(2).sum(1).clamp_min(1), positive.any(1).sum(1).clamp_min(1)
     pair = (loss1.sum(1) / first + loss2.sum(1) / second) / 2
-    overlapping = sum_over_ranks(positive.flatten(1).any(1).sum().to(pair.dtype)).clamp_min(1)
-    return pair.sum() * world() / overlapping
+    return pair.sum() / images.to(pair.dtype)
 
 
 def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
@@ -192,10 +190,13 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(query @ gather(key).T / temperature, own)
 
 
-def watch(q: Tensor, k: Tensor, positive: Tensor) -> dict[str, Tensor]:
-    """Return what tells learning from collapse: the spread of the keys (0: collapsed) and mean cosines of pairs."""
+def watch(q: Tensor, k: Tensor, positive: Tensor, pairs: Tensor, others: Tensor) -> dict[str, Tensor]:
+    """Return what tells learning from collapse: the spread of the keys (0: collapsed) and mean cosines of pairs.
+
+    pairs, others: how many are positive and how many are not, 0-d (see `PixPro.counts`).
+    """
     cosine, sigma = q.detach().transpose(1, 2) @ k, k.transpose(0, 1).flatten(1).std(1).mean() * k.shape[1] ** 0.5
-    near, other = (((cosine * p).sum() / p.sum().clamp_min(1)) for p in (positive, ~positive))
+    near, other = ((cosine * p).sum() / count for p, count in ((positive, pairs), (~positive, others)))
     return {"sigma": sigma, "cosine_positive": near, "cosine_other": other}
 
 
@@ -248,6 +249,20 @@ class PixPro(Method):
         ).rows(slice(self.info.rank * n, (self.info.rank + 1) * n))
         return photometric.render(crop, drawn, mean=self.input.mean, std=self.input.std)
 
+    def _positive(self, i: int, views: dict[str, Tensor]) -> Tensor:
+        """Return which pairs of cells of level i are positive, bool [b, P, P]."""
+        shape = self.online.encoder.shapes[i]
+        return distances(views["place1"], views["place2"], shape) < self.cfg.threshold
+
+    def counts(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Per level: images with an overlap, positive pairs of cells, and the other pairs."""
+        counts: dict[str, Tensor] = {}
+        for i in range(len(self.queries)):
+            positive = self._positive(i, views)
+            images, pairs = positive.flatten(1).any(1).sum(), positive.sum()
+            counts |= {f"images{i}": images, f"pairs{i}": pairs, f"others{i}": positive.numel() - pairs}
+        return counts
+
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """Every view passes both networks by itself; each direction compares one view's queries with the other's keys.
 
@@ -256,26 +271,30 @@ class PixPro(Method):
         seen = [self.online(views[name]) for name in ("view1", "view2")]
         with torch.no_grad():
             keys = [self.key(views[name]) for name in ("view1", "view2")]
-        levels = [self._pixels(i, seen, keys, views["place1"], views["place2"]) for i in range(len(self.queries))]
+        counts = self.mean_counts(views, step)
+        levels = [self._pixels(i, seen, keys, views, counts) for i in range(len(self.queries))]
         mean = {name: torch.stack([found[name] for found in levels]).mean() for name in levels[0]}
         losses = Losses({"pixel": mean.pop("loss")}, metrics=mean)
         if self.cfg.instance is not None:
             losses.terms["instance"] = self.cfg.instance.weight * self._instance(seen, keys)
         return losses
 
-    def _pixels(self, i: int, seen: list[Seen], keys: list[Seen], place1: Tensor, place2: Tensor) -> dict[str, Tensor]:
+    def _pixels(
+        self, i: int, seen: list[Seen], keys: list[Seen], views: dict[str, Tensor], counts: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return loss and metrics of level i."""
         cfg, query = self.cfg.pixel, [self.queries[i](s.pixels[i]) for s in seen]
-        with torch.autocast(place1.device.type, enabled=False):
-            positive = distances(place1, place2, query[0].shape[2:]) < self.cfg.threshold
+        images, pairs, others = (counts[f"{name}{i}"] for name in ("images", "pairs", "others"))
+        with torch.autocast(views["place1"].device.type, enabled=False):
+            positive = self._positive(i, views)
             back = positive.transpose(1, 2)
             q1, q2, k1, k2 = (cells(x) for x in [*query, *(s.pixels[i] for s in keys)])
             if isinstance(cfg, Contrast):
                 both = pixel_contrast(q1, k2, positive, cfg.temperature), pixel_contrast(q2, k1, back, cfg.temperature)
-                loss = mean_of_pairs(*both, positive)
+                loss = mean_of_pairs(*both, positive, images)
             else:
                 loss = consistency(q1, k2, positive) + consistency(q2, k1, back)
-            return {"loss": loss, **watch(q1, k2, positive)}
+            return {"loss": loss, **watch(q1, k2, positive, pairs, others)}
 
     def _instance(self, seen: list[Seen], keys: list[Seen]) -> Tensor:
         """Compare the views as wholes: the mean over places comes after the heads, which work on maps."""

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from unlabeled.config.augment import ResizedCrop
-from unlabeled.config.recipe import MethodConfig, Strict
+from unlabeled.config.recipe import MethodConfig, Smallest, Strict
 
 
 class Propagation(Strict):
@@ -80,3 +80,9 @@ class PixProConfig(MethodConfig):
     key_momentum: float = Field(0.99, ge=0, le=1, description="at the start; it rises to 1 by a half cosine")
     crop: ResizedCrop = ResizedCrop(interpolation="bilinear")
     augment: Augment = Augment()
+
+    def smallest_batch(self, stream: str) -> Smallest | None:
+        """Return two for the contrastive instance branch; cells are compared within an image."""
+        if not isinstance(self.instance, InfoNce):
+            return None
+        return Smallest(2, "method.instance infonce tells an image from the others of its batch, and one has none")

@@ -22,7 +22,7 @@ from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, S
 from unlabeled.methods.heads import build_head, feature_shape
 from unlabeled.methods.probe_config import ProbeConfig
 from unlabeled.ops.frozen import Frozen
-from unlabeled.ops.labels import known_accuracy, known_cross_entropy
+from unlabeled.ops.labels import known, known_accuracy, known_cross_entropy
 
 
 class Features(nn.Module):
@@ -83,14 +83,19 @@ class Probe(Method):
         assert train.label is not None
         return {"view": to_input(train.crops[0], self.input.mean, self.input.std), "label": train.label}
 
+    def counts(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The known labels."""
+        return {"labels": known(views["label"])}
+
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """Mean cross-entropy of every head over the labelled images."""
         features, label = self.features(views["view"]), views["label"]
+        count = self.mean_counts(views, step)["labels"]
         losses = Losses({})
         for name, head in self.cfg.heads.items():
             logits = self.heads[name](features[head.block])
-            losses.terms[name] = known_cross_entropy(logits, label)
-            losses.metrics[f"{name}_accuracy"] = known_accuracy(logits, label)
+            losses.terms[name] = known_cross_entropy(logits, label, count)
+            losses.metrics[f"{name}_accuracy"] = known_accuracy(logits, label, count)
         return losses
 
     def exports(self) -> dict[str, Export]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from unlabeled.config.augment import Crop, ResizedCrop
-from unlabeled.config.recipe import MethodConfig, Strict
+from unlabeled.config.recipe import MethodConfig, Smallest, Strict
 
 
 class LinearHead(Strict):
@@ -57,3 +57,11 @@ class ProbeConfig(MethodConfig):
     name: Literal["probe"] = "probe"
     heads: dict[str, Head] = Field({"linear": LinearHead()}, min_length=1, description="name -> classifier")
     crop: Crop = ResizedCrop()
+
+    def smallest_batch(self, stream: str) -> Smallest | None:
+        """Return two where a head has BatchNorm on vectors."""
+        normed = [name for name, head in self.heads.items() if isinstance(head, MlpHead)
+                  or (isinstance(head, LinearHead) and head.norm and head.pool in (None, 1))]
+        if not normed:
+            return None
+        return Smallest(2, f"BatchNorm of head '{normed[0]}' has no deviation of a single vector", alone=True)

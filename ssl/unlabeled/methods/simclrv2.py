@@ -32,7 +32,7 @@ from unlabeled.methods.base import (
 from unlabeled.methods.simclrv2_config import Augment, Head, SimCLRv2Config
 from unlabeled.ops.distributed import gather, gather_with_grad, rank
 from unlabeled.ops.ema import ema_update
-from unlabeled.ops.labels import known_accuracy, known_cross_entropy
+from unlabeled.ops.labels import known, known_accuracy, known_cross_entropy
 
 # ---- network (section 3: the projection head is three layers deep, and its first layer is kept for fine-tuning)
 
@@ -224,6 +224,10 @@ class SimCLRv2(Method):
         mean, std = (self.info.mean, self.info.std) if aug.normalize else (None, None)
         return photometric.render(crop, drawn, aug.convention, mean=mean, std=std)
 
+    def counts(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The known labels of both views, for the online probe."""
+        return {"labels": 2 * known(views["label"])} if self.cfg.online_probe else {}
+
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """Contrastive loss of the two views; both pass the network at once, so BatchNorm sees them together."""
         h = self.backbone(torch.cat([views["view1"], views["view2"]]))
@@ -237,7 +241,7 @@ class SimCLRv2(Method):
             contrast = nt_xent(unit1, unit2, self.cfg.temperature)
         losses = Losses({"contrast": contrast.loss}, carry, contrast_metrics(contrast.logits))
         if self.cfg.online_probe:
-            self._add_probe(losses, h, views["label"])
+            self._add_probe(losses, h, views["label"], self.mean_counts(views, step)["labels"])
         return losses
 
     @torch.no_grad()
@@ -246,10 +250,10 @@ class SimCLRv2(Method):
         key1, key2 = (gather(normalize(x)) for x in hidden.chunk(2))
         return {"key1": key1, "key2": key2}
 
-    def _add_probe(self, losses: Losses, h: Tensor, label: Tensor) -> None:
+    def _add_probe(self, losses: Losses, h: Tensor, label: Tensor, count: Tensor) -> None:
         logits, label = self.probe(h.detach()), label.repeat(2)
-        losses.terms["probe"] = known_cross_entropy(logits, label)
-        losses.metrics["probe_accuracy"] = known_accuracy(logits, label)
+        losses.terms["probe"] = known_cross_entropy(logits, label, count)
+        losses.metrics["probe_accuracy"] = known_accuracy(logits, label, count)
 
     def after_step(self, step: Step, carry: dict[str, Tensor]) -> dict[str, float]:
         """Queue the keys of view 1, then of view 2, then move the EMA network."""

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from unlabeled.config.augment import Crop, ResizedCrop
-from unlabeled.config.recipe import MethodConfig, Strict
+from unlabeled.config.recipe import MethodConfig, Smallest, Strict
 
 
 class Head(Strict):
@@ -52,3 +52,10 @@ class SimCLRv2Config(MethodConfig):
     online_probe: bool = Field(False, description="train a linear classifier on detached features (needs labels)")
     crop: Crop = ResizedCrop()
     augment: Augment = Augment()
+
+    def smallest_batch(self, stream: str) -> Smallest:
+        """Return two; with a memory too, for the head's last BatchNorm makes two views that are alone opposite."""
+        why = "an image is told from the others of its batch, and one has none"
+        if self.memory is not None:
+            why = "BatchNorm makes the head's vectors of an image's two views opposite where no others are beside them"
+        return Smallest(2, why, alone=True)

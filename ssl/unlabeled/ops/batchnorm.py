@@ -5,33 +5,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import norm_act
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
+from unlabeled.errors import UserError
 from unlabeled.ops.distributed import gather, sum_over_ranks, world
-
-_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+from unlabeled.ops.norms import keeps_statistics
 
 
 def convert(module: nn.Module, device: torch.device) -> nn.Module:
-    """Replace every plain BatchNorm of `module` by a synchronised one for `device`; parameters and buffers are kept."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    for name, child in module.named_children():
-        if isinstance(child, _BatchNorm) and type(child) in _PLAIN:
-            setattr(module, name, _synchronised(child))
-        else:
-            convert(child, device)
+    """Make every BatchNorm of `module`, which may be one itself, a synchronised one for `device`; return `module`.
+
+    Only classes change: each norm stays the same object, with its parameters, buffers, hooks and, where it is fused
+    with them (timm), dropout and activation. Raises UserError for one that no synchronised class stands for; nothing
+    is changed then.
+    """
+    classes = _FOR_CUDA if device.type == "cuda" else _FOR_ANY
+    for name, child in module.named_modules():
+        if _has_no_synchronised_form(child, classes):
+            kind = getattr(child, "original_name", type(child).__name__)  # the former: what torch.jit has compiled
+            raise UserError(f"the statistics of the norm '{name or kind}', a {kind}, cannot be taken over several "
+                            "processes: start one process, choose another network or, in pretraining, set "
+                            "train.sync_bn=false")
+    for child in module.modules():
+        if type(child) in classes:
+            child.__class__ = classes[type(child)]
+            child.process_group = None  # type: ignore[assignment]  # torch's class looks for it
     return module
 
 
-def batchnorm_buffers(module: nn.Module) -> list[Tensor]:
-    """Return the running statistics of all BatchNorms in `module`."""
-    return [b for m in module.modules() if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False)]
+def _has_no_synchronised_form(module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]) -> bool:
+    """Return whether the module normalises by its own process's batch and would go on to do so."""
+    if type(module) in classes:
+        return "forward" in vars(module)  # another function in place of its class's
+    if isinstance(module, torch.jit.ScriptModule):
+        kind = module.original_name
+        return "BatchNorm" in kind or (keeps_statistics(module) and "InstanceNorm" not in kind)
+    if type(module) in classes.values() or isinstance(module, SyncBatchNorm | _InstanceNorm):
+        return False
+    return isinstance(module, _BatchNorm) or keeps_statistics(module)
 
 
 def unsynchronised_buffers(module: nn.Module) -> list[Tensor]:
@@ -40,7 +59,7 @@ def unsynchronised_buffers(module: nn.Module) -> list[Tensor]:
     return [
         b
         for m in module.modules()
-        if isinstance(m, _BatchNorm) and not isinstance(m, synchronised)
+        if keeps_statistics(m) and not isinstance(m, synchronised)
         for b in m.buffers(recurse=False)
     ]
 
@@ -70,18 +89,30 @@ class SyncBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
         momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         unbiased = var * count / (count - 1).clamp_min(1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
 
-def _synchronised(bn: _BatchNorm) -> SyncBatchNorm:
-    new = SyncBatchNorm(bn.num_features, bn.eps, bn.momentum, bn.affine, bn.track_running_stats)
-    new._parameters.update(bn._parameters)
-    new._buffers.update(bn._buffers)
-    return new.train(bn.training)
+class SyncBatchNormAct(SyncBatchNorm):
+    """The same, followed by the dropout and the activation of timm's BatchNormAct2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x, then drop and activate."""
+        return self.act(self.drop(super().forward(x)))
+
+
+_FOR_CUDA: dict[type[nn.Module], type[nn.Module]] = {
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), nn.SyncBatchNorm),
+    norm_act.BatchNormAct2d: norm_act.SyncBatchNormAct,
+}
+_FOR_ANY: dict[type[nn.Module], type[nn.Module]] = {
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), SyncBatchNorm),
+    **dict.fromkeys((norm_act.BatchNormAct2d, norm_act.SyncBatchNormAct), SyncBatchNormAct),
+}
 
 
 class _Normalise(torch.autograd.Function):
@@ -104,14 +135,15 @@ class _Normalise(torch.autograd.Function):
         mean = (means * counts).sum(0) / total
         var = (deviations + counts * (means - mean) ** 2).sum(0) / total
         mean, var, total = (v.to(wide.dtype) for v in (mean, var, total))
-        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), total)
-        y = F.batch_norm(wide, mean, var, weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(x, weight, bias, mean, (var + eps).rsqrt(), total)
+        scale, shift = (None if v is None else v.to(wide.dtype) for v in (weight, bias))
+        y = F.batch_norm(wide, mean, var, scale, shift, training=False, eps=eps)
         ctx.mark_non_differentiable(mean, var, total)
         return y.to(x.dtype), mean, var, total
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, invstd, total = ctx.saved_tensors
+        x, weight, bias, mean, invstd, total = ctx.saved_tensors
         shape = [1, -1] + [1] * (x.dim() - 2)
         dims = [d for d in range(x.dim()) if d != 1]
         dy = dy.to(mean.dtype)
@@ -121,5 +153,5 @@ class _Normalise(torch.autograd.Function):
         scale = invstd if weight is None else invstd * weight
         dx = (dy - both[0].view(shape) - unit * both[1].view(shape)) * scale.view(shape)
         grad_weight = None if weight is None else local[1].to(weight.dtype)
-        grad_bias = local[0].to(mean.dtype) if ctx.needs_input_grad[2] else None
+        grad_bias = None if bias is None else local[0].to(bias.dtype)
         return dx.to(x.dtype), grad_weight, grad_bias, None

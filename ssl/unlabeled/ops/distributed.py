@@ -62,6 +62,22 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
+@torch.no_grad()
+def counts_per_part(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of every named count, 0-d, over this rank's `parts` and those of all ranks, which have as many.
+
+    So the mean over parts and ranks of `a part's sum / count` is the sum over everything by the count of everything. A
+    count of nothing at all is taken as one, by which sums of nothing stay zero. One collective, in float64.
+    """
+    names = list(parts[0])
+    if not names:
+        return {}
+    total = torch.stack([torch.stack([part[name].double() for name in names]) for part in parts]).sum(0)
+    total = sum_over_ranks(total)
+    mean = total.masked_fill(total == 0, 1.0) / (len(parts) * world())
+    return dict(zip(names, mean.unbind(), strict=True))
+
+
 def max_over_ranks(x: Tensor) -> Tensor:
     """Take the elementwise maximum of x over all ranks in place and return it."""
     if world() > 1:

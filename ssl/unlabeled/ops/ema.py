@@ -22,7 +22,9 @@ def ema_update(
 
     buffers: keep the teacher's own, copy the student's, or average floating ones and copy the rest.
     """
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
+    parameters = list(teacher.parameters())
+    if parameters:
+        torch._foreach_lerp_(parameters, list(student.parameters()), 1 - decay)
     if buffers == "keep":
         return
     for t, s in zip(teacher.buffers(), student.buffers(), strict=True):

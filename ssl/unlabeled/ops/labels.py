@@ -1,4 +1,8 @@
-"""Losses on labels of which some are unknown (-1), exact over any number of processes."""
+"""Losses on labels of which some are unknown (-1).
+
+They divide by a count that the caller gives: that of a part of the update on average (`counts_per_part`). Then the mean
+over micro-batches and processes is that of the whole batch, however the known labels are spread over them.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.ops.distributed import sum_over_ranks, world
+
+def known(label: Tensor) -> Tensor:
+    """Return how many of the labels int64 [b] are known, 0-d."""
+    return (label >= 0).sum()
 
 
-def known_share(label: Tensor) -> Tensor:
-    """Return this process's part of the known labels per process, 0-d: dividing by it gives the mean over all ranks."""
-    return sum_over_ranks((label >= 0).sum().double()).clamp_min(1) / world()
+def known_cross_entropy(logits: Tensor, label: Tensor, count: Tensor) -> Tensor:
+    """Return the cross-entropy of logits [b, C] summed over the known labels, int64 [b], by their `count`, 0-d.
 
-
-def known_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits [b, C] over the global batch's known labels, int64 [b]; zero without any.
-
-    Computed in at least float32. The mean over the processes is that of one process with the whole batch.
+    Computed in at least float32. Zero, with a gradient of zero, where no label is known.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     total = F.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
-    return total / known_share(label).to(total.dtype)
+    return total / count.to(total.dtype)
 
 
 def one_hot(label: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
@@ -36,16 +38,15 @@ def likeliest(target: Tensor) -> Tensor:
     return target.argmax(1).masked_fill(target.sum(1) == 0, -1)
 
 
-def known_soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the cross-entropy of logits [b, C] with targets [b, C], by the mass of the global batch's targets.
+def known_soft_cross_entropy(logits: Tensor, target: Tensor, mass: Tensor) -> Tensor:
+    """Return the cross-entropy of logits [b, C] with targets [b, C], summed, by the targets' `mass`, 0-d.
 
     As `known_cross_entropy`, for targets that are smoothed or mixed; rows of zeros do not count.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    mass = sum_over_ranks(target.detach().sum().double()).clamp_min(1e-12) / world()
     return -(target.to(logits.dtype) * logits.log_softmax(1)).sum() / mass.to(logits.dtype)
 
 
-def known_accuracy(logits: Tensor, label: Tensor) -> Tensor:
-    """Return the share of known labels [b] that the largest logit [b, C] hits, 0-d, without gradient."""
-    return (logits.detach().argmax(1) == label).sum() / known_share(label)
+def known_accuracy(logits: Tensor, label: Tensor, count: Tensor) -> Tensor:
+    """Return how many labels [b] the largest logit [b, C] hits, by the `count` of known ones, 0-d, without gradient."""
+    return (logits.detach().argmax(1) == label).sum() / count
