@@ -52,6 +52,14 @@ def unreadable(key: str, error: OSError, file: Path | None = None) -> CorruptSam
     return CorruptSample(key, f"{file}: {reason}" if file else reason)
 
 
+_LINE_BREAKS = {ord(c): c.encode("unicode_escape").decode() for c in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"}
+
+
+def as_line(name: str) -> str:
+    """Return a name as one line of a list: its line breaks are written as escapes."""
+    return name.translate(_LINE_BREAKS)
+
+
 FORGIVEN = 10  # so that one bad file does not end a run on a small folder
 
 

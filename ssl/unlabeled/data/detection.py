@@ -128,7 +128,7 @@ def open_voc(card: Card, split: str, root: str | None) -> Source:
         if not names.is_file():
             raise UserError(f"data card '{card.name}', split '{split}': no file {names}; give the folder that holds "
                             "VOC2007 and the like with root=FOLDER (VOCdevkit)")
-        for line in names.read_text().splitlines():
+        for line in names.read_text("utf-8", "surrogateescape").splitlines():
             if line.strip():
                 each, lost = _read_voc(card.name, folder, year, line.split()[0], numbers)
                 found.append(each)

@@ -12,7 +12,7 @@ import numpy as np
 from unlabeled.config.card import Card
 from unlabeled.config.read import read_file
 from unlabeled.config.write import to_yaml
-from unlabeled.data.base import Source
+from unlabeled.data.base import Source, as_line
 from unlabeled.data.pack_parts import Piece, sha256, writing
 from unlabeled.data.source import open_source
 
@@ -45,7 +45,7 @@ def finish(card: Card, out: Path, sources: dict[str, Source], parts: list[Piece]
 def holds(out: Path) -> bool:
     """Return whether `out` is a finished pack all of whose checksums hold."""
     try:
-        lines = [line.split("  ", 1) for line in (out / SUMS).read_text().splitlines()]
+        lines = [line.split("  ", 1) for line in (out / SUMS).read_text("utf-8", "surrogateescape").splitlines()]
         return all(sha256(out / name) == sum for sum, name in lines)
     except FileNotFoundError:
         return False
@@ -130,7 +130,8 @@ def _sizes(records: list[dict[str, Any]]) -> list[list[int]]:
 
 
 def _write_unreadable(out: Path, records: list[dict[str, Any]], sums: dict[str, str]) -> list[str]:
-    lines = [f"{found['split']}\t{key}\t{reason}" for found in records for _, key, reason in found["unreadable"]]
+    lines = [as_line(f"{found['split']}\t{key}\t{reason}") for found in records
+             for _, key, reason in found["unreadable"]]
     if not lines:
         return []
     sums[UNREADABLE] = _write(out / UNREADABLE, "\n".join(lines) + "\n")

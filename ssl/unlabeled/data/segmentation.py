@@ -89,7 +89,7 @@ def open_voc(card: Card, split: str, root: str | None) -> Source:
     if not listing.is_file():
         raise UserError(f"data card '{card.name}', split '{split}': no file {listing}; give the folder that holds "
                         "JPEGImages and ImageSets (VOCdevkit/VOC2012) with root=FOLDER")
-    names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
+    names = [line.strip() for line in listing.read_text("utf-8", "surrogateescape").splitlines() if line.strip()]
     paths = [(f"JPEGImages/{name}.jpg", f"{rule.masks}/{name}.png") for name in names]
     return MaskedFolder(card.name, split, folder, paths, VOC, {n: n for n in range(len(VOC))} | {IGNORED: IGNORED})
 

@@ -109,7 +109,7 @@ def _stl10(card: Card, split: str, folder: Path, part: str) -> Source:
             raise ValueError(f"{len(rows)} images, but {len(labels)} labels")
     classes = card.classes
     if classes is None and (base / "class_names.txt").is_file():
-        classes = (base / "class_names.txt").read_text().split()
+        classes = (base / "class_names.txt").read_text("utf-8", "surrogateescape").split()
     return ArraySource(card.name, split, rows, labels, classes, planes=True)
 
 

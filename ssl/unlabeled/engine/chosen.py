@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unlabeled.config.recipe import Recipe
+from unlabeled.data.base import as_line
 from unlabeled.engine.build import OpenStream
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.errors import UserError
@@ -17,10 +18,10 @@ def keep_chosen(folder: RunFolder, recipe: Recipe, opened: dict[str, OpenStream]
         if stream.subset is None or stream.subset.complement:
             continue
         source = opened[name].source
-        keys = [source.key(i) for i in range(len(source))]
+        keys = [as_line(source.key(i)) for i in range(len(source))]
         file = folder.path / f"subset-{name}.txt"
         if file.exists() and any(folder.checkpoints.glob("update-*.json")):
-            before = file.read_text().splitlines()
+            before = file.read_text("utf-8", "surrogateescape").split("\n")[:-1]
             if before != keys:
                 other = len(set(before) ^ set(keys))
                 raise UserError(

@@ -71,7 +71,7 @@ def load_export(source: str, *, weights: bool = True) -> Export:
         raise UserError(f"{run} is no run: {run / 'recipe.yaml'} is missing; give RUN or RUN:EXPORT, such as "
                         "runs/simclrv2-s0:backbone+head1")
     recipe = read_recipe(run / "recipe.yaml")
-    record = json.loads((run / "run.json").read_text())
+    record = json.loads((run / "run.json").read_bytes())
     method = build_method(recipe, info_from_record(record["info"], recipe.train.seed), run, weights=False)
     name, block, export = find_export(method.exports(), name)
     network = export.build()
@@ -90,7 +90,8 @@ def adopt(source: str, run: Path) -> str:
     A source that is no finished run is returned as it is, for `load_export` to refuse.
     """
     origin, name = split_source(source)
-    copy = run / "sources" / f"{origin.name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()
+    copy = run / "sources" / f"{origin.name}-{digest[:8]}"
     if on_rank0(lambda: _copy(origin, copy)):
         return str(copy) if name is None else f"{copy}:{name}"
     return source

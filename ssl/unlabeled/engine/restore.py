@@ -37,7 +37,7 @@ def load_run(path: Path, *, random_init: bool = False, device: torch.device | st
         missing = run / "recipe.yaml"
         raise UserError(f"{path} is no run: {missing} is missing; give the folder of a run, or a checkpoint in one")
     recipe = read_recipe(run / "recipe.yaml")
-    record = json.loads((run / "run.json").read_text())
+    record = json.loads((run / "run.json").read_bytes())
     method = build_method(recipe, info_from_record(record["info"], recipe.train.seed), run, weights=not random_init)
     update = 0
     if not random_init:

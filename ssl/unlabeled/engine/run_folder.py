@@ -79,7 +79,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a small text file atomically."""
-        self.write_bytes(name, text.encode())
+        self.write_bytes(name, text.encode("utf-8", "surrogateescape"))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file atomically."""
@@ -90,7 +90,7 @@ class RunFolder:
     def append(self, file: Path, lines: list[dict[str, Any]]) -> None:
         """Append JSON lines to `file`."""
         try:
-            with open(file, "a") as stream:
+            with open(file, "a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(line) + "\n" for line in lines)
         except OSError as error:
             raise disk_error(file, error) from error
@@ -100,7 +100,7 @@ class RunFolder:
         if not file.exists():
             return []
         lines = []
-        for line in file.read_text().splitlines():
+        for line in file.read_text("utf-8", "replace").split("\n"):
             try:
                 lines.append(json.loads(line))
             except ValueError:
