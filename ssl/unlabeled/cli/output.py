@@ -19,7 +19,7 @@ def safe_streams(*, strict: bool) -> None:
     What cannot be written, since the reader has gone, the disk is full or the stream was closed, goes nowhere; that is
     said on standard error, once. strict: standard output is all that the command gives, so that BrokenPipeError or
     UserError is raised. Streams that were replaced before, by tests or
-    notebooks, are left as they are.
+    notebooks, only learn to write escapes.
     """
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # one was closed: the next file that is opened would be printed to
@@ -27,6 +27,8 @@ def safe_streams(*, strict: bool) -> None:
     for name, descriptor in (("stderr", 2), ("stdout", 1)):
         stream: TextIO | None = getattr(sys, name)
         if stream is not None and stream is not getattr(sys, f"__{name}__"):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
             continue
         safe = io.TextIOWrapper(
             _Output(descriptor, strict and name == "stdout"),  # type: ignore[type-var]

@@ -46,7 +46,7 @@ def finish(card: Card, out: Path, sources: dict[str, Source], parts: list[Piece]
 def holds(out: Path) -> bool:
     """Return whether `out` is a finished pack all of whose checksums hold."""
     try:
-        lines = [line.split("  ", 1) for line in (out / SUMS).read_text().splitlines()]
+        lines = [line.split("  ", 1) for line in (out / SUMS).read_text("utf-8", "surrogateescape").splitlines()]
         return all(sha256(out / name) == sum for sum, name in lines)
     except FileNotFoundError:
         return False

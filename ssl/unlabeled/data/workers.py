@@ -141,7 +141,7 @@ class Worker:
 
     def _fork(self, other: socket.socket) -> None:
         _ends.add(self.link)
-        self.process: BaseProcess = multiprocessing.get_context("fork").Process(  # type: ignore[attr-defined]
+        self.process: BaseProcess = multiprocessing.get_context("fork").Process(
             target=_work, args=(other, self.maker), daemon=True)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_PARENT)  # until the process ignores them
         try:
@@ -185,7 +185,7 @@ class Worker:
 
     def _state(self) -> str:
         with contextlib.suppress(OSError, IndexError):
-            return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            return Path(f"/proc/{self.process.pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
         return "?"
 
     def _death(self) -> str:

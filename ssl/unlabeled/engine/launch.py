@@ -97,7 +97,7 @@ def _end_with_the_launcher() -> None:
 def _has_amx() -> bool:
     """Return whether the processor multiplies bfloat16 matrices itself (AMX): elsewhere on CPUs bf16 is slower."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text().split()
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text("utf-8", "replace").split()
     except OSError:  # no such file on this system
         return False
 

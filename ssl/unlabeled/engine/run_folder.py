@@ -186,7 +186,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a small text file atomically."""
-        self.write_bytes(name, text.encode())
+        self.write_bytes(name, text.encode("utf-8", "surrogateescape"))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file atomically."""
@@ -195,7 +195,7 @@ class RunFolder:
     def append(self, file: Path, lines: list[dict[str, Any]]) -> None:
         """Append JSON lines to `file`."""
         try:
-            with open(file, "a") as stream:
+            with open(file, "a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(line) + "\n" for line in lines)
         except OSError as error:
             raise disk_error(file, error) from error

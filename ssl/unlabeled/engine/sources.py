@@ -90,7 +90,8 @@ def _about(run: Path, name: str) -> dict[str, Any]:
 def copy_of(source: str, run: Path) -> Path:
     """Return where `run` keeps its copy of a source."""
     origin, _ = split_source(source)
-    return run / "sources" / f"{origin.name[:100]}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()
+    return run / "sources" / f"{origin.name[:100]}-{digest[:8]}"
 
 
 def adopt(source: str, run: Path) -> str:

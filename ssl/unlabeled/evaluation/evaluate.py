@@ -196,7 +196,8 @@ def _read(protocol: str | Path, overrides: Sequence[str]) -> Job:
     special = (export, card, *(re.sub(r"[^\w=.+-]+", "_", text) for text in other))
     name = "-".join([find("eval", protocol).stem, *(part for part in special if part)])
     if len(name) > _NAME:  # it becomes the name of a file and of a folder
-        name = f"{name[:_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+        name = f"{name[:_NAME]}-{digest[:8]}"
     return Job(name, cfg)
 
 
