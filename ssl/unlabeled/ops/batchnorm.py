@@ -140,8 +140,8 @@ class _Normalise(torch.autograd.Function):
         var = (deviations + counts * (means - mean) ** 2).sum(0) / total
         mean, var, total = (v.to(wide.dtype) for v in (mean, var, total))
         ctx.save_for_backward(x, weight, bias, mean, (var + eps).rsqrt(), total)
-        affine = (None if v is None else v.to(wide.dtype) for v in (weight, bias))
-        y = F.batch_norm(wide, mean, var, *affine, training=False, eps=eps)
+        scale, offset = (None if v is None else v.to(wide.dtype) for v in (weight, bias))
+        y = F.batch_norm(wide, mean, var, scale, offset, training=False, eps=eps)
         ctx.mark_non_differentiable(mean, var, total)
         return y.to(x.dtype), mean, var, total
 
