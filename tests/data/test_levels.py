@@ -211,6 +211,22 @@ def test_levels_of_a_card_reach_files_shards_and_arrays(tmp_path: Path) -> None:
             assert stated.image(0).shape == (1, 6, 3) and (stated.images is not None) == in_memory
 
 
+def test_levels_and_orientation_reach_streamed_shards(tmp_path: Path) -> None:
+    values, exif, buffer = np.arange(64, dtype=np.uint16).reshape(8, 8) * 60, Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(values).save(buffer, "PNG", exif=exif)
+    write_tar(tmp_path / "x.tar", {"a.png": buffer.getvalue()})
+    scaled = np.rint(values * 255 / 4095).astype(np.uint8)
+    for orientation, expected in (("apply", np.rot90(scaled, -1)), ("ignore", scaled)):
+        card = Card.model_validate({
+            "name": "far", "source": {"kind": "stream"}, "root": str(tmp_path), "levels": [0, 4095],
+            "orientation": orientation, "splits": {"train": {"path": "x.tar", "samples": 1}}})
+        stream = TrainStream(open_source(card, "train", in_order=True), Stream((Whole(),)), name="train", seed=0, batch=1,
+                             rank=0, world=1, grad_accum=1, workers=0, updates_per_epoch=1)
+        ((batch,),) = stream.updates(0, 1)
+        assert np.array_equal(batch.crops[0][0, 0].numpy(), expected[:4, :4])
+
+
 def test_arrays_of_other_types_follow_the_rule_or_are_refused(tmp_path: Path) -> None:
     colours = np.random.default_rng(0).random((3, 4, 5, 3))
     np.save(tmp_path / "x.npy", colours)
