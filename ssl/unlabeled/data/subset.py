@@ -12,6 +12,7 @@ import numpy as np
 from unlabeled.config.card import Card
 from unlabeled.config.recipe import Subset
 from unlabeled.data.base import Objects, Source, digest
+from unlabeled.data.reading import reading
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation
 
@@ -90,7 +91,8 @@ def read_list(card: Card, name: str, root: str | None = None) -> list[str]:
     path = Path(card.folder(root)) / entry.file
     if not path.is_file():
         raise UserError(f"list '{name}' of data card '{card.name}' is missing: {path}. {entry.about}".rstrip())
-    data = path.read_bytes()
+    with reading(path, "no list of names"):
+        data = path.read_bytes()
     lines = data.decode("utf-8", "surrogateescape").split("\n")  # of whatever else it is, the sum differs
     names = [line for line in map(str.strip, lines) if line]
     if hashlib.sha256(data).hexdigest() != entry.sha256 or len(names) != entry.samples:
