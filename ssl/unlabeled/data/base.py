@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +53,12 @@ def unreadable(key: str, error: OSError, file: Path | None = None) -> CorruptSam
     return CorruptSample(key, f"{file}: {reason}" if file else reason)
 
 
-_LINE_BREAKS = {ord(c): c.encode("unicode_escape").decode() for c in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"}
+_BREAKS = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def as_line(name: str) -> str:
-    """Return a name as one line of a list: its line breaks are written as escapes."""
-    return name.translate(_LINE_BREAKS)
+    """Return a name as it stands in a list of one per line: backslashes and what would break a line are escaped."""
+    return _BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
 FORGIVEN = 10  # so that one bad file does not end a run on a small folder

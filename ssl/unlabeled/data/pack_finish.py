@@ -130,8 +130,8 @@ def _sizes(records: list[dict[str, Any]]) -> list[list[int]]:
 
 
 def _write_unreadable(out: Path, records: list[dict[str, Any]], sums: dict[str, str]) -> list[str]:
-    lines = [as_line(f"{found['split']}\t{key}\t{reason}") for found in records
-             for _, key, reason in found["unreadable"]]
+    lines = ["\t".join(map(as_line, (found["split"], key, reason)))
+             for found in records for _, key, reason in found["unreadable"]]
     if not lines:
         return []
     sums[UNREADABLE] = _write(out / UNREADABLE, "\n".join(lines) + "\n")

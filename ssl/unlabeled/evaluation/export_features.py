@@ -9,7 +9,6 @@ import numpy as np
 from safetensors.numpy import save
 
 from unlabeled.config.card import Card
-from unlabeled.data.base import as_line
 from unlabeled.data.source import open_source
 from unlabeled.engine.checkpoint import write_atomically
 from unlabeled.engine.features import extract, network_embedder
@@ -24,8 +23,7 @@ def export_features(run: Path, folder: Path, out: Path, *, export: str | None = 
     """Write the features of all images below `folder` and return how many there are.
 
     OUT.npy: float32 [n, F]; OUT.safetensors: the same as tensor `features`. Beside it OUT.txt: the images' paths below
-    `folder`, one per row, line breaks as escapes. Unreadable images are left out and printed. Raises UserError for bad
-    input.
+    `folder`, one per row. Unreadable images are left out and printed. Raises UserError for bad input.
     """
     if out.suffix not in (".npy", ".safetensors"):
         raise UserError(f"out={out}: the file must end in .npy or .safetensors")
@@ -41,7 +39,7 @@ def export_features(run: Path, folder: Path, out: Path, *, export: str | None = 
     if rank() != 0:
         return len(found.x)
     out.parent.mkdir(parents=True, exist_ok=True)
-    keys = "".join(as_line(source.key(int(i))) + "\n" for i in found.index)
+    keys = "".join(source.key(int(i)) + "\n" for i in found.index)
     write_atomically(out.with_suffix(".txt"), lambda file: file.write(keys.encode("utf-8", "surrogateescape")))
     content = _content(found.x.numpy(), out.suffix)
     write_atomically(out, lambda file: file.write(content))
