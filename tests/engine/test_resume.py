@@ -212,6 +212,45 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(photos: Path, whole: Path, tm
     assert_same(tmp_path / "run", whole)
 
 
+def test_a_run_goes_on_without_a_reader_and_without_the_worker_that_was_killed(
+    photos: Path, whole: Path, tmp_path: Path
+) -> None:
+    reader, stdout = os.pipe()
+    process = subprocess.Popen(
+        command(photos, tmp_path / "run", 1), cwd=ROOT, env=environment(), text=True, stdout=stdout,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    os.close(stdout)
+    assert os.read(reader, 1)
+    os.close(reader)  # as `| head -1` does
+    reached(tmp_path / "run", 3, process)
+    for worker in children(process.pid):
+        os.kill(worker, signal.SIGKILL)  # as the system does where memory is short
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0 and "Traceback" not in error
+    assert "standard output: Broken pipe; going on without it" in error
+    assert_same(tmp_path / "run", whole)
+
+
+def test_ctrl_c_before_the_first_update_is_one_line(photos: Path, tmp_path: Path) -> None:
+    process = start(photos, tmp_path / "run", 1)
+    time.sleep(1.5)  # torch is being imported
+    os.killpg(process.pid, signal.SIGINT)
+    assert finish(process, 130) == "interrupted\n"
+
+
+def test_hup_and_a_stopped_worker(photos: Path, tmp_path: Path) -> None:
+    process = start(photos, tmp_path / "run", 1, "train.checkpoint_every=1000", "train.epochs=200", "eval.every=0")
+    reached(tmp_path / "run", 4, process)
+    for worker in children(process.pid):
+        os.kill(worker, signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGHUP)
+    out = finish(process)
+    assert "SIGHUP: saved after update" in out and "Traceback" not in out
+    assert (tmp_path / "run" / "REQUEUE").exists()
+
+
 def test_term_to_every_process_saves_too(photos: Path, tmp_path: Path) -> None:
     process = start(photos, tmp_path / "run", 1, "train.checkpoint_every=1000", "train.epochs=200")
     reached(tmp_path / "run", 4, process)
