@@ -423,3 +423,17 @@ def test_a_killed_command_leaves_no_process_and_goes_on(labelled: Path, tmp_path
     pack(str(labelled), out, settings(shard_samples=5))
     pack(str(labelled), tmp_path / "whole", settings(shard_samples=5))
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_what_killed_calls_left_is_removed_at_the_start(labelled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "packed"
+    out.mkdir()
+    (out / ".packed.jsonl.999999.part").write_bytes(b"cut off")  # killed before it had begun
+    (out / f".train-000000.tar.{os.getppid()}.part").write_bytes(b"of a call that runs")
+    with pytest.raises(UserError, match="is not empty and holds no pack"):
+        pack(str(labelled), out, settings())
+    (out / f".train-000000.tar.{os.getppid()}.part").unlink()
+    pack(str(labelled), out, settings())
+    (out / ".train-000000.tar.999999.part").write_bytes(b"cut off")
+    pack(str(labelled), out, settings())
+    assert not list(out.glob(".*.part"))

@@ -159,6 +159,8 @@ def test_a_training_that_was_cut_short_goes_on_to_the_same_bits(tmp_path: Path, 
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(torch.optim.SGD, "step", crash)
         train_detector(new(), cfg, source, tmp_path / "cut", "x")
+    with pytest.raises(UserError, match="was begun with other training images"):
+        train_detector(new(), cfg, few("val"), tmp_path / "cut", "x")
     capsys.readouterr()
     again = new()
     train_detector(again, cfg, source, tmp_path / "cut", "x")

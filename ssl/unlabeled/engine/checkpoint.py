@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -61,8 +62,9 @@ class Checkpoints:
             return
         for path in self.every():
             if path not in kept:
-                path.with_suffix(".json").unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # what cannot be removed takes room, but no run ends for it
+                    path.with_suffix(".json").unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
 
     def _is_good(self, path: Path) -> bool:
         if path not in self._good:

@@ -17,6 +17,7 @@ from unlabeled.engine.run_folder import RunFolder
 from unlabeled.engine.same_recipe import differences, kept_recipe
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
+from unlabeled.ops.distributed import rank
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def _load_weights(method: Method, recipe: Recipe, run: Path, checkpoint: Path | 
     """Load a checkpoint of the run, or its newest good one, into `method`, and return after how many updates it was."""
     if checkpoint is None:
         saved = RunFolder(run).saved_states()
-        found, _ = saved.load_newest()
+        found, passed = saved.load_newest()
+        for message in passed if rank() == 0 else ():
+            print(f"{message}; taking the one before")
         if found is None or saved.loaded is None:
             first = recipe.train.checkpoint_every
             when = f"; its first comes after {first} updates" if first else ""

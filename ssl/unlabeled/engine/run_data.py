@@ -71,7 +71,10 @@ def refuse_changed(folder: RunFolder, lines: list[str]) -> None:
 def counts_only(info: dict[str, Any]) -> dict[str, Any]:
     """Return the record of a run that was begun before more than numbers of samples was kept."""
     streams = info.get("streams")
-    return {name: {"n": stream["samples"]} for name, stream in streams.items()} if isinstance(streams, dict) else {}
+    if not isinstance(streams, dict):
+        return {}
+    known = {name: stream for name, stream in streams.items() if isinstance(stream, dict) and "samples" in stream}
+    return {name: {"n": stream["samples"]} for name, stream in known.items()}
 
 
 def _said(key: str, old: Any, new: Any) -> str:

@@ -47,18 +47,15 @@ class RunFolder:
                 self._set_aside()
             self.lock.release()
         self.enter()
-        self.requeue.unlink(missing_ok=True)
-        if not self.goes_on():
+        if self.goes_on():
+            recipe = as_begun(recipe, self._refuse_other_recipe(recipe), self.path)
+            self._mend(recipe, info)
+        else:
             earlier = self._saved_nothing(recipe)
             self.write("recipe.yaml", to_yaml(recipe))
             self._write_record({"id": new_id(), "starts": [], **earlier, **info})
-            return recipe
-        stored = self._refuse_other_recipe(recipe)
-        found = as_begun(recipe, stored, self.path)
-        if stored_recipe(self.path / "recipe.yaml") is None:
-            self.write("recipe.yaml", to_yaml(found))
-        self._mend_record(info)
-        return found
+        self.requeue.unlink(missing_ok=True)
+        return recipe
 
     def _saved_nothing(self, recipe: Recipe) -> dict[str, Any]:
         """Return id and starts of earlier starts of the same recipe that ended before anything was saved."""
@@ -124,8 +121,11 @@ class RunFolder:
                             f"checkpoints back, or {anew(self.path)}")
         return stored or kept or now
 
-    def _mend_record(self, info: dict[str, Any]) -> None:
-        """Write `run.json` anew if it is missing or damaged; what it said is kept beside it."""
+    def _mend(self, recipe: Recipe, info: dict[str, Any]) -> None:
+        """Write `recipe.yaml` and `run.json` anew if they are missing or damaged; the old `run.json` is kept beside."""
+        if stored_recipe(self.path / "recipe.yaml") is None:
+            print(f"{self.path / 'recipe.yaml'} is missing or damaged; it is written anew, as the checkpoints know it")
+            self.write("recipe.yaml", to_yaml(recipe))
         try:
             read_record(self.path)
         except UserError as error:
@@ -138,10 +138,6 @@ class RunFolder:
             _, about = self.saved_states().newest_about()
             data = about.get("data", info.get("data"))
             self._write_record({"id": new_id(), **info, "data": data, "starts": []})
-
-    def data_at_start(self) -> dict[str, Any] | None:
-        """Return what the run's streams read when it began; None of runs begun before that was kept."""
-        return read_record(self.path)["data"]
 
     def begin(self, recipe: Recipe, info: dict[str, Any], update: int, streamed: list[str], notes: list[str],
               ) -> list[str]:

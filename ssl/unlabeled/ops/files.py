@@ -107,13 +107,20 @@ def _left_behind(entry: os.DirEntry[str], machine: str | None, process: int, own
         with contextlib.suppress(OSError):
             return time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY
         return False
+    return not _lives(process)
+
+
+def _lives(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
-        return True
-    except OSError:  # it lives, and is somebody else's
         return False
-    return False
+    except OSError:  # somebody else's
+        return True
+    try:  # one that has ended, and whose parent has not taken notice
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:1] != ["Z"]
+    except OSError:
+        return True
 
 
 @functools.cache
