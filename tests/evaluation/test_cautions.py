@@ -136,7 +136,7 @@ def test_images_that_cannot_be_read_do_not_leave_a_protocol_without_any(runs, tm
     where = [*small(tmp_path, [3, 3]), "max_corrupt=1"]
     for kind in "01":
         (tmp_path / "small" / "val" / kind / "000.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="none of the 2 images can be read"):
+    with pytest.raises(UserError, match="2 of 2 images cannot be read, so none is left"):
         evaluate("knn", runs.run, [*where, "k=[1]"])
 
 

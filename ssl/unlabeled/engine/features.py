@@ -197,8 +197,8 @@ def refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
     """Raise UserError if more than the `allowed` share of a split is `corrupt`."""
     if 0 < len(corrupt) == len(source):
         raise UserError(
-            f"data '{source.name}', split '{source.split}': none of the {len(source)} images can be read; the first: "
-            f"{', '.join(corrupt[:5])}"
+            f"data '{source.name}', split '{source.split}': {len(corrupt)} of {len(source)} images cannot be "
+            f"read, so none is left; the first: {', '.join(corrupt[:5])}"
         )
     if too_many(len(corrupt), len(source), allowed):
         raise UserError(

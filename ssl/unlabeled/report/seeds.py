@@ -20,6 +20,7 @@ def print_seeds(reports: Mapping[str, Sequence[Sequence[Report]]], first: str, c
     reports: per step or protocol, per seed, the reports. first: title of the first column.
     """
     console = console or open_console()
+    print_line(console, "")  # apart from what the steps printed
     print_table(console, seeds_table(reports, first))
     lines = [caution for runs in reports.values() for run in runs for report in run for caution in report.cautions]
     for line in dict.fromkeys(lines):
