@@ -222,7 +222,8 @@ def test_levels_and_orientation_reach_streamed_shards(tmp_path: Path) -> None:
             "name": "far", "source": {"kind": "stream"}, "root": str(tmp_path), "levels": [0, 4095],
             "orientation": orientation, "splits": {"train": {"path": "x.tar", "samples": 1}}})
         source = open_source(card, "train", in_order=True)
-        stream = TrainStream(source, Stream((Whole(),)), name="train", seed=0, batch=1, rank=0, world=1, grad_accum=1, workers=0, updates_per_epoch=1)
+        stream = TrainStream(source, Stream((Whole(),)), name="train", seed=0, batch=1, rank=0, world=1,
+                             grad_accum=1, workers=0, updates_per_epoch=1)
         ((batch,),) = stream.updates(0, 1)
         assert np.array_equal(batch.crops[0][0, 0].numpy(), expected[:4, :4])
 
