@@ -1,5 +1,6 @@
 """Rules of the tree."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,15 @@ def test_every_folder_of_the_package_is_a_package():
 def test_no_file_is_too_long_to_read():
     files = [*SOURCES, *(ROOT / "tests").rglob("*.py"), *ROOT.glob("*.py")]
     assert {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > 450} == {}
+
+
+def test_the_page_of_promises_names_tests_that_exist():
+    for row in (ROOT / "docs" / "reliability.md").read_text().splitlines():
+        if not row.startswith("| ") or row.startswith("| fault"):
+            continue
+        named, file = re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", row.rpartition(" | ")[2]), ""
+        assert any(path for path, _ in named), row
+        for path, test in named:
+            file = path or file
+            assert (ROOT / file).is_file(), file
+            assert not test or f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
