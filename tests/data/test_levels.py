@@ -216,13 +216,14 @@ def test_levels_and_orientation_reach_streamed_shards(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.fromarray(values).save(buffer, "PNG", exif=exif)
     write_tar(tmp_path / "x.tar", {"a.png": buffer.getvalue()})
-    scaled = np.rint(values * 255 / 4095).astype(np.uint8)
+    scaled = np.rint(values * 255.0 / 4095).astype(np.uint8)
     for orientation, expected in (("apply", np.rot90(scaled, -1)), ("ignore", scaled)):
         card = Card.model_validate({
             "name": "far", "source": {"kind": "stream"}, "root": str(tmp_path), "levels": [0, 4095],
             "orientation": orientation, "splits": {"train": {"path": "x.tar", "samples": 1}}})
-        stream = TrainStream(open_source(card, "train", in_order=True), Stream((Whole(),)), name="train", seed=0, batch=1,
-                             rank=0, world=1, grad_accum=1, workers=0, updates_per_epoch=1)
+        source = open_source(card, "train", in_order=True)
+        stream = TrainStream(source, Stream((Whole(),)), name="train", seed=0, batch=1, rank=0, world=1, grad_accum=1,
+                             workers=0, updates_per_epoch=1)
         ((batch,),) = stream.updates(0, 1)
         assert np.array_equal(batch.crops[0][0, 0].numpy(), expected[:4, :4])
 
