@@ -93,3 +93,8 @@ def test_byte_order_mark_is_no_part_of_a_key(tmp_path):
 def test_dotted():
     assert dotted(("eval", "at_end", 0)) == "eval.at_end[0]"
     assert dotted(()) == ""
+
+
+def test_endless_brackets_are_one_line():
+    with pytest.raises(UserError, match=r"^f.yaml:1: brackets are nested too deeply$"):
+        parse("[" * 5000, "f.yaml")

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import pickle
 import resource
-import time
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +139,6 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path: Path, capsys: pyte
     assert sorted(root.iterdir()) == before
     assert list((tmp_path / "cache" / "unlabeled" / "images").iterdir()) == []
     assert "(File too large)" in capsys.readouterr().err
-
-
-def test_leftovers_of_processes_that_were_killed_are_removed(tmp_path: Path, decoded: list[str]) -> None:
-    root = write_shards(tmp_path / "d")
-    for name, age in ((".images-old", 4000), (".images-new", 10), (".index-old", 4000)):
-        (root / name).write_bytes(b"half")
-        os.utime(root / name, (time.time() - age,) * 2)
-    open_source(shard_card(root, in_memory=True), "train")
-    assert [path.name for path in root.iterdir() if path.name.startswith(".i")] == [".images-new"]
 
 
 def test_copies_for_other_processes_hold_no_images(tmp_path: Path) -> None:

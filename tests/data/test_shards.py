@@ -204,3 +204,14 @@ def test_real_cifar10_shards(tmp_path: Path) -> None:
                          workers=0, updates_per_epoch=195)
     (batch,) = next(stream.updates(100, 101))
     assert batch.crops[0].dtype == torch.uint8 and not batch.corrupt
+
+
+def test_a_shard_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_shards(tmp_path / "d")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tar_index, "make_index", refuse)
+    with pytest.raises(UserError, match=r"shard .*toy-000000.tar cannot be read: Permission denied"):
+        opened(root)

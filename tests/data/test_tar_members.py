@@ -175,6 +175,9 @@ def test_compressed_shards_stream_but_have_no_random_access(
     with pytest.raises(UserError,
                        match=rf"x.tar is not a plain tar file: it is compressed \({name}\); unpack it with {tool}$"):
         load_index(tar, None)
+    tar.write_bytes(compress(data)[:200])
+    with pytest.raises(UserError, match=rf"x.tar is not a plain tar file: it is compressed \({name}\)"):
+        load_index(tar, None)
     tar.write_bytes(compress(data)[:-30])
     with pytest.raises(UserError, match=r"x.tar cannot be read, 4 tries: "):
         list(read_tar(str(tar)))
@@ -185,7 +188,7 @@ def test_members_of_one_extension_are_refused_and_so_are_other_files(tmp_path: P
     refused(tar, "holds a.JPG twice")
     tar = tar_of(tmp_path / "x.tar", ("a.jpg", b"1"), ("b.jpg", b"2"), ("a.jpg", b"3"))
     assert [key for key, _ in both(tar)] == ["a", "b", "a"]  # as webdataset reads it
-    for content, text in ((b"PK\x03\x04" + bytes(600), "it is a zip archive"),
+    for content, text in ((b"<html></html>", "a web page"), (b"PK\x03\x04" + bytes(600), "it is a zip archive"),
                           (b"<!DOCTYPE html>" + bytes(600), "a web page"),
                           (b"version https://git-lfs.github.com/spec/v1\n" + bytes(600), "git lfs pull"),
                           (b"\xff" * 1024, "no member header at byte 0")):

@@ -1,4 +1,4 @@
-"""Which images a network takes: only the network itself knows, so one is tried, and what refuses it becomes one line."""
+"""Which images a network takes: only the network itself knows, so one is tried; what it says becomes one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def try_image(network: nn.Module, size: int) -> tuple[Any, str]:
     except torch.OutOfMemoryError:
         raise
     except REFUSALS as error:
-        return None, (str(error) or type(error).__name__).splitlines()[0]
+        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
     finally:
         for module in training:
             module.training = True
@@ -54,7 +54,9 @@ def refuse_images(network: nn.Module, sizes: Mapping[int, str], name: str, *, ea
     for size, key in sizes.items():
         try:
             _, problem = try_image(network, size)
-        except UserError as error:
+        except UserError as error:  # of a network that knows its sizes; one cut short says what else is wrong with it
+            if earlier:
+                raise
             problem = str(error)
         if problem:
             raise UserError(f"{key} is {size}, but {refusal(network, name, size, problem, key, len(sizes), earlier)}")

@@ -74,6 +74,8 @@ def parse(text: str, where: str, numbered: bool = True) -> Document:
     except yaml.MarkedYAMLError as error:
         line, problem = _syntax_problem(error)
         raise UserError(f"{place(line)}: {problem}") from None
+    except RecursionError:
+        raise UserError(f"{place(1)}: brackets are nested too deeply") from None
     finally:
         loader.dispose()
     document = Document(None)

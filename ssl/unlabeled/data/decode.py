@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from unlabeled.data.base import CorruptSample, Pixels
+from unlabeled.data.base import SYSTEM_ERRORS, CorruptSample, Pixels
 from unlabeled.data.formats import EXTENSIONS as EXTENSIONS  # with it PIL knows all formats that are installed
 from unlabeled.data.levels import Levels, eight_bits
 
@@ -47,6 +47,8 @@ def decode(data: bytes, key: str, pixels: Pixels = USUAL) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise almost anything on damaged bytes (OSError, SyntaxError, ...)
+        if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
+            raise
         raise CorruptSample(key, _reason(error, data)) from error
 
 

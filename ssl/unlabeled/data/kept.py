@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-_STALE = 3600.0  # seconds since a file was last written to, after which nobody writes it any more
+from unlabeled.ops.files import sweep, temporary
 
 
 def places(beside: Path) -> list[Path]:
@@ -44,18 +41,15 @@ def _write(place: Path, fill: Callable[[IO[bytes]], None]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     if not place.parent.stat().st_mode & 0o222:  # read-only by its owner's wish, also for root
         raise PermissionError(13, "read-only", str(place.parent))
-    for left in place.parent.glob(f".{place.suffix[1:]}-*"):  # of processes that were killed
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _STALE:
-                left.unlink()
-    handle, beside = tempfile.mkstemp(dir=place.parent, prefix=f".{place.suffix[1:]}-")
+    beside = temporary(place)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(beside, "wb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(beside, 0o644)
         os.replace(beside, place)
     except BaseException:
-        os.unlink(beside)
+        beside.unlink(missing_ok=True)
         raise
+    sweep(place.parent)

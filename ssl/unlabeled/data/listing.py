@@ -61,17 +61,20 @@ def check_folder(folder: Path) -> None:
 def class_names(folder: Path) -> list[str]:
     """Return the names of the sub-folders that hold an image, sorted. Raises UserError as `scan` does."""
     names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _is_leftover(entry.name):
-                continue
-            if _leads_to_folder(entry):  # what it holds may stand under another name: only all of it tells
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise _cannot_list(os.fspath(folder), error) from error
+    for entry in entries:
+        if _is_leftover(entry.name):
+            continue
+        if _leads_to_folder(entry):  # what it holds may stand under another name: only all of it tells
+            return _top_folders(folder)
+        if entry.is_dir(follow_symlinks=False) and not _is_run(entry.path):
+            if next(_walk(entry.path, Counter(), links=False), None) is None:
                 return _top_folders(folder)
-            if entry.is_dir(follow_symlinks=False) and not _is_run(entry.path):
-                if next(_walk(entry.path, Counter(), links=False), None) is None:
-                    return _top_folders(folder)
-                names.append(entry.name)
-    return sorted(names)
+            names.append(entry.name)
+    return names
 
 
 def _top_folders(folder: Path) -> list[str]:

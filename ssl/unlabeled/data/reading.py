@@ -69,5 +69,7 @@ def _damaged(file: Path, wrong: str, magic: bytes, error: Exception) -> UserErro
     kind = kind_of_file(file)
     if kind is not None and kind != kind_of(magic):
         return UserError(f"{file} is {wrong}: it is {kind}")
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{file} is {wrong}: {reason[:200]}; get it again")
+    reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+    if kind is not None:  # of the right kind by its first bytes
+        reason = f"it is truncated or damaged ({reason})"
+    return UserError(f"{file} is {wrong}: {reason}; get it again")

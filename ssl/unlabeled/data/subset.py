@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from unlabeled.config.card import Card
 from unlabeled.config.recipe import Subset
-from unlabeled.data.base import Objects, Source
+from unlabeled.data.base import Objects, Source, digest
+from unlabeled.data.reading import reading
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation
 
@@ -31,6 +33,10 @@ class Part(Source):
     def key(self, index: int) -> str:
         """Return the name under which people find the sample again."""
         return self.source.key(int(self.indices[index]))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return that of the whole split, with the number of its samples that are here and a digest of their places."""
+        return {**self.source.fingerprint(), "n": len(self), "of": len(self.source), "places": digest(self.indices)}
 
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
@@ -85,7 +91,8 @@ def read_list(card: Card, name: str, root: str | None = None) -> list[str]:
     path = Path(card.folder(root)) / entry.file
     if not path.is_file():
         raise UserError(f"list '{name}' of data card '{card.name}' is missing: {path}. {entry.about}".rstrip())
-    data = path.read_bytes()
+    with reading(path, "no list of names"):
+        data = path.read_bytes()
     lines = data.decode("utf-8", "surrogateescape").split("\n")  # of whatever else it is, the sum differs
     names = [line for line in map(str.strip, lines) if line]
     if hashlib.sha256(data).hexdigest() != entry.sha256 or len(names) != entry.samples:

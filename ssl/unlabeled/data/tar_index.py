@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +39,15 @@ def load_index(tar: Path, label: str | None) -> TarIndex:
     """Return the index of a shard, from its cache if size, time and label rule still agree, else from its headers.
 
     The cache is SHARD.tar.index beside the shard or, where that folder is read-only, in the user's cache folder.
-    Raises UserError if the shard is truncated or not a tar file.
+    Raises UserError if the shard cannot be read, is truncated or not a tar file.
     """
+    try:
+        return _load_index(tar, label)
+    except OSError as error:
+        raise UserError(f"shard {tar} cannot be read: {error.strerror or error}") from error
+
+
+def _load_index(tar: Path, label: str | None) -> TarIndex:
     stat = tar.stat()
     stamp = json.dumps([_VERSION, stat.st_size, stat.st_mtime_ns, label])
     where = places(tar.with_name(tar.name + ".index"))
@@ -133,8 +139,8 @@ def _read(place: Path, stamp: str) -> TarIndex | None:
                 return None
             return TarIndex(Names.from_buffers(saved["keys"].tobytes(), saved["ends"]), list(saved["fields"]),
                             saved["offsets"], saved["sizes"], saved.get("labels"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # missing or damaged: the headers are read again
+    except Exception:  # missing, or damaged, for which NumPy raises almost anything: the headers are read again
+        return None
 
 
 def _fill(file: IO[bytes], stamp: str, index: TarIndex) -> None:

@@ -80,7 +80,7 @@ def files(source: Bytes, tar: str) -> Iterator[File]:
     Raises Truncated; raises UserError for damage, for data after the end mark and for members that are refused.
     """
     extras = _NONE
-    while any(header := _header(source)):
+    while any(header := _header(source, tar)):
         start = source.at
         size = _number(header[124:136])
         if size is None or _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32:
@@ -159,11 +159,13 @@ def no_target(tar: str, file: File) -> UserError:
                      "the shard; pack it with tar --hard-dereference")
 
 
-def _header(source: Bytes) -> bytes:
+def _header(source: Bytes, tar: str) -> bytes:
     header = source.take(_BLOCK)
     if not header:
         raise Truncated("it ends without an end mark")
     if len(header) < _BLOCK:
+        if source.at == len(header) and kind_of(header) is not None:  # a small file of another kind
+            raise UserError(_no_header(tar, header, 0))
         raise Truncated("unexpected end of data")
     return header
 
