@@ -216,7 +216,7 @@ def test_levels_and_orientation_reach_streamed_shards(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.fromarray(values).save(buffer, "PNG", exif=exif)
     write_tar(tmp_path / "x.tar", {"a.png": buffer.getvalue()})
-    scaled = np.rint(values * 255 / 4095).astype(np.uint8)
+    scaled = np.rint(values * 255.0 / 4095).astype(np.uint8)
     for orientation, expected in (("apply", np.rot90(scaled, -1)), ("ignore", scaled)):
         card = Card.model_validate({
             "name": "far", "source": {"kind": "stream"}, "root": str(tmp_path), "levels": [0, 4095],
