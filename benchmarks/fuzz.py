@@ -72,8 +72,6 @@ def main(words: list[str] | None = None) -> int:
         print(finding or ending)
         return int(finding is not None)
     findings, endings, last = search(chosen, given.first, given.seed, seconds=60 * given.minutes, keep=given.keep)
-    for finding in findings:
-        print(f"--seed {given.seed} --case {finding.case}: {finding.kind}, {finding.file}: {finding.what:.300}")
     counts = ", ".join(f"{count} {ending}" for ending, count in endings.items())
     print(f"cases {given.first} to {last}, seed {given.seed}: {counts}")
     for place, (count, number) in _groups(findings).items():
@@ -100,12 +98,12 @@ def search(all_kinds: dict[str, Kind], first: int, seed: int, *, cases: int = sy
                 continue
             finding, ending = message[1:]
             endings[ending] += 1
-            findings += [finding] if finding is not None else []
+            findings += _said([finding] if finding is not None else [])
             case, running = message[0] + 1, None
         child.join()
         if running is not None:  # it died in the middle of a case
             what = "stood still" if child.exitcode == -signal.SIGKILL else f"ended with exit code {child.exitcode}"
-            findings.append(Finding(*running, "", f"the process {what}"))
+            findings += _said([Finding(*running, "", f"the process {what}")])
             endings["bad"] += 1
             case = running[0] + 1
         elif child.exitcode:
@@ -200,6 +198,12 @@ def _run(report: Connection, all_kinds: dict[str, Kind], cases: range, seed: int
             return
         report.send((case, kind_of(all_kinds, case)))
         report.send((case, *attempt(all_kinds, case, seed, keep)))
+
+
+def _said(findings: list[Finding]) -> list[Finding]:
+    for finding in findings:
+        print(f"case {finding.case}: {finding.kind}, {finding.file}: {finding.what:.300}", flush=True)
+    return findings
 
 
 def _groups(findings: list[Finding]) -> dict[str, tuple[int, int]]:

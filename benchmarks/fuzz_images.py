@@ -97,6 +97,8 @@ def by_pil(data: bytes) -> np.ndarray:
             turned = ImageOps.exif_transpose(image)
         except Exception:  # damaged metadata
             turned = image
+        if form == "TIFF" and mode == "L" and tags.get(339, (1,))[0] == 2:
+            raise ValueError("refused")
         if mode not in ("I", "F") and not mode.startswith("I;16"):
             return np.array(turned.convert("RGB"))
         values = np.asarray(turned)

@@ -53,7 +53,7 @@ def test_the_streams_of_simmatchv2_need_one_image_each() -> None:
 def test_without_synchronised_norms_every_process_needs_that_many() -> None:
     recipe = read_recipe("demo/simclrv2", ["data.train.batch=4", "train.sync_bn=false"])
     assert make_plan(recipe, "train", 100, 2).batch_per_process == 2
-    with pytest.raises(UserError, match=r"batch is 4, 1 per process, but simclrv2 learns from 8 images or more without"):
+    with pytest.raises(UserError, match=r"is 4, 1 per process, but simclrv2 learns from 8 images or more without"):
         make_plan(recipe, "train", 100, 4)
     assert make_plan(read_recipe("demo/simclrv2", ["data.train.batch=4"]), "train", 100, 4).batch_per_process == 1
     infonce = read_recipe("demo/pixpro", ["data.train.batch=4", "train.sync_bn=false", INFONCE])

@@ -17,7 +17,7 @@ from PIL import Image
 from unlabeled.data.base import CorruptSample
 from unlabeled.errors import UserError
 
-CASES = 60  # of every kind
+CASES = 30  # of every kind
 
 
 @pytest.mark.slow
@@ -27,7 +27,7 @@ def test_damaged_files_give_pils_pixels_or_are_refused(sets: bool) -> None:
     findings, endings, last = fuzz.search(chosen, 0, 0, cases=len(chosen) * CASES)
     assert [f"{found.case} {found.kind}: {found.what}" for found in findings] == []
     assert last == len(chosen) * CASES - 1
-    assert endings["read"] > 50 and endings["refused"] > 150  # both ends are met
+    assert endings["read"] > 50 and endings["refused"] > 100  # both ends are met
 
 
 def test_every_kind_is_whole_before_it_is_damaged(tmp_path: Path) -> None:

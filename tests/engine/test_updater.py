@@ -54,11 +54,12 @@ def test_no_gradient_at_all_is_a_norm_of_zero() -> None:
     assert norm.shape == () and float(norm) == 0
 
 
-SINGLE = ["backbone={name: resnet18, width: 0.125}", "method.crop={kind: resized, size: 32}"]  # the last map has one cell
+# the last map has one cell
+SINGLE = ["backbone={name: resnet18, width: 0.125}", "method.crop={kind: resized, size: 32}"]
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
-    (["data.train.batch=1"], r"data.train.batch is 1 but a BatchNorm .* single value .* at least 2 images, or larger"),
+    (["data.train.batch=1"], r"data.train.batch is 1, but a BatchNorm .* single value .* at least 2 images, or larger"),
     (["data.train.batch=2", "train.grad_accum=2"], r"is 2, shared by 2 train.grad_accum, but .* at least 4 images"),
 ], ids=["batch", "micro-batch"])  # fmt: skip
 def test_a_single_value_for_batchnorm_is_refused(overrides: list[str], message: str) -> None:

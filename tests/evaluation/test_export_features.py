@@ -1,14 +1,21 @@
 """Embeddings of a user's own folder."""
 
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.numpy import load_file
 from tests.evaluation.fakes import FakeRuns
 
+from unlabeled.cli.main import main
+from unlabeled.engine.preparation import preparation, preparing_lines
 from unlabeled.errors import UserError
 from unlabeled.evaluation import export_features as module
+from unlabeled.methods.base import Input
 
 
 @pytest.fixture
@@ -41,3 +48,63 @@ def test_other_endings_and_missing_folders_are_refused(folder, tmp_path):
         module.export_features(tmp_path / "run", folder, tmp_path / "out.csv")
     with pytest.raises(UserError, match="is not a folder"):
         module.export_features(tmp_path / "run", tmp_path / "none", tmp_path / "out.npy")
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("mean", [None, (0.4, 0.5, 0.6)])
+def test_the_printed_lines_prepare_images_as_features_does(tmp_path, monkeypatch, size, mean):
+    """Odd sizes, a tall and a wide image, one of the network's size, one below it, gray, palette and alpha."""
+    rng = np.random.default_rng(0)
+    for number, shape in enumerate([(97, 131), (301, 64), (33, 200), (size, size), (size, size + 1), (21, 17)]):
+        low = Image.fromarray(rng.integers(0, 256, (*(max(2, side // 9) for side in shape), 3), np.uint8))
+        low.resize(shape[::-1], Image.Resampling.BICUBIC).save(tmp_path / f"{number}.png")
+    picture = Image.open(tmp_path / "0.png")
+    for mode in ("L", "P", "RGBA", "LA"):
+        Image.open(tmp_path / "0.png").convert(mode).save(tmp_path / f"{mode}.png")
+    picture.save(tmp_path / "x.jpg", quality=90)
+
+    class Run:
+        def __call__(self, path, device="cpu", **options):
+            restored = FakeRuns("digits", tmp_path, size)(path)
+            exports = restored.method.exports()
+            image = Input(size, mean, None if mean is None else (0.2, 0.25, 0.3))
+            restored.method.exports = lambda: {"backbone": replace(exports["backbone"], input=image)}
+            return restored
+
+    run = Run()
+    monkeypatch.setattr(module, "load_run", run)
+    out = tmp_path / "found" / "x.npy"
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted(tmp_path.glob("*.*")):
+        path.rename(photos / path.name)
+    assert module.export_features(tmp_path / "run", photos, out, workers=0) == 11
+    export = run(tmp_path).method.exports()["backbone"]
+    told = {"model": export.build()}
+    exec(preparing_lines(export.input), told)
+    for name, expected in zip(out.with_suffix(".txt").read_text().split(), torch.from_numpy(np.load(out)), strict=True):
+        x = told["prepare"](photos / name)
+        assert x.shape == (3, size, size) and x.dtype == torch.float32
+        assert float(F.cosine_similarity(told["model"](x[None])[0], expected, dim=0)) > 0.9999, name
+    about = preparation(export.input)
+    assert (about["interpolation"], about["antialias"]) == ("bicubic", True)
+    assert about["crop_share"] == (1 if size == 32 else 0.875) and about["mean"] == mean
+
+
+def test_another_export_is_written_where_it_does_not_replace_the_default(folder, tmp_path, monkeypatch):
+    assert main(["features", str(tmp_path), str(folder)]) == 0
+    assert main(["features", str(tmp_path), str(folder), "export=poor"]) == 0
+    default, poor = (np.load(tmp_path / "features" / f"photos{end}.npy") for end in ("", "-poor"))
+    assert default.shape == poor.shape and np.abs(default - poor).max() > 0.1
+
+
+def test_names_with_line_breaks_stay_on_their_line(folder, tmp_path):
+    odd = ["c\nd.png", "e\\n.png", "f\x85\u2028.png", os.fsdecode(b"g\xff.png"), "ü.png"]
+    for name in odd:
+        (folder / "a.png").rename(folder / name)
+        Image.new("RGB", (8, 8)).save(folder / "a.png")
+    out = tmp_path / "mine.npy"
+    assert module.export_features(tmp_path / "run", folder, out, workers=0) == 8
+    lines = out.with_suffix(".txt").read_text(errors="surrogateescape").splitlines()
+    expected = ["a.png", "b/1.png", "b/2.png", "c\\nd.png", "e\\\\n.png", "f\\x85\\u2028.png", odd[3], "ü.png"]
+    assert sorted(lines) == sorted(expected) and len(lines) == len(np.load(out))

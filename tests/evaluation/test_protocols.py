@@ -52,3 +52,28 @@ def test_every_chain_holds_together(name):
 def test_an_unknown_protocol_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'linear'"):
         read_protocol("liner")
+
+
+@pytest.mark.parametrize("name, override, said", [
+    ("finetune", "batch=64", "override 'batch=64': 'batch' has no effect with protocol 'trained': its images per "
+     "update are 'data.batch'"),
+    ("linear-sgd", "batch=64", "'data.batch'"),
+    ("knn", "seed=1", "override 'seed=1': 'seed' has no effect with protocol 'knn': it draws nothing"),
+    ("classify", "seed=1", "it draws nothing"),
+    ("correspondence", "train=val", "'train' has no effect with protocol 'correspondence'"),
+    ("finetune", "data.batc=64", "unknown key 'data.batc'. Did you mean 'batch'?"),
+    ("finetune", "data.train.batch=64", "unknown key 'data.train'"),
+    ("finetune", "train.epochs=3", "'train' needs text, given a block of keys"),
+    ("knn", "temprature=1", "Did you mean 'temperature'?"),
+    ("knn", "epochs=3", "unknown key 'epochs'"),
+    ("linear", "k=[3]", "unknown key 'k'"),
+])
+def test_overrides_without_effect_are_refused(name, override, said):
+    with pytest.raises(UserError) as caught:
+        read_protocol(name, [override])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_a_file_says_of_a_shared_key_stays_allowed(tmp_path):
+    (tmp_path / "own.yaml").write_text("protocol: knn\nseed: 3\n")
+    assert read_protocol(tmp_path / "own.yaml").seed == 3

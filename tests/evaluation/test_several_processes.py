@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from tests.evaluation.fakes import FakeRuns
+from tests.evaluation.fakes import FakeRuns, Noise
 from tests.processes import run_processes
 
 from unlabeled.config.read import read_recipe
 from unlabeled.engine import features as features_module
-from unlabeled.engine.features import Features, gather_features
+from unlabeled.engine.features import Embedder, Features, extract, gather_features
 from unlabeled.engine.train import train
 from unlabeled.evaluation import evaluate as evaluate_module
 
@@ -29,6 +29,26 @@ def test_gathering_over_real_processes():
     results = run_processes(3, gathered)
     assert results[0] == (list(range(6)), [2.0 * i for i in range(6)], ["bad-0", "bad-1", "bad-2"])
     assert results[1][2] == results[0][2] and results[1][0] == [0, 1]
+
+
+def failing(rank: int) -> str:
+    """One process cannot go on: the others must not wait for it for ever."""
+
+    def embed(crops: torch.Tensor) -> torch.Tensor:
+        if rank == 1:
+            raise RuntimeError("no memory")
+        return crops.float().flatten(1)
+
+    try:
+        extract({"x": Embedder(8, embed)}, Noise(20), batch=4, workers=0, device=CPU, max_corrupt=0)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def test_what_one_process_cannot_read_ends_the_extraction_in_all():
+    assert run_processes(2, failing) == ["UserError: another process could not do its part; it says why",
+                                         "RuntimeError: no memory"]
 
 
 def in_a_process(rank: int, run: Path) -> list[float] | None:

@@ -13,6 +13,7 @@ from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.evaluation.seeds import evaluate_seeds
+from unlabeled.evaluation.trained import protocol_keys
 
 SMALL = ["backbone.width=0.125", "train.epochs=null", "train.updates=30", "data.train.batch=16", "eval.every=0",
          "eval.at_end=[]", "optim.warmup_epochs=0", "optim.lr.base=0.01"]
@@ -107,3 +108,21 @@ def test_several_seeds_draw_labels_and_training_anew_and_give_an_interval(run: P
         evaluate_seeds("knn", run, [], range(2))
     with pytest.raises(UserError, match=r"'seed=4' and --seeds"):
         evaluate_seeds("linear-sgd", run, ["seed=4"], range(2))
+
+
+@pytest.mark.parametrize("settings, said", [
+    (["data.batch=2000"], "data.batch is 2000, but an epoch holds only 1297 samples; use a smaller one, at "
+     "most data.batch=1297"),
+    (["data.batch=64", "data.subset={per_class: 2}"], "data.batch is 64, but an epoch holds only 20 samples"),
+    (["data.batch=64", "epochs=1", "optim.warmup_epochs=2"], "optim.warmup_epochs 2 are 40 updates"),
+])
+def test_messages_name_the_keys_that_the_command_takes(run: Path, settings: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        evaluate("finetune", run, ["workers=0", "random_init=false", *settings])
+    message = str(caught.value)
+    assert message.startswith(said) and "data.train" not in message and "\n" not in message
+
+
+def test_the_keys_of_the_recipe_become_those_of_the_protocol() -> None:
+    text = "data.train.root=FOLDER data.train.card data.train.split data.train.batch data.workers=0 train.epochs"
+    assert protocol_keys(text) == "root=FOLDER card train data.batch workers=0 epochs"

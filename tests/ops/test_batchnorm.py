@@ -19,8 +19,9 @@ from unlabeled.ops.norms import statistics
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 # fused norms, norms before activations, GroupNorm, none at all, LayerNorm, an activation that has parameters
-NETWORKS = ("efficientnet_b0", "mobilenetv3_small_050", "regnety_002", "densenet121", "resnetv2_50", "resnetv2_18d",
-            "ghostnet_050", "ese_vovnet19b_slim", "dpn48b", "nf_regnet_b0", "convnext_atto", "mobileone_s0")  # fmt: skip
+NETWORKS = ("efficientnet_b0", "mobilenetv3_small_050", "regnety_002", "densenet121", "resnetv2_50", "ghostnet_050",
+            "resnetv2_18d", "ese_vovnet19b_slim", "dpn48b", "nf_regnet_b0", "convnext_atto",
+            "mobileone_s0")  # fmt: skip
 
 
 def worn(network: nn.Module) -> nn.Module:

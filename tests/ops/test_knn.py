@@ -125,3 +125,51 @@ def test_low_temperature_autocast_and_no_queries():
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(knn.votes(bank, labels, queries, [10], 1e-4, CLASSES)[10], expected)
     assert knn.predict(bank, labels, queries[:0], [10], 0.07, CLASSES)[10].shape == (0,)
+
+
+@pytest.mark.parametrize("search", ["torch", "faiss"])
+@pytest.mark.parametrize("k", [1, 5, 59])
+def test_a_query_of_the_bank_is_left_out_by_its_place_and_its_twins_vote(search, k):
+    if search == "faiss":
+        pytest.importorskip("faiss")
+    bank, labels = blobs(60)
+    bank[7], labels[7], labels[3] = bank[3], 4, 0  # equal images with different labels
+    queries, own = torch.cat([bank, blobs(10, seed=5)[0]]), torch.cat([torch.arange(60), torch.full((10,), -1)])
+    found = knn.votes(bank, labels, queries, [k], 0.07, CLASSES, search, own)[k]
+    for row in range(60):
+        rest = torch.arange(60) != row
+        expected = knn.votes(bank[rest], labels[rest], bank[row : row + 1], [k], 0.07, CLASSES)[k]
+        torch.testing.assert_close(found[row : row + 1], expected, rtol=1e-4, atol=1e-5)
+    plain = knn.votes(bank, labels, queries[60:], [k], 0.07, CLASSES)[k]
+    torch.testing.assert_close(found[60:], plain, rtol=1e-4, atol=1e-5)
+    assert k > 1 or (found[3].argmax() == 4 and found[7].argmax() == 0)
+
+
+def test_places_of_queries_are_those_of_the_whole_bank_with_its_unlabelled_images():
+    bank, labels = blobs(30)
+    labels[[0, 4, 5]] = -1
+    own = torch.arange(30)
+    known = labels >= 0
+    found = knn.predict(bank, labels, bank, [3], 0.07, CLASSES, own=own)[3]
+    expected = knn.predict(bank[known], labels[known], bank[known], [3], 0.07, CLASSES, own=torch.arange(27))[3]
+    assert torch.equal(found[known], expected)
+    without = knn.predict(bank[known], labels[known], bank[~known], [3], 0.07, CLASSES)[3]
+    assert torch.equal(found[~known], without)  # an unlabelled query was no voter
+    with pytest.raises(UserError, match=r"k = 27, but the bank holds 26 labelled images beside the query itself"):
+        knn.predict(bank, labels, bank, [27], 0.07, CLASSES, own=own)
+
+
+def test_the_query_itself_is_left_out_where_ties_go_beyond_what_was_fetched():
+    bank = torch.ones(50, 4)
+    labels = torch.cat([torch.zeros(26), torch.ones(24)]).long()
+    found = knn.votes(bank, labels, bank, [1], 0.07, 2, own=torch.arange(50))[1]
+    torch.testing.assert_close(found[0], torch.tensor([25 / 49, 24 / 49], dtype=torch.float64))
+    torch.testing.assert_close(found[49], torch.tensor([26 / 49, 23 / 49], dtype=torch.float64))
+
+
+def test_a_bank_without_labels_is_refused_in_words():
+    bank, labels = blobs(4)
+    with pytest.raises(UserError, match=r"^kNN over a bank without a labelled image$"):
+        knn.predict(bank, torch.full_like(labels, -1), bank, [1], 0.07, CLASSES)
+    with pytest.raises(UserError, match="without a labelled image beside the query itself"):
+        knn.predict(bank[:1], labels[:1], bank[:1], [1], 0.07, CLASSES, own=torch.tensor([0]))

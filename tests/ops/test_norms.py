@@ -34,7 +34,8 @@ class NormedWeights(nn.Module):
 
 
 NORMS = [
-    nn.BatchNorm1d(4), nn.BatchNorm3d(4), nn.SyncBatchNorm(4), nn.InstanceNorm2d(4, affine=True), nn.LayerNorm((4, 3, 3)),
+    nn.BatchNorm1d(4), nn.BatchNorm3d(4), nn.SyncBatchNorm(4), nn.InstanceNorm2d(4, affine=True),
+    nn.LayerNorm((4, 3, 3)),
     nn.GroupNorm(2, 4), nn.RMSNorm((4, 3)), layers.BatchNormAct2d(4, act_layer="prelu"), layers.GroupNormAct(4, 2),
     layers.LayerNormAct(4), layers.LayerNorm2d(4), layers.RmsNorm(4), layers.EvoNorm2dB0(4), layers.EvoNorm2dS0(4),
     layers.FilterResponseNormTlu2d(4), layers.FilterResponseNormAct2d(4), GlobalResponseNorm(4), MyNorm((4,)),

@@ -72,9 +72,14 @@ class EvalCrop:
     draws: ClassVar[int] = 0
     boxes: ClassVar[bool] = True
 
+    @property
+    def share(self) -> float:
+        """Return the share of the shorter side that the square takes."""
+        return 1.0 if self.size <= 32 else self.proportion
+
     def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Turn image sizes [n, 2] into boxes [n, 7]; `uniforms` [n, 0] is not looked at."""
-        boxes = central_boxes(sizes, 1.0 if self.size <= 32 else self.proportion)
+        boxes = central_boxes(sizes, self.share)
         whole = (sizes == self.size).all(1)
         boxes[whole, :4] = [0, 0, self.size, self.size]
         return boxes

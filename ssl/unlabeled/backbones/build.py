@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ def build_backbone(cfg: Backbone) -> nn.Module:
     Raises UserError for a name that neither the table nor timm knows, and for options the network does not have.
     """
     try:
-        model = _build(cfg)
+        model: Any = _build(cfg)
     except UserError:
         raise
     except Exception as error:  # a constructor may raise anything for a value that it does not expect

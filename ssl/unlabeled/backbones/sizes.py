@@ -1,4 +1,4 @@
-"""Which images a network takes: only the network itself knows, so one is tried, and what refuses it becomes one line."""
+"""Which images a network takes: only the network itself knows, so one is tried; what it says becomes one line."""
 
 from __future__ import annotations
 

@@ -9,7 +9,10 @@ from unlabeled.cli.arguments import existing, take
 from unlabeled.errors import UserError
 
 SUMMARY = "Write the features of every image in a folder, with their keys."
-EXAMPLES = ["unlabeled features runs/cifar10-simclrv2-s0 photos out=photos.npy"]
+EXAMPLES = [
+    "unlabeled features runs/cifar10-simclrv2-s0 photos out=photos.npy",
+    "unlabeled features runs/cifar10-simclrv2-s0 photos export=backbone.layer3",
+]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,23 +21,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of images, flat or nested")
     parser.add_argument(
         "settings", metavar="key=value", nargs="*",
-        help="out=FILE, .npy or .safetensors (default features/FOLDER.npy in the run's folder); the paths of the "
-        "images go into a .txt beside it",
+        help="out=FILE, .npy or .safetensors (default features/FOLDER.npy in the run's folder; with another export "
+        "FOLDER-EXPORT.npy); the paths of the images go into a .txt beside it, one per line, in which a backslash and "
+        "characters that would break a line are written as in Python. export=EXPORT or EXPORT.BLOCK, such as "
+        "backbone.layer3 (default: the method's first export of features)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Embed the folder with the run's default export."""
-    unknown, own = take(arguments.settings, {"out": None})
+    """Embed the folder with the run's default export, or the one that is named."""
+    unknown, own = take(arguments.settings, {"out": None, "export": None})
     if unknown:
-        raise UserError(f"unlabeled features: unknown setting '{unknown[0]}'. Known: out=FILE")
-    run, folder = arguments.run, arguments.folder
+        raise UserError(f"unlabeled features: unknown setting '{unknown[0]}'. Known: out=FILE, export=EXPORT")
+    run, folder, export = arguments.run, arguments.folder, own["export"]
     existing(run)
     existing(folder)
     home = run if run.is_dir() else run.parent.parent  # of a checkpoint
-    out = Path(own["out"]).expanduser() if own["out"] else home / "features" / f"{folder.resolve().name}.npy"
+    name = folder.resolve().name + (f"-{export}" if export else "")
+    out = Path(own["out"]).expanduser() if own["out"] else home / "features" / f"{name}.npy"
 
     from unlabeled.evaluation.export_features import export_features
 
-    export_features(run, folder, out)
+    export_features(run, folder, out, export=export)
     return 0

@@ -14,15 +14,20 @@ from collections.abc import Sequence
 from unlabeled import __version__
 from unlabeled.cli import chain, evaluate, export, features, look, pack, pretrain, recipes, schema
 from unlabeled.cli.arguments import Parser, first_process
+from unlabeled.cli.output import safe_streams
 from unlabeled.errors import UserError
 
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "chain": chain, "features": features, "export": export,
             "look": look, "pack": pack, "recipes": recipes, "schema": schema}
 
+PRINTING = {"recipes", "schema", "--print", "--help", "-h", "--version"}  # what they print is all that they do
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Run the command line and return the exit code: 0, 2 for bad input, 130 after Ctrl-C, 1 if a process was lost."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    safe_streams(strict=not arguments or not PRINTING.isdisjoint(arguments))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch says with stacks what is told here in one line
     try:
         return _run(arguments)
     except UserError as error:
@@ -32,11 +37,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             time.sleep(1)  # a launcher ends all processes when one has ended: the first must have spoken by then
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if first_process():
+            print("interrupted", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if not _process_lost(error):
+            raise
+        return 1
     except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _process_lost(error: RuntimeError) -> bool:
+    """Return whether an error means that another process of the run is gone, which is then said."""
+    if "unlabeled.engine.watch" not in sys.modules:
+        return False
+    from unlabeled.engine.watch import watch
+
+    return watch().explain(error)
 
 
 def _run(arguments: Sequence[str]) -> int:

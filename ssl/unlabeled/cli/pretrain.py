@@ -89,7 +89,9 @@ def _report(recipe: Recipe, folder: Path) -> None:
     from unlabeled.evaluation.evaluate import evaluate_many
     from unlabeled.report.curves import write_curves
 
-    if recipe.eval.at_end:
-        evaluate_many(recipe.eval.at_end, folder)
-    if first_process():
-        print(f"curves: {write_curves(folder)}")
+    try:
+        if recipe.eval.at_end:
+            evaluate_many(recipe.eval.at_end, folder)
+    finally:  # a protocol that cannot be run takes nothing else along
+        if first_process():
+            print(f"curves: {write_curves(folder)}")

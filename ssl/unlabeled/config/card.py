@@ -58,7 +58,7 @@ class Torchvision(Strict):
 
 
 class Array(Strict):
-    """A .npz file with `images` and perhaps `labels`, or a .npy file of images, uint8 [n, H, W, 3] or [n, H, W]."""
+    """A .npz file with `images` and perhaps `labels`, or a .npy file of images, [n, H, W, 3] or [n, H, W]."""
 
     kind: Literal["array"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -17,6 +17,7 @@ class Protocol(Strict):
     """What all protocols share; those on frozen features use everything of it."""
 
     needs: ClassVar[str | None] = None  # of its card: masks or boxes (see `Card.has`)
+    idle: ClassVar[Mapping[str, str]] = {}  # what all protocols share and this one does not use, and why
     protocol: str
     export: str | None = Field(
         None,
@@ -44,6 +45,7 @@ class Protocol(Strict):
 class Knn(Protocol):
     """Vote of the k nearest training images by cosine, weighted by exp(cosine / temperature)."""
 
+    idle: ClassVar[Mapping[str, str]] = {"seed": "it draws nothing"}
     protocol: Literal["knn"]
     k: list[Positive] = Field([20, 200], min_length=1)
     temperature: float = Field(0.07, gt=0)
@@ -52,6 +54,8 @@ class Knn(Protocol):
     def check(self, counts: Sequence[int], names: Sequence[str]) -> None:
         """Raise UserError if a k exceeds the labelled training images."""
         n = sum(counts)
+        if n < 1:
+            raise UserError("kNN needs a labelled training image besides the test image itself; there is none")
         if max(self.k) > n:
             fitting = [k for k in self.k if k <= n] or [max(1, n // 10)]
             raise UserError(f"k is {max(self.k)}, but there are {n} labelled training images; use k={fitting}")
@@ -109,6 +113,7 @@ class Logistic(Protocol):
 class Classify(Protocol):
     """Accuracy of the classifiers that the method itself trained, on the test split."""
 
+    idle: ClassVar[Mapping[str, str]] = {"seed": "it draws nothing"}
     protocol: Literal["classify"]
     random_init: Literal[False] = False
     raw_pixels: Literal[False] = False
@@ -127,6 +132,7 @@ class TrainedData(Strict):
 class Trained(Protocol):
     """A method that is trained on top of the run by the same engine, then scored: probes by SGD, fine-tuning."""
 
+    idle: ClassVar[Mapping[str, str]] = {"batch": "its images per update are 'data.batch'"}
     protocol: Literal["trained"]
     method: Annotated[Any, Field(description="the method's name and its options")]
     data: TrainedData
@@ -134,4 +140,8 @@ class Trained(Protocol):
     epochs: int = Field(gt=0)
     precision: Precision = Field("auto", description="auto: bf16 on GPUs and on CPUs with AMX, else fp32")
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
+    checkpoint_every: int | None = Field(
+        None, gt=0, description="updates between checkpoints; null: by time, so often that saving takes 2 % of it"
+    )
+    allow_changed_data: bool = Field(False, description="go on although the data is not what the training began with")
     raw_pixels: Literal[False] = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -73,6 +74,7 @@ class SegmentationFcn(Dense):
 class Correspondence(Dense):
     """Share of cells whose most similar cell in another view of the image is the one at the same place; no labels."""
 
+    idle: ClassVar[Mapping[str, str]] = {"train": "nothing is learnt; 'test' is the split that is looked at"}
     protocol: Literal["correspondence"]
     size: int | None = Field(None, gt=0, description="side of the views, pixels; null: as in training")
     area: AreaRange = Field((0.2, 1.0), description="share of the image's area in a view")

@@ -40,7 +40,9 @@ class Detection(Dense):
     weight_decay: float = Field(1e-4, ge=0, description="of all weights but those of norms")
     precise_bn: int = Field(200, ge=0, description="batches that give norms their last statistics; 0: running ones")
     recall_levels: Literal[11, 101] = Field(101, description="of the precision-recall curve: VOC 2007's, or COCO's")
-    checkpoint_every: Positive = Field(2500, description="updates between checkpoints")
+    checkpoint_every: Positive | None = Field(
+        None, description="updates between checkpoints; null: by time, so often that saving takes 2 % of it"
+    )
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Detection:

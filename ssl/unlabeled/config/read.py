@@ -131,7 +131,15 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files:
     check_files: also read the cards and protocols that it names (a run that was moved may be read without them).
     Raises UserError with all errors of all blocks.
     """
-    values = read_values(find("recipes", name), overrides, shorthand="method")
+    return _recipe(read_values(find("recipes", name), overrides, shorthand="method"), check_files)
+
+
+def recipe_from(value: dict[str, Any], where: str) -> Recipe:
+    """Return the recipe of plain values, which a run keeps; `where` is named in errors. Raises UserError as above."""
+    return _recipe(Values(where, json.loads(json.dumps(value)), {(): (0, where)}), check_files=False)
+
+
+def _recipe(values: Values, check_files: bool) -> Recipe:
     former.translate(values.value)
     roots: dict[Key, Any] = {(): Recipe}
     problems: list[Problem] = []
@@ -186,6 +194,10 @@ def read_protocol(name: str | Path, overrides: Sequence[str] = ()) -> Protocol:
         except UserError as error:
             problems.append((("method", "name"), str(error)))
     protocol, found = _validate(values.value, AnyProtocol, (), roots)
+    if protocol is not None:
+        idle = {path: protocol.idle[str(path[0])] for path in values.overrides if str(path[0]) in protocol.idle}
+        problems += [(path, f"'{path[0]}' has no effect with protocol '{protocol.protocol}': {why}")
+                     for path, why in idle.items()]
     if problems or found:
         raise UserError(_report(values, [*problems, *found]))
     return protocol if config is None else protocol.model_copy(update={"method": config})
@@ -240,7 +252,10 @@ def _inherit_backbone(value: dict[str, Any], check: bool) -> list[Problem]:
     if not file.is_file():
         missing = f"'{block['init']}' is no run: {file} is missing; give RUN or RUN:EXPORT"
         return [(("backbone", "init"), missing)] if check or "name" not in block else []
-    theirs = {key: given for key, given in parse_file(file).value["backbone"].items() if key != "init"}
+    source = parse_file(file).value
+    if not isinstance(source, dict) or not isinstance(source.get("backbone"), dict):
+        return [(("backbone", "init"), f"{file} is damaged: it names no backbone; bring the file of that run back")]
+    theirs = {key: given for key, given in source["backbone"].items() if key != "init"}
     others = [key for key in block if key not in ("init", "grad_checkpointing") and block[key] != theirs.get(key)]
     block.update({key: given for key, given in theirs.items() if key not in block})
     return [

@@ -316,6 +316,10 @@ class Train(Strict):
     schedule_scale: float = Field(1.0, gt=0, description="schedules run over total / schedule_scale updates")
     seed: int = Field(0, ge=0)
     processes: int | None = Field(None, gt=0, description="refuse to start with another number of processes")
+    patience: float = Field(
+        600, gt=0, description="seconds after which a process that does not answer is given up; loader processes get a "
+        "quarter of it, then are started anew, and again a quarter"
+    )
     precision: Precision = Field("auto", description="auto: bf16 on GPUs and on CPUs with AMX, else fp32")
     grad_accum: int = Field(1, gt=0, description="micro-batches per update")
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
@@ -323,10 +327,13 @@ class Train(Strict):
     compile: bool = Field(False, description="torch.compile backbones, their momentum copies and, on a GPU, jitter")
     deterministic: bool = Field(False, description="bit-reproducible kernels on a GPU (slower)")
     nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or infinity in loss or gradient does")
-    checkpoint_every: int = Field(1000, gt=0, description="updates between checkpoints")
+    checkpoint_every: int | None = Field(
+        1000, gt=0, description="updates between checkpoints; null: by time, so often that saving takes 2 % of it"
+    )
     keep: int = Field(2, gt=1, description="checkpoints kept; the newest may be damaged, so at least 2")
     log_every: int = Field(10, gt=0, description="updates between lines of metrics.jsonl")
     sinks: list[Literal["tensorboard", "wandb"]] = []
+    allow_changed_data: bool = Field(False, description="go on although the data is not what the run began with")
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:

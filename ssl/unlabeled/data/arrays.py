@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from unlabeled.config.card import Card, Digits
-from unlabeled.data.base import FORGIVEN, CorruptSample, FileArray, Source
+from unlabeled.data.base import FORGIVEN, CorruptSample, FileArray, Source, spread
 from unlabeled.data.labels import class_numbers
 from unlabeled.data.levels import Levels, eight_bits
 from unlabeled.data.reading import reading
@@ -16,6 +17,7 @@ from unlabeled.ops.random import permutation
 
 _WRONG = "no readable .npy or .npz file"
 _ZIP, _NPY = b"PK\x03\x04", b"\x93NUMPY"  # what the files begin with
+_LOOKED_AT = 1 << 22  # bytes of rows that are part of the fingerprint
 
 
 class ArraySource(Source):
@@ -38,6 +40,19 @@ class ArraySource(Source):
     def key(self, index: int) -> str:
         """Return split and number."""
         return f"{self.split}-{index:06d}"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return n, the shape of the array, and digests of labels and of some rows."""
+        return {**super().fingerprint(), "shape": list(self.rows.shape)}
+
+    def names(self) -> None:
+        """Return None: rows have numbers."""
+
+    def traces(self) -> np.ndarray:
+        """Return the pixels of some rows."""
+        most = max(1, _LOOKED_AT // max(1, int(np.prod(self.rows.shape[1:]))))
+        rows = self.rows.whole() if isinstance(self.rows, FileArray) else self.rows
+        return rows[spread(len(rows), most)]
 
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +45,35 @@ class CorruptSample(Exception):
         return f"{self.key}: {self.reason}"
 
 
+# what the system lacks, and the cure: such errors say nothing of the file that was to be read
+SYSTEM_ERRORS = {
+    errno.EMFILE: "raise the limit on open files (ulimit -n), or lower data.workers",
+    errno.ENFILE: "the whole machine has too many files open",
+    errno.ENOMEM: "lower data.workers or the batch",
+    errno.ENOBUFS: "lower data.workers or the batch",
+    errno.EAGAIN: "lower data.workers, or raise the limit on processes (ulimit -u)",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EINTR: "run the same command again",
+    **dict.fromkeys(
+        (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
+         errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENODEV, errno.EREMOTEIO, errno.ESHUTDOWN),
+        "the file system does not answer: mount it again",
+    ),
+}
+
+
+def unreadable(key: str, error: OSError, file: Path | None = None) -> CorruptSample:
+    """Return what a failed read of a sample, in `file`, means; errors of the system (`SYSTEM_ERRORS`) are raised again.
+
+    Anything else is the file's: EIO (a bad place on the disk), ENOENT, EACCES, EISDIR, ELOOP, ENAMETOOLONG and so on.
+    """
+    if error.errno in SYSTEM_ERRORS:
+        raise error
+    reason = error.strerror or str(error)
+    return CorruptSample(key, f"{file}: {reason}" if file else reason)
+
+
 @dataclass(frozen=True)
 class Pixels:
     """How a data card says that image files are read.
@@ -59,7 +91,7 @@ FORGIVEN = 10  # so that one bad file does not end a run on a small folder
 
 def too_many(corrupt: int, samples: int, share: float) -> bool:
     """Return whether `corrupt` unreadable samples are more than the allowed share, or all there are."""
-    return corrupt > max(FORGIVEN, share * samples) or corrupt == samples
+    return corrupt > max(FORGIVEN, share * samples) or 0 < corrupt == samples
 
 
 @dataclass(frozen=True)
@@ -182,9 +214,50 @@ class Source:
         """Return the bytes of the image's file; None if images do not stand in files. Raises CorruptSample."""
         return None
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this split from a changed one, as JSON knows it: n, and digests of names, labels, traces.
+
+        No image is read for it, and where the set stands does not count. A subclass adds what it knows by `names` and
+        `traces`; digests are equal if all that they were made of is.
+        """
+        names, traces = self.names(), self.traces()
+        found: dict[str, Any] = {"n": len(self)}
+        if names is not None:
+            found["names"] = digest(np.diff(names.ends, prepend=0), names.text)
+        if traces is not None:
+            found["traces"] = digest(traces)
+        if self.labels is not None:
+            found["labels"] = digest(self.labels.astype(np.int64))
+        if self.classes is not None:
+            found["classes"] = digest(json.dumps(self.classes).encode())
+        return found
+
+    def names(self) -> Names | None:
+        """Return the keys of all samples; None where they are numbers only."""
+        return Names(self.key(i) for i in range(len(self)))
+
+    def traces(self) -> np.ndarray | None:
+        """Return what is cheaply known of the images: sizes of their files, pixels of some rows; None if nothing."""
+        return None
+
     def made_of(self) -> tuple[Path, list[tuple[str, int, int]]] | None:
         """Return the folder of the set and its files (name, bytes, time in ns); None if no file is decoded."""
         return None
+
+
+def digest(*parts: np.ndarray | bytes) -> str:
+    """Return a hash of arrays, with their types and shapes, and of bytes."""
+    total = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        head = f"{part.dtype.str}{part.shape}" if isinstance(part, np.ndarray) else f"{len(part)}"
+        total.update(head.encode())
+        total.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
+    return total.hexdigest()
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """Return at most `most` of the places [0, count), evenly spread, int64."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)) if count else np.empty(0, np.int64)
 
 
 class Names:
@@ -201,6 +274,13 @@ class Names:
         names = cls(())
         names.text, names.ends = text, ends
         return names
+
+    @classmethod
+    def joined(cls, parts: Iterable[Names]) -> Names:
+        """Put lists behind one another."""
+        several = list(parts)
+        lengths = [np.diff(part.ends, prepend=0) for part in several]
+        return cls.from_buffers(b"".join(part.text for part in several), np.cumsum(np.concatenate(lengths)))
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -76,7 +76,7 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory (called by torch's DataLoader)."""
+        """Return the batch in page-locked memory."""
 
         def pin(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.pin_memory()

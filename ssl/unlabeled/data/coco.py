@@ -15,6 +15,7 @@ from unlabeled.data.detection import BoxedFolder
 from unlabeled.errors import UserError
 
 _Id = int | str
+_LARGEST = 1e12  # area, square pixels
 
 
 def open_coco(card: Card, split: str, root: str | None) -> Source:
@@ -82,7 +83,7 @@ class _Notes:
                 raise UserError(f"{self.path}: images {found[number].path} and {part}/{name} have the same id "
                                 f"{number}; every image needs its own")
             found[number] = Found(f"{part}/{name}", size)
-        again = twice(each.path for each in found.values())
+        again = twice(os.path.normpath(each.path) for each in found.values())
         if again is not None:
             raise UserError(f"{self.path}: two images are {again}; join their annotations under one id")
         return {number: found[number] for number in self._sorted(found)}
@@ -98,7 +99,7 @@ class _Notes:
                 image, kind = images.get(_id(each["image_id"])), numbers.get(_id(each["category_id"]))
                 if image is None or kind is None:
                     what = f"image {each['image_id']!r}" if image is None else f"category {each['category_id']!r}"
-                    raise ValueError(f"it belongs to {what}, which the file does not hold,")
+                    raise ValueError(f"it belongs to {what}, which the file does not hold")
                 shape, reason = _shape(each.get("segmentation"), image.size)
                 kept = shape != [] and image.add(_edges(each["bbox"]), kind, _area(each.get("area")),
                                                  crowd=_crowd(each.get("iscrowd")), shape=shape)
@@ -123,7 +124,7 @@ class _Notes:
     def _wrong(self, error: Exception, kind: str = "", entry: Any = None) -> UserError:
         what = f"no {error}" if isinstance(error, KeyError) else f"{error!s:.300}"
         name = entry.get("id") if isinstance(entry, dict) else entry
-        where = f" in {kind} {name!r:.60}" if kind else ""
+        where = f" ({kind} {name!r:.60})" if kind else ""
         return UserError(f"data card '{self.card.name}': {self.path} is damaged, or no file of instances: "
                          f"{what}{where}")
 
@@ -138,13 +139,13 @@ def _id(value: Any) -> _Id:
 
 def _edges(box: Any) -> list[float]:
     if not isinstance(box, list) or len(box) != 4:
-        raise ValueError(f"the bbox {box!r}, which should be [left, top, width, height],")
+        raise ValueError(f"the bbox {box!r}, which should be [left, top, width, height]")
     left, top, width, height = box
     return [left, top, left + width, top + height]
 
 
 def _area(value: Any) -> float | None:
-    if value is not None and not (math.isfinite(value) and value >= 0):
+    if value is not None and not 0 <= value <= _LARGEST:
         raise ValueError(f"the area {value!r}")
     return value
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from unlabeled.data.base import CorruptSample, Pixels
+from unlabeled.data.base import SYSTEM_ERRORS, CorruptSample, Pixels
 from unlabeled.data.formats import EXTENSIONS as EXTENSIONS  # with it PIL knows all formats that are installed
 from unlabeled.data.levels import Levels, eight_bits
 
@@ -19,8 +19,8 @@ except ImportError:  # there is no wheel for some platforms
     simplejpeg = None
 
 USUAL = Pixels()  # of folders of one's own
-_PNG_DEPTH = 24  # place of the bits per value in a PNG file
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 274, 258, 262, 339  # tags of EXIF and TIFF
+_METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where PIL puts what may hold the tag
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by the value of the orientation tag: [H, W, ...] -> upright
     2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: lambda x: np.swapaxes(x, 0, 1),
     6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(np.fliplr(x), -1), 8: np.rot90}
@@ -47,6 +47,8 @@ def decode(data: bytes, key: str, pixels: Pixels = USUAL) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise almost anything on damaged bytes (OSError, SyntaxError, ...)
+        if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
+            raise
         raise CorruptSample(key, _reason(error, data)) from error
 
 
@@ -61,13 +63,12 @@ def decode_numbers(data: bytes, pixels: Pixels = USUAL) -> np.ndarray:
                 raise ValueError(f"it is a {image.format} file, and only PNG keeps numbers as they are")
             if image.mode not in ("P", "L"):
                 raise ValueError("one number per pixel is needed (gray or palette PNG), but its mode is " + image.mode)
-            values = _turned(image, pixels.upright, lambda: np.array(image))
+            spread = {2: 85, 4: 17}.get(_png_bits(data), 1) if image.mode == "L" else 1  # 4 bits become 0, 17, 34 ...
+            return _turned(image, pixels.upright, lambda: np.array(image) // np.uint8(spread))
     except MemoryError:
         raise
     except Exception as error:
         raise ValueError(_reason(error, data)) from error
-    bits = data[_PNG_DEPTH]
-    return values // np.uint8(255 // (2**bits - 1)) if image.mode == "L" else values  # PIL spreads 4 bits to 0, 17 ...
 
 
 def _turned(image: Image.Image, upright: bool, load: Callable[[], np.ndarray]) -> np.ndarray:
@@ -90,6 +91,8 @@ def _turned(image: Image.Image, upright: bool, load: Callable[[], np.ndarray]) -
 
 def _orientation(image: Image.Image) -> int:
     """Return the orientation tag of an image, from EXIF or XMP; 1, upright, if it has none that can be read."""
+    if image.format != "TIFF" and _METADATA.isdisjoint(image.info):
+        return 1
     try:
         tag = image.getexif().get(_ORIENTATION, 1)
         return int(tag) if tag in _TURNS else 1
@@ -102,7 +105,7 @@ def _rgb(image: Image.Image, data: bytes, levels: Levels | None) -> np.ndarray:
         pixels = _jpeg(data)
         if pixels is not None and pixels.shape == (image.height, image.width, 3):
             return pixels
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if image.mode in ("I", "F") or image.mode.startswith("I;16") or (image.mode == "L" and _signed(image)):
         return np.repeat(_deep_gray(image, levels)[..., None], 3, axis=2)
     if levels is not None and _deep_colour(image, data):
         raise ValueError("colours of 16 bits, to which the data card's levels cannot be applied; convert it to 8 bits")
@@ -110,11 +113,13 @@ def _rgb(image: Image.Image, data: bytes, levels: Levels | None) -> np.ndarray:
 
 
 def _deep_gray(image: Image.Image, levels: Levels | None) -> np.ndarray:
-    """Return gray levels, uint8 [H, W], of an image with one value of more than 8 bits per pixel."""
+    """Return gray levels, uint8 [H, W], of an image with one value per pixel of more than 8 bits, or with a sign."""
     tags = getattr(image, "tag_v2", {})  # of a TIFF file
     bits, white = tags.get(_BITS, (16,))[0], _ppm_white(image)
     values = np.asarray(image)
-    if image.format == "TIFF" and image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:
+    if image.mode == "L":  # read by PIL as if it had no sign
+        values = values.view(np.int8)
+    elif image.format == "TIFF" and image.mode == "I" and not _signed(image):
         values = values.view(np.uint32)
     elif image.format == "PPM" and levels is not None and image.mode == "I":  # PIL has spread what is stored
         values = np.rint(values * (white / 65535)).astype(np.uint16)
@@ -126,13 +131,25 @@ def _deep_gray(image: Image.Image, levels: Levels | None) -> np.ndarray:
     return 255 - gray if tags.get(_PHOTOMETRIC) == 0 else gray
 
 
+def _signed(image: Image.Image) -> bool:
+    """Return whether an opened image is a TIFF file of signed integers."""
+    return bool(getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, (1,))[0] == 2)
+
+
 def _deep_colour(image: Image.Image, data: bytes) -> bool:
     """Return whether an opened image, other than gray, has more than 8 bits per value."""
     if image.format == "PNG":
-        return data[_PNG_DEPTH] > 8
+        return _png_bits(data) > 8
     if image.format == "TIFF":
         return max(getattr(image, "tag_v2", {}).get(_BITS, (8,))) > 8
     return _ppm_white(image) > 255
+
+
+def _png_bits(data: bytes) -> int:
+    """Return the bits of one value in a PNG file. Raises ValueError if its header does not come first."""
+    if data[12:16] != b"IHDR":
+        raise ValueError("its header does not come first")
+    return data[24]
 
 
 def _ppm_white(image: Image.Image) -> int:

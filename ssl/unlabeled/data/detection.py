@@ -7,12 +7,13 @@ import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from unlabeled.config.card import Card
 from unlabeled.data.annotations import Found, read_names, stated_size, twice
-from unlabeled.data.base import Names, Objects, Source
+from unlabeled.data.base import Names, Objects, Source, digest
 from unlabeled.data.folder import FolderSource
 from unlabeled.errors import UserError
 
@@ -48,6 +49,10 @@ class BoxedFolder(FolderSource):
         if missing:
             raise UserError(f"data card '{self.name}', split '{self.split}': {len(missing)} of {len(self.paths)} "
                             f"annotated images are missing in {self.folder}, the first: {missing[0]}")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return that of the images, with a digest of their objects."""
+        return {**super().fingerprint(), "objects": digest(self._records.text)}
 
     def with_objects(self) -> np.ndarray:
         """Return the images, int64, that hold an object other than a crowd."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
+
+from unlabeled.ops.files import sweep, temporary
 
 
 def places(beside: Path) -> list[Path]:
@@ -40,14 +41,15 @@ def _write(place: Path, fill: Callable[[IO[bytes]], None]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     if not place.parent.stat().st_mode & 0o222:  # read-only by its owner's wish, also for root
         raise PermissionError(13, "read-only", str(place.parent))
-    handle, beside = tempfile.mkstemp(dir=place.parent, prefix=f".{place.suffix[1:]}-")
+    beside = temporary(place)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(beside, "wb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(beside, 0o644)
         os.replace(beside, place)
     except BaseException:
-        os.unlink(beside)
+        beside.unlink(missing_ok=True)
         raise
+    sweep(place.parent)

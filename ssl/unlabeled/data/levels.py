@@ -25,7 +25,7 @@ def eight_bits(values: np.ndarray, levels: Levels | None, bits: int = 16) -> np.
         raise ValueError(f"{values.dtype.name} values that are NaN or infinite; mend or remove the image")
     if levels is not None:
         low, high = levels
-        return np.clip(np.rint((values.astype(np.float64) - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
+        return np.clip(np.rint((values.astype(np.float64) - low) * 255 / (high - low)), 0, 255).astype(np.uint8)
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return np.minimum(values >> (bits - 8), 255).astype(np.uint8)
     if values.dtype.kind == "f" and values.size and values.min() >= 0 and values.max() <= 1:

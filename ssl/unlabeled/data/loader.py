@@ -2,104 +2,103 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import signal
-import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.util import Finalize
+from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
-from unlabeled.errors import UserError
+from unlabeled.data.workers import Maker, Worker, end_all, failure
 
-_END = object()
-
-
-class Maker(Protocol):
-    """Makes one batch (or what is packed) from the description of its samples; it is copied to the workers."""
-
-    def make(self, unit: Any) -> Any:
-        """Return the batch of `unit`."""
+PATIENCE = 120.0  # seconds without a batch, after which a loader process is taken to be stuck
+_AHEAD = 2  # units that each process has been handed
 
 
 def usable(workers: int) -> int:
-    """Return how many of `workers` processes are started: more than cores only cost memory, and torch warns."""
+    """Return how many of `workers` processes are started: more than cores only cost memory."""
     return min(workers, len(os.sched_getaffinity(0)))
 
 
-def batches(maker: Maker, units: Iterable[Any], workers: int, pin_memory: bool = False, patience: float = 120.0,
-            ) -> Generator[Any, None, None]:
+def batches(maker: Maker, units: Iterable[Any], workers: int, pin_memory: bool = False, patience: float = PATIENCE,
+            waiting: Callable[[], None] = lambda: None) -> Generator[Any, None, None]:
     """Yield the batch of every unit in order, made by `workers` processes, or here if there are none.
 
-    Processes that give nothing for `patience` seconds (0: for ever) are taken to be stuck, on a file system perhaps;
-    they are replaced, and what they had not delivered is made again.
+    The n-th unit goes to process n modulo their number. See `Worker.deliver` on processes that give nothing for
+    `patience` seconds, and on `waiting`. Raises UserError for what the user or the system must mend.
     """
-    if workers == 0:
+    if not workers:
         for unit in units:
-            batch = maker.make(unit)
+            batch = _made_here(maker, unit)
             yield batch.pin_memory() if pin_memory else batch
         return
-    sent: deque[Any] = deque()  # handed to the workers, and not yet back
-    rest = iter(units)
-
-    def handed() -> Iterator[Any]:
-        yield from list(sent)
-        for unit in rest:
-            sent.append(unit)
-            yield unit
-
-    while True:
-        loader: DataLoader[Any] = DataLoader(
-            _Units(maker), batch_size=None, sampler=handed(), num_workers=usable(workers), pin_memory=pin_memory,
-            collate_fn=_unchanged, worker_init_fn=_quiet, timeout=patience,
-            generator=torch.Generator(),  # else the loader draws from torch's global generator
-        )
-        made: Any = iter(loader)
-        try:
-            while (batch := next(made, _END)) is not _END:
-                sent.popleft()
-                if isinstance(batch, UserError):
-                    raise batch
-                yield batch
-            return
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader timed out"):
-                raise
-            warnings.warn(f"loader processes gave nothing for {patience:.0f} s and are started anew", stacklevel=2)
-            patience *= 2
-        finally:
-            made._shutdown_workers()
-            for worker in made._workers:  # one that is stuck, and deaf to TERM, would not let this process end
-                if worker.is_alive():
-                    worker.kill()
-                    worker.join()
+    crew = _Crew(maker, units, usable(workers), patience, waiting)
+    try:
+        yield from _pinned(crew) if pin_memory else crew
+    finally:
+        crew.close()
 
 
-class _Units(Dataset[Any]):
-    def __init__(self, maker: Maker) -> None:
-        self.maker = maker
-
-    def __getitem__(self, unit: Any) -> Any:
-        try:
-            return self.maker.make(unit)
-        except UserError as error:  # raised in a worker it would arrive with the worker's traceback as its message
-            return error
-
-
-def _unchanged(made: Any) -> Any:
-    return made
+def _made_here(maker: Maker, unit: Any) -> Any:
+    try:
+        return maker.make(unit)
+    except (OSError, MemoryError, RuntimeError) as error:
+        problem = failure(error)
+        if problem.kind != "system":
+            raise
+        raise problem.error() from error
 
 
-def _quiet(worker: int) -> None:
-    """Leave Ctrl-C and a scheduler's signals, which reach all processes, to the training process: it saves first.
+class _Crew(Iterator[Any]):
+    """Loader processes that take turns."""
 
-    The worker ends when it is told to or when its parent is gone.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    def __init__(self, maker: Maker, units: Iterable[Any], count: int, patience: float, waiting: Callable[[], None],
+                 ) -> None:
+        self.rest, self.patience, self.waiting = iter(units), patience, waiting
+        self.workers: list[Worker] = []
+        self.close = Finalize(self, end_all, (self.workers,), exitpriority=10)  # also where nobody calls it
+        for _ in range(count):
+            self.workers.append(Worker(maker))
+        self.next_worker = itertools.cycle(self.workers)
+        self.turns: deque[Worker] = deque()  # who owes the next batches, in order
+        for unit in itertools.islice(self.rest, _AHEAD * count):
+            self._hand(unit)
+
+    def __next__(self) -> Any:
+        if not self.turns:
+            raise StopIteration
+        batch = self.turns[0].deliver(self.patience, self.waiting)
+        self.turns.popleft()
+        for unit in itertools.islice(self.rest, 1):
+            self._hand(unit)
+        return batch
+
+    def ready(self) -> bool:
+        """Return whether the next batch is there."""
+        return bool(self.turns) and self.turns[0].waits()
+
+    def _hand(self, unit: Any) -> None:
+        worker = next(self.next_worker)
+        worker.hand(unit)
+        self.turns.append(worker)
+
+
+def _pinned(crew: _Crew) -> Iterator[Any]:
+    """Yield batches in page-locked memory, to which those that are there are copied in a thread, ahead of their use."""
+    with ThreadPoolExecutor(1) as thread:
+        copies: deque[Future[Any]] = deque()
+        while True:
+            while len(copies) < _AHEAD and (not copies or crew.ready()):
+                batch = next(crew, None)
+                if batch is None:
+                    break
+                copies.append(thread.submit(batch.pin_memory))
+            if not copies:
+                return
+            yield copies.popleft().result()
 
 
 def own_units(total: int, rank: int, world: int, batch: int) -> list[np.ndarray]:

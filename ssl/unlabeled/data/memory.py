@@ -9,7 +9,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -65,6 +65,10 @@ class InMemory(Source):
     def key(self, index: int) -> str:
         """Return the name under which people find the sample again."""
         return self.source.key(index)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return that of the set which was decoded."""
+        return self.source.fingerprint()
 
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""

@@ -26,6 +26,7 @@ from unlabeled.data.pack_finish import CARD, SUMS, finish, holds
 from unlabeled.data.pack_parts import Packer, Piece, cannot_write, encode, load, writing
 from unlabeled.data.source import open_source
 from unlabeled.errors import UserError
+from unlabeled.ops.files import sweep
 from unlabeled.ops.random import permutation
 
 RECORD = "pack.jsonl"
@@ -157,6 +158,7 @@ def _begin(out: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Raises UserError if `out` holds anything but a pack of the same files and settings.
     """
     record = out / RECORD
+    sweep(out)  # what killed calls left
     if not record.exists():
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -167,7 +169,7 @@ def _begin(out: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
         _write_record(record, [header])
         return {}
     lines = []
-    for line in record.read_text().splitlines():
+    for line in record.read_text("utf-8").splitlines():
         try:
             lines.append(json.loads(line))
         except ValueError:
@@ -182,7 +184,7 @@ def _begin(out: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _header(record: Path) -> dict[str, Any]:
-    with open(record) as file:
+    with open(record, encoding="utf-8") as file:
         header: dict[str, Any] = json.loads(file.readline())
     return header
 
@@ -198,7 +200,8 @@ def _run(packer: Packer, parts: list[Piece], record: Path, settings: PackSetting
     unreadable = {split: 0 for split in packer.sources}
     begun = said = time.monotonic()
     images = 0
-    with closing(batches(packer, parts, settings.workers, patience=0)) as made, open(record, "a") as log:
+    made_parts = closing(batches(packer, parts, settings.workers, patience=0))
+    with made_parts as made, open(record, "a", encoding="utf-8") as log:
         for part, found in zip(parts, made, strict=True):
             if found != part.done:
                 images += found["samples"]

@@ -14,8 +14,9 @@ from unlabeled.config.read import read_file
 from unlabeled.config.write import to_yaml
 from unlabeled.data.base import Source
 from unlabeled.data.lists import one_line
-from unlabeled.data.pack_parts import Piece, sha256, writing
+from unlabeled.data.pack_parts import Piece, writing
 from unlabeled.data.source import open_source
+from unlabeled.ops.files import sha256, sweep
 
 SUMS, CARD, UNREADABLE = "SHA256SUMS", "card.yaml", "unreadable.txt"
 
@@ -35,8 +36,7 @@ def finish(card: Card, out: Path, sources: dict[str, Source], parts: list[Piece]
     if store == "array":
         for part in parts:
             (out / part.file).unlink(missing_ok=True)
-    for left in out.glob(".*.part"):  # of calls that were killed
-        left.unlink(missing_ok=True)
+    sweep(out)
     made = read_file(out / CARD, Card)
     counts = [f"{split} {len(open_source(made, split))} images" for split in made.splits]
     files, noun = (len(records), "shard") if store == "shards" else (len(counts), "array")
@@ -46,7 +46,7 @@ def finish(card: Card, out: Path, sources: dict[str, Source], parts: list[Piece]
 def holds(out: Path) -> bool:
     """Return whether `out` is a finished pack all of whose checksums hold."""
     try:
-        lines = [line.split("  ", 1) for line in (out / SUMS).read_text().splitlines()]
+        lines = [line.split("  ", 1) for line in (out / SUMS).read_text("utf-8", "surrogateescape").splitlines()]
         return all(sha256(out / name) == sum for sum, name in lines)
     except FileNotFoundError:
         return False

@@ -22,6 +22,7 @@ from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.decode import decode
 from unlabeled.data.tar_index import load_index
 from unlabeled.errors import UserError
+from unlabeled.ops.files import sha256, temporary
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of PIL's formats; the others are called as their format
 _LONGEST = 90  # a tar header holds names of 100 bytes
@@ -199,7 +200,7 @@ class Hashed:
 @contextmanager
 def writing(path: Path) -> Iterator[Hashed]:
     """Write a file beside and rename it when it is whole. Raises UserError if the disk is full or refuses."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = temporary(path, "part")
     try:
         with open(beside, "wb") as file:
             yield Hashed(file)
@@ -218,8 +219,3 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     what = "the disk is full; free some space" if full else f"{error.strerror or error}; mend it"
     return UserError(f"cannot write {path}: {what} and run the same command again, it goes on from there")
 
-
-def sha256(path: Path) -> str:
-    """Return the checksum of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

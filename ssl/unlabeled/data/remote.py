@@ -9,6 +9,7 @@ them. A loader process whose shards end before the epoch goes on with another pe
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from unlabeled.config.card import Card, Streamed
-from unlabeled.data.base import CorruptSample, Source
+from unlabeled.data.base import CorruptSample, Names, Source
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.crops import cut_in_turn
 from unlabeled.data.decode import decode
@@ -48,6 +49,14 @@ class StreamSource(Source):
     def has_labels(self) -> bool:
         """Return whether samples come with labels, which are read with them."""
         return self.rule.label is not None
+
+    def names(self) -> Names:
+        """Return the names of the shards, without the folder or URL above them; commands whole."""
+        return Names(url if url.startswith("pipe:") else url.rpartition("/")[2] for url in self.urls)
+
+    def traces(self) -> np.ndarray:
+        """Return the sizes of the shards that are local files, -1 for others."""
+        return np.array([os.path.getsize(url) if os.path.isfile(url) else -1 for url in self.urls], np.int64)
 
     def lanes(self, world: int, workers: int) -> int:
         """Return how many loader processes per training process can have shards of their own, at least 1.

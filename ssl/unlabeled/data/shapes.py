@@ -197,6 +197,9 @@ class ShapesSource(Source):
         """Return split and number."""
         return f"{self.split}-{index:06d}"
 
+    def names(self) -> None:
+        """Return None: images have numbers."""
+
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]."""
         if self.images is not None:

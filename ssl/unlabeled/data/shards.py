@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card, Shards
-from unlabeled.data.base import CorruptSample, Source
+from unlabeled.data.base import CorruptSample, Names, Source, unreadable
 from unlabeled.data.decode import decode
 from unlabeled.data.tar_index import TarIndex, load_index
 from unlabeled.errors import UserError
@@ -62,6 +62,11 @@ class ShardSource(Source):
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._keys[shard][index - int(self._starts[shard])]
 
+    def spots(self) -> list[tuple[int, int]]:
+        """Return where every image stands: the place of its shard in `tars`, and its first byte there."""
+        shards = np.repeat(np.arange(len(self.tars)), np.diff(self._starts))
+        return list(zip(shards.tolist(), self._where[:, 0].tolist(), strict=True))
+
     def raw(self, index: int) -> bytes:
         """Return the bytes of the image member. Raises CorruptSample."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -69,7 +74,7 @@ class ShardSource(Source):
         try:
             data = os.pread(self._descriptor(shard), size, offset)
         except OSError as error:
-            raise CorruptSample(self.key(index), f"{self.tars[shard]}: {error.strerror}") from error
+            raise unreadable(self.key(index), error, self.tars[shard]) from error
         if len(data) != size:
             raise CorruptSample(self.key(index), f"{self.tars[shard]} ends before the sample does")
         return data
@@ -81,6 +86,14 @@ class ShardSource(Source):
             return decode(data, "", self.pixels)
         except CorruptSample as error:
             raise CorruptSample(self.key(index), error.reason) from error
+
+    def names(self) -> Names:
+        """Return the samples' names in their shards."""
+        return Names.joined(self._keys)
+
+    def traces(self) -> np.ndarray:
+        """Return the sizes of the image members."""
+        return np.ascontiguousarray(self._where[:, 1])
 
     def made_of(self) -> tuple[Path, list[tuple[str, int, int]]]:
         """Return the folder of the first shard and all shards."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.crops import cut, cut_in_turn
-from unlabeled.data.loader import batches
+from unlabeled.data.loader import PATIENCE, batches
 from unlabeled.data.order import Order
 from unlabeled.data.remote import InOrder, StreamSource, Turn
 from unlabeled.errors import UserError
@@ -41,7 +41,8 @@ class TrainStream:
     """
 
     def __init__(self, source: Source, stream: Stream, *, name: str, seed: int, batch: int, rank: int, world: int,
-                 grad_accum: int, workers: int, updates_per_epoch: int, pin_memory: bool = False) -> None:
+                 grad_accum: int, workers: int, updates_per_epoch: int, pin_memory: bool = False,
+                 patience: float = PATIENCE) -> None:
         if batch % (world * grad_accum):
             raise UserError(f"data.{name}.batch {batch} does not divide into {world} processes x {grad_accum} "
                             "micro-batches")
@@ -62,13 +63,14 @@ class TrainStream:
             self.maker = _TrainMaker(source, stream, Order(len(source), seed, name))
             self.workers = workers if source.images is None else 0
         self.batch, self.rank, self.world, self.grad_accum = batch, rank, world, grad_accum
-        self.updates_per_epoch, self.pin_memory = updates_per_epoch, pin_memory
+        self.updates_per_epoch, self.pin_memory, self.patience = updates_per_epoch, pin_memory, patience
         self._running: Generator[Batch, None, None] | None = None
 
-    def updates(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of this process for each update in [start, stop)."""
+    def updates(self, start: int, stop: int, waiting: Callable[[], None] = lambda: None) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of this process for each update in [start, stop); see `batches` on `waiting`."""
         self.close()
-        running = batches(self.maker, _Units(self, start, stop), self.workers, self.pin_memory)
+        units = _Units(self, start, stop)
+        running = batches(self.maker, units, self.workers, self.pin_memory, self.patience, waiting)
         self._running = running
         try:
             for _ in range(start, stop):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from unlabeled.config.card import Card
 from unlabeled.config.recipe import Subset
-from unlabeled.data.base import Objects, Source
+from unlabeled.data.base import Objects, Source, digest
 from unlabeled.data.reading import reading
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation
@@ -32,6 +33,10 @@ class Part(Source):
     def key(self, index: int) -> str:
         """Return the name under which people find the sample again."""
         return self.source.key(int(self.indices[index]))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return that of the whole split, with the number of its samples that are here and a digest of their places."""
+        return {**self.source.fingerprint(), "n": len(self), "of": len(self.source), "places": digest(self.indices)}
 
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from unlabeled.data.source import Source, open_source
 from unlabeled.data.stream import TrainStream
 from unlabeled.data.subset import open_part
 from unlabeled.engine.plan import Plan
+from unlabeled.engine.run_record import read_record
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Info, Method, StreamInfo
 from unlabeled.ops.distributed import rank, world
@@ -68,6 +70,7 @@ def train_streams(
             workers=recipe.data.workers,
             updates_per_epoch=plan.updates_per_epoch,
             pin_memory=pin_memory,
+            patience=recipe.train.patience / 4,
         )
         for name, stream in method_class(recipe).streams(recipe.method).items()
     }
@@ -94,6 +97,16 @@ def info_record(info: Info) -> dict[str, Any]:
     """Return what `run.json` keeps of `info`, so that the method can be built again without its data."""
     streams = {name: {"samples": s.samples, "batch": s.batch} for name, s in info.streams.items()}
     return {"classes": info.classes, "streams": streams, "mean": info.mean, "std": info.std}
+
+
+def stored_info(run: Path, recipe: Recipe) -> Info:
+    """Return what the method of a run may know, from its `run.json`. Raises UserError if that is damaged."""
+    record = read_record(run)
+    try:
+        return info_from_record(record["info"], recipe.train.seed)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{run / 'run.json'} is damaged: 'info' lacks or misplaces {error}; give the run's own command "
+                        "again, which writes it anew") from error
 
 
 def info_from_record(record: dict[str, Any], seed: int) -> Info:

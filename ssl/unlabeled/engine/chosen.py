@@ -5,6 +5,7 @@ from __future__ import annotations
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.lists import read_lines, write_lines
 from unlabeled.engine.build import OpenStream
+from unlabeled.engine.checkpoint import anew
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.errors import UserError
 
@@ -12,21 +13,24 @@ from unlabeled.errors import UserError
 def keep_chosen(folder: RunFolder, recipe: Recipe, opened: dict[str, OpenStream]) -> None:
     """Write what every subset chose, or, where the run goes on, check that it is the same; call it on rank 0.
 
-    A complement is not written: it is what the rule leaves. Raises UserError if the data has changed since.
+    A complement is not written: it is what the rule leaves. Raises UserError if the data has changed since, unless
+    `train.allow_changed_data` is set.
     """
+    goes_on = folder.goes_on() and not recipe.train.allow_changed_data
     for name, stream in recipe.data.streams().items():
         if stream.subset is None or stream.subset.complement:
             continue
         source = opened[name].source
         keys = [source.key(i) for i in range(len(source))]
         file = folder.path / f"subset-{name}.txt"
-        if file.exists() and any(folder.checkpoints.glob("update-*.json")):
+        if file.exists() and goes_on:
             before = read_lines(file.read_bytes())
             if before != keys:
                 other = len(set(before) ^ set(keys))
                 raise UserError(
                     f"data.{name}.subset chooses other images than when the run began ({other} keys differ from "
-                    f"{file}): the data has changed. Bring back the data, or start anew with fresh=true"
+                    f"{file}): the data has changed. Bring back the data, {anew(folder.path)}, or go on with "
+                    "what is chosen now: train.allow_changed_data=true"
                 )
         else:
             folder.write_bytes(file.name, write_lines(keys))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping
 
@@ -13,26 +14,36 @@ from torch import nn
 from unlabeled.backbones.build import loading_lines
 from unlabeled.backbones.intermediate import Intermediate
 from unlabeled.config.recipe import Recipe
+from unlabeled.engine.preparation import preparation, preparing_lines
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Method
 
 
 def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int) -> str:
-    """Write `export/NAME.safetensors` and `.json` for every export; return the lines that load the backbone."""
-    for name, export in method.exports().items():
+    """Write `export/NAME.safetensors` and `.json` for every export; return the lines that load the backbone.
+
+    They also prepare images for it, as it was evaluated.
+    """
+    exports = method.exports()
+    for name, export in exports.items():
         state = {key: value.detach().cpu().contiguous() for key, value in export.build().state_dict().items()}
-        folder.write_bytes(f"export/{name}.safetensors", save(state))
+        content = save(state)
+        folder.write_bytes(f"export/{name}.safetensors", content)
         about = {
             "method": recipe.method.name,
             "backbone": recipe.backbone.model_dump(),
             "gives": export.gives,
             "input": dataclasses.asdict(export.input),
+            "preparation": preparation(export.input),
             "update": update,
             "seed": recipe.train.seed,
+            "sha256": hashlib.sha256(content).hexdigest(),
         }
         folder.write(f"export/{name}.json", json.dumps(about, indent=1))
-    return loading_lines(recipe.backbone, str(folder.export / "backbone.safetensors"))
+    loading = loading_lines(recipe.backbone, str(folder.export / "backbone.safetensors"))
+    image = exports.get("backbone", next(iter(exports.values()))).input
+    return f"{loading}\n\n{preparing_lines(image)}"
 
 
 def find_export(exports: Mapping[str, Export], name: str | None) -> tuple[str, str | None, Export]:

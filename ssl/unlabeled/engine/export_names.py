@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from unlabeled.backbones import naming
 from unlabeled.backbones.build import loading_lines
 from unlabeled.config.recipe import Backbone
-from unlabeled.engine.checkpoint import write_atomically
+from unlabeled.engine.preparation import preparing_lines
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input
+from unlabeled.ops.files import write_atomically
 
 State = dict[str, Tensor]
 
@@ -57,7 +58,6 @@ def write_named(export: Export, backbone: Backbone, form: str, out: Path) -> str
     theirs: nn.Module = found["model"].eval()
     state = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
     naming.refuse_other_shapes(state, theirs.state_dict(), chosen.library)
-    out.parent.mkdir(parents=True, exist_ok=True)
     trial = out.with_name(f".{out.name}.trial")
     try:
         write_atomically(trial, lambda file: chosen.write(state, file))
@@ -76,7 +76,7 @@ def _torchvision(network: nn.Module, backbone: Backbone, image: Input) -> Form:
     build = naming.torchvision_lines(naming.shape_of(network))
 
     def told(path: Path) -> str:
-        return f'{build}\nmodel.load_state_dict(torch.load("{path}"))\n{_statistics(image)}'
+        return f'{build}\nmodel.load_state_dict(torch.load("{path}"))\n\n{preparing_lines(image)}'
 
     return Form("torchvision", ".pth", build, torch.save, torch.load, told)
 
@@ -90,7 +90,7 @@ def _timm(network: nn.Module, backbone: Backbone, image: Input) -> Form:
                         "RUN/export/backbone.safetensors holds its weights")
 
     def told(path: Path) -> str:
-        return f"{loading_lines(backbone, str(path))}\n{_statistics(image)}"
+        return f"{loading_lines(backbone, str(path))}\n\n{preparing_lines(image)}"
 
     return Form("timm", ".safetensors", build, lambda state, file: file.write(save(state)), load_file, told)
 
@@ -116,12 +116,6 @@ def _detectron2(network: nn.Module, backbone: Backbone, image: Input) -> Form:
 
 
 _FORMS = {"torchvision": _torchvision, "timm": _timm, "detectron2": _detectron2}
-
-
-def _statistics(image: Input) -> str:
-    if image.mean is None:
-        return "# images: RGB in [0, 1], without mean and deviation"
-    return f"# images: RGB in [0, 1], then mean {list(image.mean)} and deviation {list(image.std or ())}"
 
 
 def _detectron2_config(shape: naming.Shape, image: Input, path: Path) -> str:

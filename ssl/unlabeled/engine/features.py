@@ -15,9 +15,10 @@ from unlabeled.backbones.sizes import refuse_images
 from unlabeled.data.base import too_many, with_reason
 from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.source import Source
+from unlabeled.engine.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
-from unlabeled.ops.distributed import max_over_ranks, rank, sum_over_ranks, world
+from unlabeled.ops.distributed import max_over_ranks, raise_together, rank, sum_over_ranks, world
 from unlabeled.ops.precision import full_precision
 
 _GATHERED = 1 << 14  # rows per message between processes
@@ -28,13 +29,15 @@ class Features:
     """Features of the readable images of one split, in the order of the split.
 
     x: float32 [n, F]. index: int64 [n], place in the split. label: int64 [n], -1 where unknown; None without labels.
-    corrupt: keys of the images left out.
+    corrupt: keys of the images left out. twin: int64 [n], of test images the place in the training split of the same
+    image, -1 where it is not there; None: none is.
     """
 
     x: Tensor
     index: Tensor
     label: Tensor | None = None
     corrupt: list[str] = field(default_factory=list)
+    twin: Tensor | None = None
 
     def labelled(self) -> Features:
         """Return the rows whose label is known."""
@@ -42,7 +45,8 @@ class Features:
         known = self.label >= 0
         if bool(known.all()):
             return self
-        return Features(self.x[known], self.index[known], self.label[known], self.corrupt)
+        twin = None if self.twin is None else self.twin[known]
+        return Features(self.x[known], self.index[known], self.label[known], self.corrupt, twin)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,13 @@ def extract(
     found: dict[str, Features] = {}
     for size in sorted({e.size for e in embedders.values()}):
         together = {name: e for name, e in embedders.items() if e.size == size}
-        parts = _extract_part(together, source, size, batch, workers, device)
+        parts: dict[str, Features] = {}
+        problem: Exception | None = None
+        try:
+            parts = _extract_part(together, source, size, batch, workers, device)
+        except Exception as error:  # the other processes wait for this one below
+            problem = error
+        raise_together(problem, device)
         for name, part in parts.items():
             refuse_nonfinite(name, part.x, device)
             found[name] = gather_features(part, device)
@@ -103,9 +113,13 @@ def _extract_part(
     rows: dict[str, list[Tensor]] = {name: [] for name in embedders}
     index: list[Tensor] = []
     corrupt: list[str] = []
+    told = LongPass(f"features of '{source.split}' of '{source.name}'", len(source), rank() == 0)
+    seen = 0
     with full_precision(device):
         for part in eval_batches(source, EvalCrop(size), rank(), world(), batch, workers):
             corrupt += part.corrupt
+            seen += len(part.index) + len(part.corrupt)
+            told.advance(min(len(source), seen * world()))
             if len(part.index) == 0:
                 continue
             crops = part.crops[0].to(device, non_blocking=True)
@@ -181,6 +195,11 @@ def join(parts: list[Features]) -> Features:
 
 def refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
     """Raise UserError if more than the `allowed` share of a split is `corrupt`."""
+    if 0 < len(corrupt) == len(source):
+        raise UserError(
+            f"data '{source.name}', split '{source.split}': none of the {len(source)} images can be read; the first: "
+            f"{', '.join(corrupt[:5])}"
+        )
     if too_many(len(corrupt), len(source), allowed):
         raise UserError(
             f"data '{source.name}', split '{source.split}': {len(corrupt)} of {len(source)} images cannot "
@@ -192,7 +211,10 @@ def refuse_nonfinite(name: str, x: Tensor, device: torch.device) -> None:
     """Raise UserError, on all ranks, if features x [n of this rank, F] of any of them are NaN or infinite."""
     bad = sum_over_ranks((~torch.isfinite(x)).any(1).sum().to(device))
     if int(bad):
-        raise UserError(
-            f"{name}: the features of {int(bad)} images are NaN or infinite; the run has diverged, so take "
-            "an earlier checkpoint (RUN/checkpoints/...) or train again with a lower optim.lr.base"
+        cure = (
+            "leave this baseline out with random_init=false"
+            if name == "random_init"
+            else "the run has diverged, so take an earlier checkpoint (RUN/checkpoints/...) or train again with a "
+            "lower optim.lr.base"
         )
+        raise UserError(f"{name}: the features of {int(bad)} images are NaN or infinite; {cure}")

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from unlabeled.augment import photometric
 from unlabeled.config.recipe import Train
+from unlabeled.engine.watch import PATIENCE, group_timeout, watch
 from unlabeled.errors import UserError
 from unlabeled.ops.compiler import compiler_problem
 from unlabeled.ops.memory import keep_freed_memory
@@ -28,7 +29,9 @@ HOW = (
 
 def join() -> PartialState:
     """Join the other processes of the launch, on CPUs if it says so."""
-    return PartialState(cpu=_on_cpu())
+    state = PartialState(cpu=_on_cpu(), timeout=group_timeout(PATIENCE))
+    watch()
+    return state
 
 
 def start(train: Train) -> Accelerator:
@@ -48,7 +51,9 @@ def start(train: Train) -> Accelerator:
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     AcceleratorState._reset_state()  # a process may train several times, in different precisions
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
+    group = InitProcessGroupKwargs(timeout=group_timeout(train.patience))
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp, group])
+    watch(train.patience)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     for wanted, who in ((launched, "the launcher started"), (train.processes, "train.processes asks for")):
         if wanted and wanted != accelerator.num_processes:
@@ -92,7 +97,7 @@ def _end_with_the_launcher() -> None:
 def _has_amx() -> bool:
     """Return whether the processor multiplies bfloat16 matrices itself (AMX): elsewhere on CPUs bf16 is slower."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text().split()
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text("utf-8", "replace").split()
     except OSError:  # no such file on this system
         return False
 

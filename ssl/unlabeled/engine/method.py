@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,13 +15,12 @@ from unlabeled.backbones.build import build_backbone
 from unlabeled.backbones.sizes import refuse_images, try_image
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
-from unlabeled.engine.build import info_from_record, method_class
-from unlabeled.engine.checkpoint import disk_error
+from unlabeled.engine.build import method_class, stored_info
 from unlabeled.engine.export import find_export, inner, open_residuals
+from unlabeled.engine.sources import adopt, refuse_bad_export, split_source
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export, Info, Method
-from unlabeled.ops.distributed import on_rank0
 
 
 def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights: bool = True, trained: bool = False,
@@ -93,62 +90,30 @@ def _refuse_no_vector(network: BackboneModule, name: str, size: int) -> None:
                         "numbers; leave backbone.options.global_pool and the like out, or choose another network")
 
 
-def split_source(source: str) -> tuple[Path, str | None]:
-    """Split RUN or RUN:EXPORT."""
-    run, colon, export = source.partition(":")
-    return Path(run), export if colon else None
-
-
 def load_export(source: str, *, weights: bool = True) -> Export:
     """Return an export of a run, RUN or RUN:EXPORT, with the weights that the run handed out at its end.
 
-    weights: False leaves it at random. Raises UserError if there is no run, no such export, or it has not finished.
+    weights: False leaves it at random. Raises UserError if there is no run or no such export, if it has not finished,
+    and if the file of the export is damaged.
     """
     run, name = split_source(source)
     if not (run / "recipe.yaml").exists():
         raise UserError(f"{run} is no run: {run / 'recipe.yaml'} is missing; give RUN or RUN:EXPORT, such as "
                         "runs/simclrv2-s0:backbone+head1")
     recipe = read_recipe(run / "recipe.yaml")
-    record = json.loads((run / "run.json").read_text())
-    info = info_from_record(record["info"], recipe.train.seed)
-    method = build_method(recipe, info, run, weights=False, trained=True)
+    method = build_method(recipe, stored_info(run, recipe), run, weights=False, trained=True)
     name, block, export = find_export(method.exports(), name)
     network = export.build()
     if weights:
-        file = run / "export" / f"{name}.safetensors"
-        if not file.exists():
-            raise UserError(f"{run} has not finished: {file} is missing; start its command again, which goes on")
-        network.load_state_dict(load_file(file))
+        file = refuse_bad_export(run, name)
+        try:
+            network.load_state_dict(load_file(file))
+        except (SafetensorError, RuntimeError) as error:
+            raise UserError(f"{file} is damaged or of another network ({_first_line(error)}); remove it, then give the "
+                            "command of that run again, which writes it from its last checkpoint") from error
     whole = replace(export, build=lambda: network)
     return whole if block is None else inner(whole, block)
 
 
-def adopt(source: str, run: Path) -> str:
-    """Copy what `load_export` needs of a finished run into RUN/sources, once, and return the copy as a source.
-
-    A source that is no finished run is returned as it is, for `load_export` to refuse.
-    """
-    origin, name = split_source(source)
-    copy = run / "sources" / f"{origin.name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-    if on_rank0(lambda: _copy(origin, copy)):
-        return str(copy) if name is None else f"{copy}:{name}"
-    return source
-
-
-def _copy(origin: Path, copy: Path) -> bool:
-    """Return whether the copy is there; an unfinished run is not copied, for it would stay unfinished."""
-    if copy.exists() or not (origin / "DONE").exists():
-        return copy.exists()
-    partial = copy.with_name(f"{copy.name}.part")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for file in ("recipe.yaml", "run.json"):
-            shutil.copyfile(origin / file, partial / file)
-        for folder in ("export", "sources"):
-            if (origin / folder).is_dir():
-                shutil.copytree(origin / folder, partial / folder)
-        partial.rename(copy)
-    except OSError as error:
-        raise disk_error(copy, error) from error
-    return True
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

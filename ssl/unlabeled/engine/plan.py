@@ -54,7 +54,10 @@ def make_plan(recipe: Recipe, clock: str, samples: int, world: int) -> Plan:
             raise UserError(f"data.{name}.epoch_samples has no effect: an epoch is one pass over data.{clock}")
     samples = stream.epoch_samples or samples
     if samples < batch:
-        raise UserError(f"data.{clock}.batch is {batch}, but an epoch holds only {samples} samples; use a smaller one")
+        raise UserError(
+            f"data.{clock}.batch is {batch}, but an epoch holds only {samples} samples; use a smaller one, at most "
+            f"data.{clock}.batch={samples}"
+        )
     if batch % (world * train.grad_accum):
         raise UserError(
             f"data.{clock}.batch {batch} does not divide into {world} processes x {train.grad_accum} micro-batches"

@@ -1,13 +1,15 @@
-"""What a user sees while training: a bar on a terminal, a line now and then in a log file."""
+"""What a user sees while a long command works: a bar on a terminal, a line now and then in a log file."""
 
 from __future__ import annotations
 
 import sys
 import time
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+PASS_AFTER = 10.0  # seconds after which a pass over many images is long enough to be told of
 
 
 class Meter:
@@ -38,39 +40,41 @@ class ProgressBar:
 
     def __init__(self, total: int, start: int, shown: bool) -> None:
         self.total, self.start, self.shown = total, start, shown
-        self._text = ""
+        self._text, self._noted = "", start
         self._begin = self._last = time.perf_counter()
         self._bar: Progress | None = None
         if shown and sys.stdout.isatty():
             self._bar = Progress(
-                TextColumn("{task.completed}/{task.total}"),
-                BarColumn(),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
+                TextColumn("{task.completed}/{task.total}", table_column=Column(min_width=2 * len(f"{total}") + 1)),
+                BarColumn(bar_width=10),
+                TextColumn("{task.description}", markup=False, table_column=Column()),  # goes on in a second line
             )
             self._task = self._bar.add_task("", total=total, completed=start)
             self._bar.start()
 
-    def note(self, values: dict[str, float]) -> None:
-        """Take the newest logged values for the display."""
+    def note(self, done: int, values: dict[str, float]) -> None:
+        """Take the newest logged values for the display, those of the update that is the `done`-th."""
+        self._noted = done
         self._text = (
             f"loss {values['loss']:.4f}  lr {values['lr']:.3g}  {values['images_per_s']:.0f} images/s  "
             f"waiting for data {values['data_wait']:.0%}"
         )
 
     def advance(self, done: int) -> None:
-        """Show that `done` updates are finished."""
+        """Show that `done` updates are finished, and of which of them the values are."""
+        now = time.perf_counter()
+        left = duration((self.total - done) * (now - self._begin) / max(1, done - self.start))
+        text = f"{self._text}  (at update {self._noted})" if self._text and self._noted != done else self._text
         if self._bar:
-            self._bar.update(self._task, completed=done, description=self._text)
-        elif self.shown and self._text and time.perf_counter() - self._last >= LINE_EVERY:
-            self._last = time.perf_counter()
-            left = (self.total - done) * (self._last - self._begin) / max(1, done - self.start)
-            print(f"update {done}/{self.total}  {self._text}  {left / 60:.1f} min left", flush=True)
+            self._bar.update(self._task, completed=done, description=f"{left} left  {text}")
+        elif self.shown and text and now - self._last >= LINE_EVERY:
+            self._last = now
+            print(f"update {done}/{self.total}  {text}  {left} left", flush=True)
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bar."""
         if self._bar:
-            self._bar.console.print(text, highlight=False, markup=False)
+            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif self.shown:
             print(text, flush=True)
 
@@ -78,3 +82,34 @@ class ProgressBar:
         """Take the bar away."""
         if self._bar:
             self._bar.stop()
+
+
+class LongPass:
+    """Tell how far a pass over many images is, in a line now and then; a short one is not told of."""
+
+    def __init__(self, what: str, total: int, shown: bool) -> None:
+        self.what, self.total, self.shown = what, total, shown
+        self._begin = self._last = time.perf_counter()
+
+    def advance(self, done: int) -> None:
+        """Take notice that `done` of `total` images are finished."""
+        now = time.perf_counter()
+        if not self.shown or not 0 < done < self.total:
+            return
+        if now - self._begin >= PASS_AFTER and (now - self._last >= LINE_EVERY or self._last == self._begin):
+            self._last = now
+            left = duration((self.total - done) * (now - self._begin) / done)
+            print(f"{self.what}: {done} of {self.total} images, {left} left", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people say it: 40 s, 12 min, 2 h 5 min, 1 d 3 h."""
+    seconds = max(0.0, seconds)
+    minutes = round(seconds / 60)
+    if round(seconds) < 60:
+        return f"{round(seconds)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    whole, part, units = (*divmod(minutes, 60), ("h", "min")) if minutes < 1440 else (
+        *divmod(round(seconds / 3600), 24), ("d", "h"))
+    return f"{whole} {units[0]} {part} {units[1]}" if part else f"{whole} {units[0]}"

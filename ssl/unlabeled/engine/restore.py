@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
-from unlabeled.engine.build import info_from_record
-from unlabeled.engine.checkpoint import Checkpoints, read_checkpoint
+from unlabeled.engine.build import stored_info
+from unlabeled.engine.checkpoint import read_about, read_checkpoint
 from unlabeled.engine.method import build_method
+from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.same_recipe import differences, kept_recipe
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
 
@@ -35,20 +37,44 @@ def load_run(path: Path, *, random_init: bool = False, device: torch.device | st
     run = path if path.is_dir() else path.parent.parent
     if not (run / "recipe.yaml").exists():
         missing = run / "recipe.yaml"
+        if (run / "run.json").exists():
+            raise UserError(f"{missing} is missing; give the run's own command again, which writes it anew")
         raise UserError(f"{path} is no run: {missing} is missing; give the folder of a run, or a checkpoint in one")
     recipe = read_recipe(run / "recipe.yaml")
-    record = json.loads((run / "run.json").read_text())
-    info = info_from_record(record["info"], recipe.train.seed)
-    method = build_method(recipe, info, run, weights=not random_init, trained=True)
+    method = build_method(recipe, stored_info(run, recipe), run, weights=not random_init, trained=True)
     update = 0
     if not random_init:
-        if path.is_dir():
-            state, _ = Checkpoints(run / "checkpoints", recipe.train.keep).load_newest()
-        else:
-            state = read_checkpoint(path)
-        if state is None:
-            first = recipe.train.checkpoint_every
-            raise UserError(f"{run} has no checkpoint yet; its first comes after {first} updates")
-        method.load_state_dict(state["method"])
-        update = state["update"]
+        update = _load_weights(method, recipe, run, None if path.is_dir() else path)
     return Restored(recipe, method.to(device).eval(), update, run)
+
+
+def _load_weights(method: Method, recipe: Recipe, run: Path, checkpoint: Path | None) -> int:
+    """Load a checkpoint of the run, or its newest good one, into `method`, and return after how many updates it was."""
+    if checkpoint is None:
+        saved = RunFolder(run).saved_states()
+        found, _ = saved.load_newest()
+        if found is None or saved.loaded is None:
+            first = recipe.train.checkpoint_every
+            when = f"; its first comes after {first} updates" if first else ""
+            raise UserError(f"{run} has no checkpoint yet{when}")
+        state, checkpoint = found, saved.loaded
+    else:
+        state = read_checkpoint(checkpoint)
+    kept = kept_recipe(read_about(checkpoint), checkpoint)
+    lines = [] if kept is None else differences(kept, recipe.model_dump(mode="json"), run, places=False)
+    if lines:
+        own = run / "recipe.yaml"
+        raise UserError(f"checkpoint {checkpoint} is of another recipe than {own}:\n" + "\n".join(lines))
+    load_state(method, state, checkpoint)
+    update: int = state["update"]
+    return update
+
+
+def load_state(method: Method, state: dict[str, Any], where: Path) -> None:
+    """Load a checkpoint's state into `method`. Raises UserError, naming `where` it is from, if it is of another one."""
+    try:
+        method.load_state_dict(state["method"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        first = str(error).strip().partition("\n")[2].strip().partition("\n")[0] or error
+        raise UserError(f"the checkpoint in {where} does not fit the method of the run's recipe ({first}); it belongs "
+                        "to another run, or to another version of this package") from error

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import platform
-import socket
-import subprocess
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from unlabeled import __version__
-from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.write import to_yaml
-from unlabeled.config.yaml_lines import parse_file
-from unlabeled.engine.checkpoint import disk_error, write_atomically
+from unlabeled.engine.checkpoint import Checkpoints, anew, vanished
 from unlabeled.engine.run_lock import RunLock
+from unlabeled.engine.run_record import NAME, new_id, read_record, this_start, what_changed
+from unlabeled.engine.same_recipe import as_begun, differences, flat, kept_recipe, stored_recipe
+from unlabeled.engine.sources import export_problem
 from unlabeled.errors import UserError
-from unlabeled.ops.distributed import world
+from unlabeled.ops.files import disk_error, sweep, write_atomically
 
-# what may change between a start and its resume without changing what is learned
-_FREE = (
-    "train.nonfinite",
-    "data.workers",
-    "train.processes",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.log_every",
-    "train.sinks",
-    "eval.",
-)
-_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "pydantic")
+_ROOMS = ("checkpoints", "export", "sources")  # in which nobody writes but who holds the lock
+_SHARED = ("", "eval", "look", "features")
 
 
 class RunFolder:
@@ -52,136 +34,234 @@ class RunFolder:
         self.requeue = path / "REQUEUE"
         self.lock = RunLock(path)
 
-    def open(self, recipe: Recipe, info: dict[str, Any], fresh: bool) -> None:
+    def open(self, recipe: Recipe, info: dict[str, Any], fresh: bool) -> Recipe:
         """Create the folder, or check that what stands there is the same run; without a checkpoint it is none yet.
 
-        Raises UserError, with the keys that differ, if the folder holds a run of another recipe, and if another start
-        is at work in it.
+        info: what `run.json` keeps beside id and starts, from the first start on. Returns the recipe with the names of
+        earlier runs under which the run was begun. Raises UserError, with the keys that differ, if the folder holds a
+        run of another recipe, if its checkpoints are gone, and if another start is at work in it.
         """
-        if self.path.is_dir():
-            self.lock.take()
-        if fresh and self.path.exists():
-            self._set_aside()
+        self.lock.take()
+        if fresh and self.lock.held:
+            if any(entry.name != self.lock.file.name for entry in self.path.iterdir()):
+                self._set_aside()
             self.lock.release()
-        resolved = recipe.model_dump(mode="json")
-        existing = self.path / "recipe.yaml"
-        if existing.exists() and any(self.checkpoints.glob("update-*.json")):
-            _refuse_other_recipe(self.path, _dumped(existing), resolved)
         self.enter()
         self.requeue.unlink(missing_ok=True)
+        if not self.goes_on():
+            earlier = self._saved_nothing(recipe)
+            self.write("recipe.yaml", to_yaml(recipe))
+            self._write_record({"id": new_id(), "starts": [], **earlier, **info})
+            return recipe
+        stored = self._refuse_other_recipe(recipe)
+        found = as_begun(recipe, stored, self.path)
+        if stored_recipe(self.path / "recipe.yaml") is None:
+            self.write("recipe.yaml", to_yaml(found))
+        self._mend_record(info)
+        return found
+
+    def _saved_nothing(self, recipe: Recipe) -> dict[str, Any]:
+        """Return id and starts of earlier starts of the same recipe that ended before anything was saved."""
+        stored = stored_recipe(self.path / "recipe.yaml")
+        try:
+            record = read_record(self.path)
+        except UserError:
+            return {}
+        if stored is None or record["id"] is None or differences(stored, recipe.model_dump(mode="json"), self.path):
+            return {}
+        return {"id": record["id"], "starts": record["starts"]}
+
+    def goes_on(self) -> bool:
+        """Return whether something was saved here, so that a start goes on and does not begin.
+
+        Raises UserError if the checkpoints cannot be read, or are gone.
+        """
+        found = self.saved_states()
+        if self.done.exists() or found.any():
+            return True
+        saved = found.saved() or self._saved_by_metrics()
+        if saved:
+            raise vanished(self.checkpoints, saved)
+        return False
+
+    def _saved_by_metrics(self) -> int | None:
+        """Return an update that must have been saved, by the metrics of a run begun before that was written down."""
+        lines = self.read_lines(self.metrics)
+        stored = stored_recipe(self.path / "recipe.yaml") if lines else None
+        every = flat(stored).get("train.checkpoint_every")
+        if not isinstance(every, int) or every < 1 or self._is_new():
+            return None
+        return (lines[-1]["update"] // every) * every or None
+
+    def _is_new(self) -> bool:
+        try:
+            return read_record(self.path)["id"] is not None
+        except UserError:
+            return False
+
+    def saved_states(self, keep: int = 2, about: dict[str, Any] | None = None) -> Checkpoints:
+        """Return the run's checkpoints."""
+        return Checkpoints(self.checkpoints, keep, about, self.path / "SAVED")
+
+    def _refuse_other_recipe(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the recipe that stands here. Raises UserError if it, or that of a checkpoint, trains otherwise."""
+        newest, about = self.saved_states().newest_about()
+        stored, kept = stored_recipe(self.path / "recipe.yaml"), kept_recipe(about, newest or self.path)
+        if stored is None and kept is None:
+            raise UserError(f"{self.path} holds a run, but its recipe.yaml is missing or damaged, so that nobody knows "
+                            f"which: bring the file back, or {anew(self.path)}")
+        now = recipe.model_dump(mode="json")
+        lines = [] if stored is None else differences(stored, now, self.path)
+        if lines:
+            raise UserError(
+                f"{self.path} holds a run of another recipe:\n"
+                + "\n".join(lines)
+                + f"\nGive the settings that it was begun with, use another folder, or {anew(self.path)}"
+            )
+        lines = [] if kept is None else differences(kept, now, self.path, places=stored is None)
+        if lines:
+            raise UserError(f"checkpoint {newest} is of another recipe:\n" + "\n".join(lines) + "\nBring the run's own "
+                            f"checkpoints back, or {anew(self.path)}")
+        return stored or kept or now
+
+    def _mend_record(self, info: dict[str, Any]) -> None:
+        """Write `run.json` anew if it is missing or damaged; what it said is kept beside it."""
+        try:
+            read_record(self.path)
+        except UserError as error:
+            file, aside = self.path / NAME, self.path / f"{NAME}.damaged"
+            kept = file.exists()
+            if kept:
+                os.replace(file, aside)
+            said = f"{str(error).rpartition(';')[0]}; it is written anew, without the earlier starts"
+            print(f"{said} (the old file: {aside})" if kept else said)
+            _, about = self.saved_states().newest_about()
+            data = about.get("data", info.get("data"))
+            self._write_record({"id": new_id(), **info, "data": data, "starts": []})
+
+    def data_at_start(self) -> dict[str, Any] | None:
+        """Return what the run's streams read when it began; None of runs begun before that was kept."""
+        return read_record(self.path)["data"]
+
+    def begin(self, recipe: Recipe, info: dict[str, Any], update: int, streamed: list[str], notes: list[str],
+              ) -> list[str]:
+        """Add a start that trains from `update` on to `run.json`, and keep the recipe with what may differ.
+
+        streamed: names of the streams whose order depends on the processes. Returns the `notes` on this start that are
+        kept with it, and those on what differs from the one before.
+        """
+        record = read_record(self.path)
+        start = this_start(update, recipe.data.workers)
+        if update and record["starts"]:
+            notes = [*notes, *what_changed(record["starts"][-1], start, streamed)]
         self.write("recipe.yaml", to_yaml(recipe))
-        self.write("run.json", json.dumps({**_environment(), **info}, indent=1))
+        # W&B knows runs that were begun before they had an id by the name of their folder
+        name = record["id"] or (self.path.name if update else new_id())
+        starts = [*record["starts"], {**start, **({"notes": notes} if notes else {})}]
+        self._write_record({"id": name, **info, "starts": starts})
+        return notes
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        self.write(NAME, json.dumps(record, indent=1))
+
+    def bad_exports(self) -> list[str]:
+        """Return what is wrong with the exports of a finished run; DONE names them."""
+        try:
+            names = self.done.read_text().splitlines()[1:]
+        except (OSError, ValueError):
+            names = []
+        if not names:  # finished before they were named
+            names = sorted({file.stem for file in self.export.glob("*.*") if not file.name.startswith(".")})
+        if not names:
+            return [f"{self.export} holds no export"]
+        return [problem for name in names if (problem := export_problem(self.path, name))]
 
     def enter(self) -> None:
         """Create the folder and lock it. Raises UserError if another start is at work in it, or it cannot be made."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(self.path, error) from error
-        self.lock.take()
+        self.lock.take(make=True)
+        for name in _ROOMS:
+            sweep(self.path / name, owned=True)
+        for name in _SHARED:
+            sweep(self.path / name)
 
     def write(self, name: str, text: str) -> None:
         """Write a small text file atomically."""
-        self.write_bytes(name, text.encode())
+        self.write_bytes(name, text.encode("utf-8", "surrogateescape"))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file atomically."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, lambda file: file.write(data))
+        write_atomically(self.path / name, lambda file: file.write(data))
 
     def append(self, file: Path, lines: list[dict[str, Any]]) -> None:
         """Append JSON lines to `file`."""
         try:
-            with open(file, "a") as stream:
+            with open(file, "a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(line) + "\n" for line in lines)
         except OSError as error:
             raise disk_error(file, error) from error
 
     def read_lines(self, file: Path) -> list[dict[str, Any]]:
-        """Return the JSON lines of `file`; a last line cut off by a crash is left out."""
-        if not file.exists():
-            return []
-        lines = []
-        for line in file.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
+        """Return the lines of `file` that hold JSON objects with a number `update`.
+
+        A last line cut off by a crash is left out; others that cannot be read are too, which is said. Raises UserError
+        if the file cannot be read.
+        """
+        lines, bad, _ = _parsed(file)
+        if bad:
+            print(f"{file}: {_unreadable(bad)} left out")
         return lines
 
     def cut_back(self, update: int) -> None:
-        """Drop what `metrics.jsonl` and `corrupt.jsonl` say of updates from `update` on: they are done again."""
+        """Drop what `metrics.jsonl` and `corrupt.jsonl` say of updates from `update` on: they are done again.
+
+        A file with lines that cannot be read is kept beside the new one.
+        """
         for file in (self.metrics, self.corrupt):
-            lines = self.read_lines(file)
-            if lines:
-                kept = [line for line in lines if line["update"] < update]
-                self.write(file.name, "".join(json.dumps(line) + "\n" for line in kept))
+            lines, bad, whole = _parsed(file)
+            kept = [line for line in lines if line["update"] < update]
+            if len(kept) == len(lines) and whole:
+                continue
+            if bad:
+                aside = file.with_name(f"{file.name}.damaged")
+                os.replace(file, aside)
+                print(f"{file}: {_unreadable(bad)} left out; the old file is {aside}")
+            self.write(file.name, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _set_aside(self) -> None:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.replaced-{number}")).exists():
             number += 1
-        os.replace(self.path, aside)
+        try:
+            os.replace(self.path, aside)
+        except OSError as error:
+            raise disk_error(aside, error) from error
         print(f"fresh=true: the earlier run now stands in {aside}")
 
 
-def _dumped(file: Path) -> dict[str, Any]:
-    """Return the recipe of a file; options that came after it was written have their defaults."""
+def _parsed(file: Path) -> tuple[list[dict[str, Any]], list[int], bool]:
+    """Return the good lines of a file, the numbers (from 1) of bad ones, and whether every line is good and whole.
+
+    A bad last line without an end was cut off by a crash, and counts as neither.
+    """
     try:
-        return read_recipe(file).model_dump(mode="json")
-    except UserError:  # written by another version, or by hand: what differs is shown as it stands there
-        return parse_file(file).value
-
-
-def _refuse_other_recipe(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    before, now = _flat(old), _flat(new)
-    lines = [
-        f"  {key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} now"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(_FREE) and not key.endswith(".root")
-    ]
-    if lines:
-        raise UserError(
-            f"{path} holds a run of another recipe:\n"
-            + "\n".join(lines)
-            + "\nUse another folder (run=FOLDER), or fresh=true to set that run aside and start anew"
-        )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {key: value for name, sub in tree.items() for key, value in _flat(sub, f"{prefix}{name}.").items()}
-
-
-def _environment() -> dict[str, Any]:
-    versions = {}
-    for name in _PACKAGES:
+        rows = file.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], [], True
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}; move it away, or give it back") from error
+    lines, bad = [], []
+    for number, row in enumerate(rows, 1):
         try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return {
-        "unlabeled": __version__,
-        "commit": _commit(),
-        "command": sys.argv,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "processes": world(),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-    }
+            line = json.loads(row)
+        except ValueError:
+            line = None
+        if isinstance(line, dict) and type(line.get("update")) is int:
+            lines.append(line)
+        elif row.strip() and number < len(rows):
+            bad.append(number)
+    return lines, bad, not bad and not rows[-1]
 
 
-def _commit() -> str | None:
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-        dirty = subprocess.run(["git", "-C", here, "diff", "--quiet", "HEAD"], capture_output=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() + ("-dirty" if dirty.returncode else "") if found.returncode == 0 else None
+def _unreadable(bad: list[int]) -> str:
+    first = ", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else "")
+    return f"{len(bad)} line{'s' * (len(bad) > 1)} that cannot be read ({first})"

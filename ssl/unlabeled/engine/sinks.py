@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.run_record import read_record
 from unlabeled.errors import UserError
 
 
@@ -15,14 +17,22 @@ class Metrics:
 
     def __init__(self, folder: RunFolder, sinks: Sequence[str], start: int) -> None:
         self.folder = folder
+        lines = folder.read_lines(folder.metrics)
+        self.newest = lines[-1]["update"] if lines else None
         self.tensorboard = _tensorboard(folder, start) if "tensorboard" in sinks else None
         self.wandb = _wandb(folder) if "wandb" in sinks else None
 
     def write(self, update: int, values: dict[str, Any]) -> None:
-        """Record `values` of `update`."""
+        """Record `values` of `update`; what comes later of the newest one joins its line."""
         # JSON has no NaN
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.folder.append(self.folder.metrics, [{"update": update, **plain}])
+        if update == self.newest:
+            lines = self.folder.read_lines(self.folder.metrics)
+            lines[-1] |= plain
+            self.folder.write(self.folder.metrics.name, "".join(json.dumps(line) + "\n" for line in lines))
+        else:
+            self.folder.append(self.folder.metrics, [{"update": update, **plain}])
+        self.newest = update
         if self.tensorboard:
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, update)
@@ -50,4 +60,6 @@ def _wandb(folder: RunFolder) -> Any:
         import wandb
     except ImportError as error:
         raise UserError("train.sinks has wandb, which is not installed; pip install wandb") from error
-    return wandb.init(dir=str(folder.path), name=folder.path.name, id=folder.path.name, resume="allow")
+    # the id is the run's own: another run in a folder of this name is another one there too
+    name = read_record(folder.path)["id"]
+    return wandb.init(dir=str(folder.path), name=folder.path.name, id=name, resume="allow")

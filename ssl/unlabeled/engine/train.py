@@ -6,10 +6,10 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -19,19 +19,25 @@ from unlabeled.config.recipe import Recipe
 from unlabeled.data.base import with_reason
 from unlabeled.data.batch import Batch
 from unlabeled.engine import build, launch
-from unlabeled.engine.checkpoint import Checkpoints
+from unlabeled.engine.checkpoint import SaveClock, vanished
 from unlabeled.engine.chosen import keep_chosen
 from unlabeled.engine.corrupt import CorruptSamples
 from unlabeled.engine.export import write_exports
+from unlabeled.engine.features import gather_names
 from unlabeled.engine.method import build_method
-from unlabeled.engine.online import Online
+from unlabeled.engine.online import Online, last_measured
 from unlabeled.engine.plan import Plan, describe, make_plan
 from unlabeled.engine.preview import views_png
 from unlabeled.engine.progress import Meter, ProgressBar
+from unlabeled.engine.restore import load_state
+from unlabeled.engine.run_data import changed_data, counts_only, data_record, keep_names, refuse_changed
 from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.run_record import read_record
 from unlabeled.engine.signals import Signals
 from unlabeled.engine.sinks import Metrics
 from unlabeled.engine.updater import Outcome, Updater
+from unlabeled.engine.watch import watch
+from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0, rank, sum_over_ranks, world
 
 
@@ -57,26 +63,54 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
     plan = make_plan(recipe, method_class.clock, len(opened[method_class.clock].source), world())
     info = build.make_info(recipe, opened)
     folder = RunFolder(run)
+    record = {"info": build.info_record(info), "data": data_record(opened) if rank() == 0 and not dry_run else {}}
+    notes: list[str] = []
     if not dry_run:
-        on_rank0(lambda: folder.open(recipe, {"info": build.info_record(info)}, fresh))
-        on_rank0(lambda: keep_chosen(folder, recipe, opened))
-        if on_rank0(folder.done.exists):
-            if rank() == 0:
-                print(f"{run} is finished ({plan.total} updates); fresh=true starts it anew")
+        recipe = on_rank0(lambda: folder.open(recipe, record, fresh))
+        if on_rank0(lambda: _is_finished(folder, plan.total)):
             folder.lock.release()
             return Result(run, plan.total, finished=True)
+        notes = on_rank0(lambda: _check_data(folder, recipe, record, opened))
     if rank() == 0:
         processes = f"{world()} process{'es' * (world() > 1)} on {accelerator.device.type}"
         print(
             "\n".join([f"{run.name}: {processes}, precision {accelerator.mixed_precision}", *describe(plan, recipe)]),
             flush=True,
         )
-    trainer = Trainer(recipe, plan, folder, accelerator, opened, build_method(recipe, info, None if dry_run else run))
+    method = build_method(recipe, info, None if dry_run else run)
+    trainer = Trainer(recipe, plan, folder, accelerator, opened, method, record, notes)
     try:
         return trainer.dry_run() if dry_run else trainer.run()
     finally:
         trainer.close()
         folder.lock.release()
+
+
+def _is_finished(folder: RunFolder, total: int) -> bool:
+    """Return whether the run is finished and its exports are good; say so, or what is wrong with them."""
+    if not folder.done.exists():
+        return False
+    problems = folder.bad_exports()
+    for problem in problems:
+        print(f"{problem}; it is written again from the last checkpoint")
+    if not problems:
+        print(f"{folder.path} is finished ({total} updates); fresh=true starts it anew")
+    return not problems
+
+
+def _check_data(
+    folder: RunFolder, recipe: Recipe, record: dict[str, Any], opened: dict[str, build.OpenStream]
+) -> list[str]:
+    """Return what differs of the data, for the record. Raises UserError if that is not allowed."""
+    lines: list[str] = []
+    if folder.goes_on():
+        before = read_record(folder.path)
+        lines = changed_data(folder, before["data"] or counts_only(before["info"]), record["data"], opened)
+        if not recipe.train.allow_changed_data:
+            refuse_changed(folder, lines)
+    keep_chosen(folder, recipe, opened)
+    keep_names(folder, opened)
+    return [f"other data than before:{line[1:]}" for line in lines]
 
 
 def buffer_sizes(method: torch.nn.Module, largest: int = 3) -> str:
@@ -98,10 +132,16 @@ class Trainer:
         accelerator: Accelerator,
         opened: dict[str, build.OpenStream],
         method: Any,
+        record: dict[str, Any],
+        notes: list[str],
     ) -> None:
+        self.record, self.notes = record, notes
         self.recipe, self.plan, self.folder, self.accelerator = recipe, plan, folder, accelerator
         self.updater = Updater(method, recipe, plan, accelerator)
-        self.checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep)
+        about = {"recipe": recipe.model_dump(mode="json"), "data": record["data"]}
+        self.checkpoints = folder.saved_states(recipe.train.keep, about)
+        self.clock = SaveClock(recipe.train.checkpoint_every)
+        self.streamed = [name for name, stream in opened.items() if not stream.source.random_access]
         self.source = opened[method.clock].source
         self.streams = build.train_streams(recipe, opened, plan, pin_memory=accelerator.device.type == "cuda")
 
@@ -109,17 +149,40 @@ class Trainer:
         """Train to the end or to a signal; write checkpoints, metrics and, at the end, the exports."""
         start = self._resume()
         corrupt = CorruptSamples(self.folder, len(self.source), self.recipe.data.max_corrupt)
-        online = Online(self.recipe, self.plan, self.source, self.accelerator.device)
+        last = on_rank0(lambda: last_measured(self.folder.read_lines(self.folder.metrics)))
+        online = Online(self.recipe, self.plan, self.source, self.accelerator.device, last)
         metrics = Metrics(self.folder, self.recipe.train.sinks, start) if rank() == 0 else None
         bar, meter = ProgressBar(self.plan.total, start, rank() == 0), Meter(self.plan.batch)
-        done, heard, dropped, waiting = start, 0, 0, time.perf_counter()
+        done = saved = start
+        heard, dropped, waiting, exported = 0, 0, time.perf_counter(), ""
+        micros: list[dict[str, Batch]] = []
+        problem: Exception | None = None
         try:
             with Signals() as signals:
-                for update, micros in self._batches(start, self.plan.total):
+                if start < self.plan.total:
+                    self._measure(online, start, bar, metrics)  # what a run that was cut short had not come to
+                batches = self._batches(start, self.plan.total, signals.check)
+                for update in range(start, self.plan.total):
+                    try:
+                        micros = next(batches)
+                    except Exception as error:  # a signal among them; what is done so far is saved in any case
+                        problem = error
+                        if world() == 1:
+                            heard = signals.received
+                            break
+                        if not micros:  # nothing stands in for the first batches, and the others wait for them
+                            print(f"rank {rank()}: {error}", file=sys.stderr, flush=True)
+                            raise
                     meter.add(time.perf_counter() - waiting)
                     bad = [key for micro in micros for batch in micro.values() for key in batch.corrupt]
-                    outcome = self.updater.update(update, micros, [signals.received, len(bad)])
-                    done, (heard, any_bad) = update + 1, outcome.notes
+                    due = self.clock.due(update + 1)
+                    notes = [signals.received, len(bad), int(due)]
+                    watch().begun += 1
+                    outcome = self.updater.update(update, micros, notes, abandon=problem is not None)
+                    heard, any_bad, save = outcome.notes
+                    if outcome.abandoned:
+                        break
+                    done = update + 1
                     dropped += outcome.dropped
                     if outcome.dropped and dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
                         bar.say(f"update {update} was dropped for a non-finite loss or gradient, {dropped} so far")
@@ -129,31 +192,47 @@ class Trainer:
                     logged: dict[str, float] = {}
                     if update % self.recipe.train.log_every == 0 or done == self.plan.total:
                         logged = self._log(update, outcome, meter)
-                        bar.note(logged)
-                    if online.due(done):
-                        found = online.measure(self.updater.method)
-                        logged |= found
-                        for line in online.report(done, found):
-                            bar.say(line)
+                        bar.note(done, logged)
                     if metrics and logged:
                         metrics.write(update, logged)
                     bar.advance(done)
-                    if heard or done % self.recipe.train.checkpoint_every == 0 or done == self.plan.total:
+                    if heard or save or done == self.plan.total:
                         self._save(done)
+                        saved = done
                     if heard:
                         break
+                    if done < self.plan.total:
+                        self._measure(online, done, bar, metrics)
                     waiting = time.perf_counter()
+                if saved < done:  # the data have ended the run
+                    self._save(done)
+                if done == self.plan.total:
+                    exported = on_rank0(lambda: write_exports(self.folder, self.recipe, self.updater.method, done))
+                    self._measure(online, done, bar, metrics)
         finally:
             bar.close()
             if dropped:
                 bar.say(f"{dropped} updates were dropped for a non-finite loss or gradient")
             if metrics:
                 metrics.close()
-        return self._leave(heard, done) if done < self.plan.total else self._finish(done)
+        if done == self.plan.total:
+            return self._finish(done, exported)
+        if heard:
+            return self._leave(heard, done)
+        self._raise(problem, done)
+
+    def _measure(self, online: Online, done: int, bar: ProgressBar, metrics: Metrics | None) -> None:
+        """Measure after `done` updates, if that is due: a checkpoint or export of that moment stands already."""
+        if online.due(done):
+            found = online.measure(self.updater.method)
+            for line in online.report(done, found):
+                bar.say(line)
+            if metrics and found:
+                metrics.write(done - 1, found)
 
     def dry_run(self) -> Result:
         """Do two updates, time the second and report memory; nothing is written."""
-        for update, micros in self._batches(0, 2):
+        for update, micros in enumerate(self._batches(0, 2)):
             begin = time.perf_counter()
             loss = float(self.updater.update(update, micros, []).values["loss"])
             seconds = time.perf_counter() - begin
@@ -174,13 +253,15 @@ class Trainer:
         for stream in self.streams.values():
             stream.close()
 
-    def _batches(self, start: int, stop: int) -> Iterator[tuple[int, list[dict[str, Batch]]]]:
-        streams = [stream.updates(start, stop) for stream in self.streams.values()]
+    def _batches(
+        self, start: int, stop: int, waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[list[dict[str, Batch]]]:
+        streams = [stream.updates(start, stop, waiting) for stream in self.streams.values()]
         for update, parts in enumerate(zip(*streams, strict=True), start):
             micros = [dict(zip(self.streams, batches, strict=True)) for batches in zip(*parts, strict=True)]
             if update == start:
                 self._first(update, micros[0])
-            yield update, micros
+            yield micros
 
     def _first(self, update: int, batch: dict[str, Batch]) -> None:
         views = self.updater.views(update, 0, batch)
@@ -207,17 +288,24 @@ class Trainer:
         start = 0
         if state is not None:
             start = state["update"]
-            self.updater.method.load_state_dict(state["method"])
+            load_state(self.updater.method, state, self.folder.checkpoints)
             self.updater.optimizer.load_state_dict(state["optimizer"])
-            if state["scaler"] is not None:
+            if state["scaler"] is not None and self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-        on_rank0(lambda: self.folder.cut_back(start))
+        watch().checkpoint = start
+        if state is None and on_rank0(self.folder.done.exists):
+            raise vanished(self.folder.checkpoints, self.plan.total)
+        notes = on_rank0(lambda: self._begin(start))
         if rank() == 0:
             for message in passed:
                 print(f"{message}; going on from the one before")
             if start:
-                print(f"going on from update {start}", flush=True)
+                print("\n".join([f"going on from update {start}", *notes]), flush=True)
         return start
+
+    def _begin(self, start: int) -> list[str]:
+        self.folder.cut_back(start)
+        return self.folder.begin(self.recipe, self.record, start, self.streamed, self.notes)
 
     def _save(self, done: int) -> None:
         scaler = self.accelerator.scaler
@@ -227,19 +315,31 @@ class Trainer:
             "optimizer": self.updater.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
         }
+        begin = time.monotonic()
         on_rank0(lambda: self.checkpoints.save(done, state))
+        watch().checkpoint = done
+        self.clock.saved(begin)
 
     def _leave(self, heard: int, done: int) -> Result:
         name = signal.Signals(heard).name
         if rank() == 0:
             if heard != signal.SIGINT:
                 self.folder.requeue.touch()
-            print(f"{name}: saved after update {done}; the same command goes on from there", file=sys.stderr)
+            saved = f"saved after update {done}; the same command goes on from there"
+            print(f"{name}: {saved if done else 'nothing was trained yet'}", file=sys.stderr)
         return Result(self.folder.path, done, finished=False, exit_code=130 if heard == signal.SIGINT else 0)
 
-    def _finish(self, done: int) -> Result:
-        lines = on_rank0(lambda: write_exports(self.folder, self.recipe, self.updater.method, done))
-        on_rank0(lambda: self.folder.write("DONE", f"{done}\n"))
+    def _raise(self, problem: Exception | None, done: int) -> NoReturn:
+        """End the run for want of data, on all ranks: those that have data say what the others said."""
+        texts = [text for text in gather_names([str(problem)] if problem else []) if text]
+        if problem and not isinstance(problem, UserError):
+            raise problem
+        saved = f"\nSaved after update {done}; the same command goes on from there" if done else ""
+        raise UserError("\n".join(dict.fromkeys(texts)) + saved) from problem
+
+    def _finish(self, done: int, lines: str) -> Result:
+        names = "".join(f"{name}\n" for name in self.updater.method.exports())
+        on_rank0(lambda: self.folder.write("DONE", f"{done}\n{names}"))
         if rank() == 0:
             print(f"finished after {done} updates. To use the backbone elsewhere:\n\n{lines}\n")
         return Result(self.folder.path, done, finished=True)

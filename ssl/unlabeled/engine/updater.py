@@ -25,11 +25,15 @@ from unlabeled.ops.norms import statistics
 
 @dataclass(frozen=True)
 class Outcome:
-    """Values of one update for the log (this rank's, 0-d), whether it was dropped, the largest notes of all ranks."""
+    """Values of one update for the log (this rank's, 0-d), whether it was dropped, the largest notes of all ranks.
+
+    abandoned: a rank had no data for it, and nothing was changed on any.
+    """
 
     values: dict[str, Tensor]
     dropped: bool
     notes: list[int]
+    abandoned: bool = False
 
 
 class Updater:
@@ -75,10 +79,14 @@ class Updater:
                 buffer.copy_(value)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def update(self, update: int, micros: list[dict[str, Batch]], notes: list[int]) -> Outcome:
+    def update(
+        self, update: int, micros: list[dict[str, Batch]], notes: list[int], *, abandon: bool = False
+    ) -> Outcome:
         """Do one update. `notes` are small numbers that all ranks learn the maximum of, at no further collective.
 
-        A non-finite loss or gradient on any rank drops the update on all ranks, or raises UserError (train.nonfinite).
+        abandon: this rank has no data, and other batches stand in so that the others do not wait for it; the update is
+        done on no rank. A non-finite loss or gradient on any rank drops the update on all ranks, or raises UserError
+        (train.nonfinite).
         """
         set_learning_rate(self.optimizer, self.plan.lr(update), update / self.plan.updates_per_epoch)
         before = [b.clone() for b in self.statistics]
@@ -88,23 +96,22 @@ class Updater:
         if scaler:
             scaler.unscale_(self.optimizer)
         norm = clip_and_norm(self.optimizer, self.recipe.optim.clip)
-        dropped, notes = self._agree(update, terms, norm, notes, before)
+        dropped, (*notes, abandoned) = self._agree(update, terms, norm, [*notes, int(abandon)], before)
         if not dropped:
             scaler.step(self.optimizer) if scaler else self.optimizer.step()
             broadcast_buffers(unsynchronised_buffers(self.method))
             after = self.method.after_step(make_step(self.plan, update, len(micros), self.seed, rank()), carry)
             values |= {name: norm.new_tensor(value) for name, value in after.items()}
-        if scaler:
+        if scaler and not abandoned:
             scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         named = {f"loss/{name}": term for name, term in terms.items()}
-        return Outcome(
-            {"loss": torch.stack(list(terms.values())).sum(), **named, "grad_norm": norm, **values}, dropped, notes
-        )
+        values = {"loss": torch.stack(list(terms.values())).sum(), **named, "grad_norm": norm, **values}
+        return Outcome(values, dropped, notes, bool(abandoned))
 
     @contextlib.contextmanager
     def _enough_values(self) -> Iterator[None]:
-        """Turn torch's word on a BatchNorm that sees one value per channel into UserError; all ranks meet it together."""
+        """Turn torch's word on a BatchNorm with one value per channel into UserError; all ranks meet it together."""
         try:
             yield
         except ValueError as error:
@@ -115,7 +122,7 @@ class Updater:
             parts = math.prod(apart.values())
             shared = " x ".join(f"{count} {name}" for name, count in apart.items() if count > 1)
             raise UserError(
-                f"data.{clock}.batch is {self.plan.batch}{f', shared by {shared},' * (parts > 1)} but a BatchNorm of "
+                f"data.{clock}.batch is {self.plan.batch}{f', shared by {shared}' * (parts > 1)}, but a BatchNorm of "
                 f"the network then sees a single value per channel; take at least {2 * parts} images"
                 f"{' or train.sync_bn=true' * (not train.sync_bn and world() > 1)}, or larger crops"
             ) from error
@@ -148,13 +155,13 @@ class Updater:
         ranks = gather(row[None]).tolist()
         notes = [max(column) for column in zip(*(r[len(bad) :] for r in ranks), strict=True)]
         flags = [r[: len(bad)] for r in ranks]
-        if not any(map(any, flags)):
+        if not notes[-1] and not any(map(any, flags)):
             return False, notes
         # one non-finite forward poisons the running statistics
         for buffer, value in zip(self.statistics, before, strict=True):
             buffer.copy_(value)
         overflow = self.accelerator.scaler is not None and not any(any(f[:-1]) for f in flags)
-        if self.recipe.train.nonfinite == "stop" and not overflow:
+        if self.recipe.train.nonfinite == "stop" and not overflow and not notes[-1]:
             raise UserError(self._nonfinite(update, [f"loss/{name}" for name in terms], flags))
         return True, notes
 

@@ -20,6 +20,7 @@ from unlabeled.engine.export import open_residuals
 from unlabeled.engine.maps import LastMap, last_map
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
+from unlabeled.evaluation.cautions import cautions
 from unlabeled.evaluation.scores import Score
 from unlabeled.evaluation.setup import find_card, open_train, pick_export, scored_split
 from unlabeled.methods.base import Input
@@ -108,12 +109,16 @@ class Whole:
 
 def dense_report(name: str, cfg: Dense, restored: Restored, export: str, card: Card, splits: tuple[Split, Split],
                  scores: Mapping[str, Mapping[str, Score]], chance: Mapping[str, float], *, measure: str,
-                 classes: int | None = None) -> Report:
-    """Set scores by kind (network, random_init) and number beside chance; splits: train and test as they were used."""
+                 classes: int | None = None, shared: int = 0) -> Report:
+    """Set scores by kind (network, random_init) and number beside chance; splits: train and test as they were used.
+
+    shared: how many of the scored test images stand in train too.
+    """
     numbers = [Number(number, chance[number], **{kind: vars(found[number]) for kind, found in scores.items()})
                for number in scores["network"]]
     return Report(
         name=name, settings=cfg.model_dump(mode="json"), run=str(restored.run), method=restored.recipe.method.name,
         export=export, update=restored.update, train_seed=restored.recipe.train.seed, seed=cfg.seed, card=card.name,
         classes=classes, train=splits[0], test=splits[1], numbers=numbers, health={}, measure=measure,
+        shared=shared, cautions=cautions(cfg, splits[0].split, splits[1].split, shared, splits[1].n),
     )

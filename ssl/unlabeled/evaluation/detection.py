@@ -28,7 +28,7 @@ from unlabeled.evaluation.dense import dense_report
 from unlabeled.evaluation.detection_network import build_detector
 from unlabeled.evaluation.detection_train import train_detector
 from unlabeled.evaluation.scores import Score
-from unlabeled.evaluation.setup import find_card, open_train, pick_export, scored_split
+from unlabeled.evaluation.setup import count_twins, find_card, open_train, pick_export, scored_split
 from unlabeled.ops.distributed import rank, world
 from unlabeled.ops.precision import full_precision
 from unlabeled.report.report import Report, Split
@@ -76,8 +76,9 @@ def run(name: str, cfg: Detection, restored: Restored, run: Path, device: torch.
     counts = (Split(splits.train.split, len(splits.train.with_objects()), 0, len(unreadable), unreadable),
               Split(splits.test.split, len(found), 0, len(corrupt), corrupt))
     chance = dict.fromkeys(scores["network"], 0.0)  # of boxes drawn at random hardly any is right
+    shared = count_twins(splits.card, splits.train, splits.test, len(found))
     return dense_report(name, cfg, restored, export, splits.card, counts, scores, chance, measure="average precision",
-                        classes=len(splits.names))
+                        classes=len(splits.names), shared=shared)
 
 
 def open_boxed(cfg: Detection, restored: Restored) -> BoxedSplits:

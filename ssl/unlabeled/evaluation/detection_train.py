@@ -19,7 +19,7 @@ from unlabeled.data.base import Source, too_many
 from unlabeled.data.detection_batches import DetectionBatch, TrainMaker
 from unlabeled.data.loader import batches
 from unlabeled.engine import launch
-from unlabeled.engine.checkpoint import Checkpoints
+from unlabeled.engine.checkpoint import SaveClock, read_about
 from unlabeled.engine.progress import Meter, ProgressBar
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.engine.signals import Signals
@@ -71,12 +71,14 @@ class _Training:
                  accelerator: Accelerator) -> None:
         self.cfg, self.maker, self.folder, self.device = cfg, maker, folder, accelerator.device
         self.about = json.dumps({"origin": origin, **cfg.model_dump(mode="json", exclude=set(_FREE))})
+        self.data = maker.source.fingerprint() if rank() == 0 else {}
         if world() > 1:
             convert(model, self.device)
         self.model = model.to(self.device).train()
         self.optimizer = torch.optim.SGD(_groups(model, cfg.weight_decay), lr=cfg.lr, momentum=cfg.momentum)
         self.parallel = accelerator.prepare_model(self.model)
-        self.checkpoints = Checkpoints(folder.checkpoints, _KEEP)
+        self.checkpoints = folder.saved_states(_KEEP, {"data": self.data})
+        self.clock = SaveClock(cfg.checkpoint_every)
         self.corrupt: list[str] = []
 
     def run(self) -> list[str]:
@@ -99,13 +101,13 @@ class _Training:
                 meter.add(time.perf_counter() - waiting)
                 rate = learning_rate(update, self.cfg)
                 losses = self._update(update, made, rate)
-                heard = self._agree(losses, made, signals.received, update)
+                heard, due = self._agree(losses, made, signals.received, update)
                 self.optimizer.step()
                 done = update + 1
                 if update % _LOG_EVERY == 0 or done == total:
-                    bar.note(self._log(update, losses, rate, meter))
+                    bar.note(done, self._log(update, losses, rate, meter))
                 bar.advance(done)
-                if heard or (done % self.cfg.checkpoint_every == 0 and done < total):
+                if heard or (due and done < total):
                     self._save(done)
                 if heard:
                     raise UserError(f"{self.folder.path} was interrupted after update {done}; the same command goes on "
@@ -131,12 +133,15 @@ class _Training:
         losses: dict[str, Tensor] = self.parallel(images, targets)
         return losses
 
-    def _agree(self, losses: dict[str, Tensor], made: DetectionBatch, received: int, update: int) -> int:
-        """Return the largest signal of all processes. Raises UserError, in all of them, if one cannot go on."""
+    def _agree(self, losses: dict[str, Tensor], made: DetectionBatch, received: int, update: int) -> tuple[int, int]:
+        """Return the largest signal of all processes, and whether a checkpoint is due.
+
+        Raises UserError, in all of them, if one cannot go on.
+        """
         self.corrupt += made.corrupt
         finite = torch.stack(list(losses.values())).isfinite().all()
-        other = torch.tensor([received, len(made.corrupt)], device=self.device)
-        bad, heard, unreadable = max_over_ranks(torch.cat([(~finite).long()[None], other])).tolist()
+        other = torch.tensor([received, len(made.corrupt), self.clock.due(update + 1)], device=self.device)
+        bad, heard, unreadable, due = max_over_ranks(torch.cat([(~finite).long()[None], other])).tolist()
         if bad:
             rate = learning_rate(update, self.cfg)
             raise UserError(f"the loss became non-finite at update {update} (lr {rate:.3g}): take a lower lr or more "
@@ -146,7 +151,7 @@ class _Training:
             if too_many(count, len(self.maker), self.cfg.max_corrupt):
                 raise UserError(f"data '{self.maker.source.name}': {count} training images cannot be read, more than "
                                 f"max_corrupt {self.cfg.max_corrupt:g} allows; such as {', '.join(self.corrupt[:5])}")
-        return int(heard)
+        return int(heard), int(due)
 
     def _batches(self, start: int, stop: int) -> Iterator[tuple[int, DetectionBatch]]:
         """Yield this process's part of the batches of the updates [start, stop)."""
@@ -183,25 +188,37 @@ class _Training:
 
     def _resume(self) -> tuple[int, bool]:
         """Return the updates done, and whether BatchNorm has its final statistics."""
-        on_rank0(lambda: self.folder.checkpoints.mkdir(parents=True, exist_ok=True))
         state, _ = self.checkpoints.load_newest()
         start, settled = 0, False
         if state is not None:
-            if state["about"] != self.about:
+            if state.get("about") != self.about:
                 raise UserError(f"{self.folder.path} holds a training with other settings or of another network; move "
                                 "it away, or name a setting here, which gives it a folder of its own")
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             start, settled = state["update"], state["settled"]
+            if not settled:
+                on_rank0(self._refuse_changed_data)
         on_rank0(lambda: self.folder.cut_back(start))
         if start and rank() == 0:
             print(f"{self.folder.path} is finished" if settled else f"going on from update {start}", flush=True)
         return start, settled
 
+    def _refuse_changed_data(self) -> None:
+        assert self.checkpoints.loaded is not None
+        before = read_about(self.checkpoints.loaded).get("data") or {}
+        changed = [key for key in before if key in self.data and before[key] != self.data[key]]
+        if changed:
+            counts = f"{before['n']} images then, {self.data['n']} now" if "n" in changed else ", ".join(changed)
+            raise UserError(f"{self.folder.path} was begun with other training images ({counts}): bring them back, or "
+                            "move the folder away to begin anew")
+
     def _save(self, done: int, *, settled: bool = False) -> None:
         state: dict[str, Any] = {"update": done, "settled": settled, "about": self.about,
                                  "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        begin = time.monotonic()
         on_rank0(lambda: self.checkpoints.save(done, state))
+        self.clock.saved(begin)
 
 
 def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from unlabeled.engine.export import open_residuals
 from unlabeled.engine.features import Features, extract, network_embedder
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
+from unlabeled.evaluation.cautions import cautions
 from unlabeled.evaluation.classify import score_classifiers
 from unlabeled.evaluation.neighbours import draw_neighbours
 from unlabeled.evaluation.pixels import drop_equal_channels, pixel_embedder
 from unlabeled.evaluation.scores import Score
-from unlabeled.evaluation.setup import Splits, open_splits, pick_device, pick_export
+from unlabeled.evaluation.setup import Splits, open_splits, other_cards, pick_device, pick_export
 from unlabeled.evaluation.trained import train_and_score
 from unlabeled.ops.distributed import rank
 from unlabeled.ops.health import collapse_warning, health
@@ -36,7 +38,10 @@ from unlabeled.report.table import print_reports
 Pair = tuple[Features, Features]
 
 _NAME = 150  # longest name of a report; what is cut off is told apart by a hash
-_SAME_NUMBER = ("batch", "workers", "max_corrupt", "random_init", "raw_pixels")  # settings that change no number
+# settings that change no number
+_SAME_NUMBER = (
+    "batch", "workers", "max_corrupt", "random_init", "raw_pixels", "checkpoint_every", "allow_changed_data",
+)
 
 
 @dataclass(frozen=True)
@@ -67,43 +72,118 @@ def evaluate_many(protocols: Sequence[str | Path], run: Path, overrides: Sequenc
     """Evaluate `run` by several protocols, to which all `overrides` apply, and print one table.
 
     Returns the reports on rank 0 and nothing on the others, which are done once their features are delivered. A set
-    without labels gives one report, of label-free health and nearest neighbours.
+    without labels gives one report, of label-free health and nearest neighbours. Raises UserError for the protocols
+    that cannot be run, once the others have been.
     """
     jobs = [_read(protocol, overrides) for protocol in protocols]
     device = pick_device(accelerator)
     restored = load_run(Path(run), device=device)
-    together: dict[tuple[Any, ...], list[Job]] = {}
-    for job in jobs:
-        if not isinstance(job.cfg, Dense):
-            together.setdefault(job.shares, []).append(job)
-    opened = {}
-    for key, group in together.items():  # all that can be refused is refused before anything is extracted
-        opened[key] = open_splits(group[0].cfg, restored)
-        for job in group:
-            opened[key].check(job.cfg)
-            if isinstance(job.cfg, Trained) and not Path(run).is_dir():
+    if rank() == 0 and any(job.cfg.card is None for job in jobs) and (line := other_cards(restored)):
+        print(line)
+    work = _Work(restored, Path(run), device, several=len(jobs) > 1)
+    try:
+        work.do(jobs)
+    finally:  # what is there is shown and kept, whatever became of the others
+        ordered = _deliver(jobs, work.reports, restored.run) if rank() == 0 and work.reports else []
+    if work.refused:
+        raise UserError("\n".join(dict.fromkeys(work.refused)))
+    return ordered
+
+
+class _Work:
+    """Runs protocols one after another; a UserError of one is kept and does not stop the others."""
+
+    def __init__(self, restored: Restored, run: Path, device: torch.device, several: bool) -> None:
+        self.restored, self.run, self.device, self.several = restored, run, device, several
+        self.reports: dict[str, Report] = {}
+        self.refused: list[str] = []
+
+    def do(self, jobs: list[Job]) -> None:
+        """Refuse all that can be refused before anything is extracted, then run the others."""
+        together: dict[tuple[Any, ...], list[Job]] = {}
+        for job in jobs:
+            if not isinstance(job.cfg, Dense):
+                together.setdefault(job.shares, []).append(job)
+        opened: list[tuple[Splits, list[Job]]] = []
+        for group in together.values():
+            with self._keeping(group[0]):
+                splits = open_splits(group[0].cfg, self.restored)
+                opened.append((splits, [job for job in group if self._fits(job, splits)]))
+        for splits, group in opened:
+            frozen = [job for job in group if splits.test is None or not isinstance(job.cfg, Trained | Classify)]
+            if frozen:
+                with self._keeping(frozen[0]):
+                    self._frozen(frozen, splits)
+            for job in group:
+                if job not in frozen:
+                    with self._keeping(job):
+                        self.reports[job.name] = _evaluate_classifiers(job, self.restored, splits, self.device)
+        for job in jobs:
+            if isinstance(job.cfg, Dense):
+                with self._keeping(job):
+                    report = _runner(job.cfg)(job.name, job.cfg, self.restored, self.run, self.device)
+                    self.reports |= {} if report is None else {job.name: report}
+
+    @contextmanager
+    def _keeping(self, job: Job) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self.refused.append(f"{job.name}: {error}" if self.several else str(error))
+
+    def _fits(self, job: Job, splits: Splits) -> bool:
+        with self._keeping(job):
+            splits.check(job.cfg)
+            if isinstance(job.cfg, Trained) and not self.run.is_dir():
                 raise UserError(f"protocol '{job.name}' starts from a finished run's export; give the run's folder")
-    reports: dict[str, Report] = {}
-    for key, group in together.items():
-        frozen = [job for job in group if opened[key].test is None or not isinstance(job.cfg, Trained | Classify)]
-        if frozen:
-            reports |= _evaluate_group(frozen, restored, opened[key], Path(run), device)
-        for job in group:
-            if job not in frozen:
-                reports[job.name] = _evaluate_classifiers(job, restored, opened[key], device)
-    for job in jobs:
-        if isinstance(job.cfg, Dense):
-            report = _runner(job.cfg)(job.name, job.cfg, restored, Path(run), device)
-            reports |= {} if report is None else {job.name: report}
-    if rank() != 0:
-        return []
-    for report in reports.values():
-        report.write(restored.run)
+            return True
+        return False
+
+    def _frozen(self, jobs: list[Job], splits: Splits) -> None:
+        """Extract once for protocols on the same export and splits, then run each on rank 0."""
+        restored = self.restored
+        export, features = _extract(jobs, restored, splits, self.run, self.device)
+        if rank() != 0:
+            return
+        used = (_split(splits.train.split, features["network"][0]),
+                _split((splits.test or splits.train).split, features["network"][1]))
+        measured = {name: _health(pair) for name, pair in features.items() if name != "raw_pixels"}
+        if splits.test is None:
+            job = Job("health", jobs[0].cfg)
+            self.reports["health"] = _report(job, restored, splits, export, used, [], measured)
+            try:
+                sheet = draw_neighbours(splits.train, features["network"][0], restored.run / "eval", restored.update)
+            except UserError as error:  # the numbers count more
+                print(f"no picture of nearest neighbours: {error}")
+                return
+            self.reports["health"] = _report(job, restored, splits, export, used, [], measured, sheet)
+            return
+        for job in jobs:
+            with self._keeping(job):
+                numbers = _run(job.cfg, features, splits, self.device)
+                self.reports[job.name] = _report(job, restored, splits, export, used, numbers, measured)
+
+
+def _deliver(jobs: list[Job], reports: dict[str, Report], folder: Path) -> list[Report]:
+    """Print the reports in the order of the jobs, then write them; return them."""
     if "health" in reports:
-        print(f"data '{reports['health'].card}' has no labels: the health of the features stands in for the protocols")
+        print(f"data '{reports['health'].card}' has no labels: the health of the features stands in for the protocols; "
+              "card=CARD root=FOLDER scores on another set")
     ordered = [reports[name] for name in dict.fromkeys([*(job.name for job in jobs), *reports]) if name in reports]
     print_reports(ordered)
+    # what was computed is shown first: a full or read-only disk must not throw it away
+    lost = [str(error) for report in ordered if (error := _unwritten(report, folder))]
+    if lost:
+        raise UserError(f"the results above are not kept: {lost[0]}")
     return ordered
+
+
+def _unwritten(report: Report, run: Path) -> UserError | None:
+    try:
+        report.write(run)
+    except UserError as error:
+        return error
+    return None
 
 
 def _read(protocol: str | Path, overrides: Sequence[str]) -> Job:
@@ -116,28 +196,9 @@ def _read(protocol: str | Path, overrides: Sequence[str]) -> Job:
     special = (export, card, *(re.sub(r"[^\w=.+-]+", "_", text) for text in other))
     name = "-".join([find("eval", protocol).stem, *(part for part in special if part)])
     if len(name) > _NAME:  # it becomes the name of a file and of a folder
-        name = f"{name[:_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+        name = f"{name[:_NAME]}-{digest[:8]}"
     return Job(name, cfg)
-
-
-def _evaluate_group(jobs: list[Job], restored: Restored, splits: Splits, run: Path, device: torch.device,
-                    ) -> dict[str, Report]:
-    """Extract once for protocols on the same export and splits, then run each on rank 0; reports by name."""
-    export, features = _extract(jobs, restored, splits, run, device)
-    if rank() != 0:
-        return {}
-    used = (_split(splits.train.split, features["network"][0]),
-            _split((splits.test or splits.train).split, features["network"][1]))
-    measured = {name: _health(pair) for name, pair in features.items() if name != "raw_pixels"}
-    if splits.test is None:
-        cfg = jobs[0].cfg
-        sheet = draw_neighbours(splits.train, features["network"][0], restored.run / "eval", restored.update)
-        return {"health": _report(Job("health", cfg), restored, splits, export, used, [], measured, sheet)}
-    reports = {}
-    for job in jobs:
-        numbers = _run(job.cfg, features, len(splits.names), device)
-        reports[job.name] = _report(job, restored, splits, export, used, numbers, measured)
-    return reports
 
 
 def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, device: torch.device,
@@ -160,6 +221,8 @@ def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, dev
 
     train = read(splits.train)
     test = train if splits.test is None else read(splits.test)
+    if splits.twins is not None:
+        test = {kind: replace(part, twin=torch.from_numpy(splits.twins)[part.index]) for kind, part in test.items()}
     pairs = {kind: (train[kind], test[kind]) for kind in embedders}
     if "raw_pixels" in pairs and rank() == 0:
         a, b = pairs["raw_pixels"]
@@ -181,11 +244,18 @@ def _evaluate_classifiers(job: Job, restored: Restored, splits: Splits, device: 
     return _report(job, restored, splits, export, (train, _split(splits.test.split, test)), numbers, {})
 
 
-def _run(cfg: Protocol, features: dict[str, Pair], classes: int, device: torch.device) -> list[Number]:
-    """Run one protocol on every kind of features that it asks for."""
+def _run(cfg: Protocol, features: dict[str, Pair], splits: Splits, device: torch.device) -> list[Number]:
+    """Run one protocol on every kind of features that it asks for.
+
+    Raises UserError if too few of the labelled images could be read.
+    """
     runner = _runner(cfg)
     kinds = [kind for kind in features if kind == "network" or getattr(cfg, kind)]
-    scores = {kind: runner(cfg, *(part.labelled() for part in features[kind]), classes, device) for kind in kinds}
+    labelled = {kind: (features[kind][0].labelled(), _scored(features[kind][1])) for kind in kinds}
+    known = labelled["network"][0].label
+    assert known is not None
+    splits.check_labels(cfg, known.numpy())
+    scores = {kind: runner(cfg, *pair, len(splits.names), device) for kind, pair in labelled.items()}
     return _numbers(scores, features["network"][1])
 
 
@@ -197,16 +267,25 @@ def _runner(cfg: Protocol) -> Callable[..., Any]:
 
 def _numbers(scores: dict[str, dict[str, Score]], test: Features) -> list[Number]:
     """Set the scores by kind and name beside chance, the best constant answer."""
-    label = test.labelled().label
+    label = _scored(test).label
     assert label is not None
     chance = 100.0 * float(torch.bincount(label).max()) / len(label)
     names = scores["network"]
     return [Number(name, chance, **{kind: vars(found[name]) for kind, found in scores.items()}) for name in names]
 
 
+def _scored(test: Features) -> Features:
+    """Return the test images whose label is known. Raises UserError if none of them could be read."""
+    known = test.labelled()
+    if len(known.x) == 0:
+        raise UserError("none of the test images that have a label can be read")
+    return known
+
+
 def _health(pair: Pair) -> dict[str, float]:
     x = pair[1].x
-    return {**health(x), "width": x.shape[1]} if len(x) > 1 else {}
+    found = health(x)
+    return {**found, "width": x.shape[1]} if found else {}
 
 
 def _split(name: str, features: Features) -> Split:
@@ -216,10 +295,13 @@ def _split(name: str, features: Features) -> Split:
 
 def _report(job: Job, restored: Restored, splits: Splits, export: str, used: tuple[Split, Split],
             numbers: list[Number], measured: dict[str, dict[str, float]], sheet: Path | None = None) -> Report:
+    shared, scored = splits.shared(job.cfg), used[1].n - used[1].unlabelled
     return Report(
         name=job.name, settings=job.cfg.model_dump(mode="json"), run=str(restored.run),
         method=restored.recipe.method.name, export=export, update=restored.update,
         train_seed=restored.recipe.train.seed, seed=job.cfg.seed, card=splits.card, classes=len(splits.names) or None,
         train=used[0], test=used[1], numbers=numbers, health=measured,
         warning=collapse_warning(measured["network"]) if measured else None, sheet=str(sheet) if sheet else None,
+        shared=shared,
+        cautions=cautions(job.cfg, used[0].split, used[1].split, shared, scored, splits.trained if numbers else None),
     )

@@ -11,12 +11,12 @@ from safetensors.numpy import save
 from unlabeled.config.card import Card
 from unlabeled.data.lists import write_lines
 from unlabeled.data.source import open_source
-from unlabeled.engine.checkpoint import write_atomically
 from unlabeled.engine.features import extract, network_embedder
 from unlabeled.engine.restore import load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.setup import pick_device, pick_export
 from unlabeled.ops.distributed import rank
+from unlabeled.ops.files import refuse_unwritable, write_atomically
 
 
 def export_features(run: Path, folder: Path, out: Path, *, export: str | None = None, batch: int = 256,
@@ -34,13 +34,14 @@ def export_features(run: Path, folder: Path, out: Path, *, export: str | None = 
                                 "splits": {"all": {"path": "."}}})
     source = open_source(card, "all", str(folder.absolute()))
     device = pick_device()
+    if rank() == 0:
+        refuse_unwritable(out, "name a file elsewhere with out=FILE")
     restored = load_run(Path(run), device=device)
     name, chosen = pick_export(restored.method, export)
     found = extract({"network": network_embedder(chosen, device)}, source, batch=batch, workers=workers, device=device,
                     max_corrupt=max_corrupt)["network"]
     if rank() != 0:
         return len(found.x)
-    out.parent.mkdir(parents=True, exist_ok=True)
     keys = write_lines(source.key(int(i)) for i in found.index)
     write_atomically(out.with_suffix(".txt"), lambda file: file.write(keys))
     content = _content(found.x.numpy(), out.suffix)

@@ -24,6 +24,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.dense import Network, Whole
 from unlabeled.evaluation.setup import find_card, pick_device, pick_export, scored_split
 from unlabeled.ops.cells import centres, coordinates, distances
+from unlabeled.ops.files import refuse_unwritable
 from unlabeled.ops.health import thin
 from unlabeled.ops.precision import full_precision
 from unlabeled.report.look import Panel, draw_colours, draw_pairs, write_figure
@@ -59,6 +60,8 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
     for key in OF_THE_PAIR:
         if not paired and key in settings.model_fields_set:
             raise UserError(f"'{key}' has no effect: {restored.run} was trained with {own}, and crops are PixPro's")
+    folder = Path(settings.out) if settings.out else restored.run / "look" / f"update{restored.update:08d}"
+    refuse_unwritable(folder / "0.png", "name a folder elsewhere with out=FOLDER")
     name, export = pick_export(restored.method, settings.export, settings.size)
     found, shape = last_map(name, export, device)
     network = Network(name, found, shape, export.input)
@@ -66,7 +69,6 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
     views = _views(restored, export.input.size) if paired else ()
     seen = see(network, source, views, settings.seed, device)
     colours = Colours(torch.cat([each.flatten(1).T for image in seen for each in image.maps]))
-    folder = Path(settings.out) if settings.out else restored.run / "look" / f"update{restored.update:08d}"
     written = []
     for image in seen:
         if paired:

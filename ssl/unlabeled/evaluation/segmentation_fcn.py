@@ -23,7 +23,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.dense import MaskedSplits, Network, dense_report, networks, open_masked
 from unlabeled.evaluation.scores import Score
 from unlabeled.evaluation.segmentation import confusion, constant_miou, score, upsampled_classes
-from unlabeled.evaluation.setup import pick_export
+from unlabeled.evaluation.setup import count_twins, pick_export
 from unlabeled.ops.batchnorm import convert
 from unlabeled.ops.distributed import max_over_ranks, rank, sum_over_ranks, world
 from unlabeled.ops.precision import full_precision
@@ -81,7 +81,8 @@ def run(name: str, cfg: SegmentationFcn, restored: Restored, run: Path, device: 
         return None
     trained = Split(splits.train.split, len(splits.train) - len(missed), 0, len(missed), missed)
     return dense_report(name, cfg, restored, export, splits.card, (trained, tested), scores,
-                        {"mIoU": constant_miou(counts)}, measure="mIoU", classes=len(splits.names))
+                        {"mIoU": constant_miou(counts)}, measure="mIoU", classes=len(splits.names),
+                        shared=count_twins(splits.card, splits.train, splits.test))
 
 
 def dilate(network: nn.Module, stages: int) -> None:

@@ -28,7 +28,7 @@ from unlabeled.evaluation.dense import MaskedSplits, Network, Whole, dense_repor
 from unlabeled.evaluation.linear import Probe, descend
 from unlabeled.evaluation.scores import Score
 from unlabeled.evaluation.segmentation import class_iou, confusion, constant_miou, score, upsampled_classes
-from unlabeled.evaluation.setup import pick_export
+from unlabeled.evaluation.setup import count_twins, pick_export
 from unlabeled.ops.distributed import rank, sum_over_ranks, world
 from unlabeled.ops.precision import full_precision
 from unlabeled.ops.random import generator, permutation
@@ -59,7 +59,8 @@ def run(name: str, cfg: SegmentationLinear, restored: Restored, run: Path, devic
     if rank() != 0:
         return None
     return dense_report(name, cfg, restored, export, splits.card, used, scores, {"mIoU": constant_miou(counts)},
-                        measure="mIoU", classes=len(splits.names))
+                        measure="mIoU", classes=len(splits.names),
+                        shared=count_twins(splits.card, splits.train, splits.test))
 
 
 def judge(cfg: SegmentationLinear, network: Network, splits: MaskedSplits, device: torch.device,

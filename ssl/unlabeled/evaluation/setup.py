@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from unlabeled.config.card import Card
-from unlabeled.config.protocol import Protocol
+from unlabeled.config.protocol import Classify, Knn, Protocol
 from unlabeled.config.read import read_card
+from unlabeled.config.recipe import StreamData
+from unlabeled.data.overlap import twins
 from unlabeled.data.source import Source, open_source
 from unlabeled.engine.export import find_export, inner
 from unlabeled.engine.launch import join
@@ -18,21 +20,41 @@ from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Method
 
+SCORED = ("test", "val")  # splits that are scored where a protocol names none
+
 
 @dataclass(frozen=True)
 class Splits:
-    """The opened splits: train always, test if there are labels; classes: their number and names."""
+    """The opened splits: train always, test if there are labels; names: of the classes.
+
+    twins: int64 [len(test)], the place in train of every test image that stands there too, else -1. trained: the
+    run's stream that reads the very split that is scored, if one does.
+    """
 
     card: str
     train: Source
     test: Source | None
     names: list[str]
+    twins: np.ndarray | None = None
+    trained: str | None = None
 
     def check(self, cfg: Protocol) -> None:
         """Raise UserError if there are too few labels for `cfg`."""
         if self.test is not None and self.train.labels is not None:
-            known = self.train.labels[self.train.labels >= 0]
-            cfg.check(np.bincount(known, minlength=len(self.names)).tolist(), self.names)
+            self.check_labels(cfg, self.train.labels)
+
+    def check_labels(self, cfg: Protocol, labels: np.ndarray) -> None:
+        """Raise UserError if the training labels, int64 [n], -1 where unknown, are too few for `cfg`."""
+        counts = np.bincount(labels[labels >= 0], minlength=len(self.names))
+        if isinstance(cfg, Knn) and self.shared(cfg):
+            counts[counts.argmax()] -= 1  # a test image that stands in train does not vote on itself
+        cfg.check(counts.tolist(), self.names)
+
+    def shared(self, cfg: Protocol) -> int:
+        """Return how many of the test images whose label is known stand in the split that `cfg` learns from."""
+        if self.twins is None or self.test is None or self.test.labels is None or isinstance(cfg, Classify):
+            return 0
+        return int(((self.twins >= 0) & (self.test.labels >= 0)).sum())
 
 
 def pick_device(accelerator: Any = None) -> torch.device:
@@ -55,11 +77,37 @@ def pick_export(method: Method, name: str | None, size: int | None = None) -> tu
     return name or outer, replace(export, input=replace(export.input, size=size or export.input.size))
 
 
+def scored_stream(restored: Restored) -> tuple[str, StreamData]:
+    """Return name and settings of the stream whose card a run is evaluated on, unless a protocol names another.
+
+    That is the method's clock or, where streams read different cards, the one whose labels the method reads, if its
+    card has a split to score.
+    """
+    streams, clock = restored.recipe.data.streams(), type(restored.method).clock
+    if len({(stream.card, stream.root) for stream in streams.values()}) > 1:
+        read = type(restored.method).streams(restored.recipe.method)
+        for name, stream in streams.items():
+            if name in read and read[name].labels and any(split in SCORED for split in read_card(stream.card).splits):
+                return name, stream
+    return clock, streams[clock]
+
+
+def other_cards(restored: Restored) -> str | None:
+    """Say which of the run's cards is scored and how to score on the others, or None if there is one card."""
+    scored, stream = scored_stream(restored)
+    others = [f"data.{name} reads '{other.card}': card={other.card}" + (f" root={other.root}" if other.root else "")
+              for name, other in restored.recipe.data.streams().items()
+              if (other.card, other.root) != (stream.card, stream.root)]
+    if not others:
+        return None
+    return f"scored on data card '{stream.card}', which data.{scored} reads; {', '.join(others)} scores on that instead"
+
+
 def find_card(card: str | None, root: str | None, restored: Restored) -> tuple[Card, str | None, str | None]:
     """Return card and root, those given or the run's, and the run's own split where the card is the run's."""
-    stream = restored.recipe.data.streams()[type(restored.method).clock]
     if card is not None:
         return read_card(card), root, None
+    _, stream = scored_stream(restored)
     return read_card(stream.card), stream.root if root is None else root, stream.split
 
 
@@ -70,7 +118,7 @@ def open_train(wanted: str | None, card: Card, root: str | None, own: str | None
 
 def scored_split(wanted: str | None, card: Card, other: str | None = None) -> str:
     """Return the split that is scored: `wanted`, else test, val or `other`. Raises UserError if there is none."""
-    name = wanted or next((split for split in ("test", "val") if split in card.splits), other)
+    name = wanted or next((split for split in SCORED if split in card.splits), other)
     if name is None:
         raise UserError(f"data card '{card.name}' has neither split test nor val (it has: {', '.join(card.splits)}); "
                         "choose one with test=SPLIT")
@@ -88,7 +136,36 @@ def open_splits(cfg: Protocol, restored: Restored) -> Splits:
     if test.labels is None or not (test.labels >= 0).any():
         raise UserError(f"data card '{card.name}': split '{name}' has no labels to score against; "
                         "choose another with test=SPLIT")
-    return Splits(card.name, train, test, _class_names(card.name, train, test))
+    return Splits(card.name, train, test, _class_names(card.name, train, test), find_twins(card, train, test),
+                  _trained_on(card, root, name, restored))
+
+
+def find_twins(card: Card, train: Source, test: Source) -> np.ndarray:
+    """Return the place in `train` of every image of `test`, two splits of a card, that stands there too, else -1."""
+    kind = card.source.kind
+    whole = {card.splits[split].path or (f"{split}.npz" if kind == "array" else split)
+             for split in (train.split, test.split)}  # what an array's rows, or torchvision's own split, stand in
+    if train.split == test.split or (kind in ("array", "torchvision") and len(whole) == 1):
+        return np.arange(len(test))
+    return twins(train, test)
+
+
+def count_twins(card: Card, train: Source, test: Source, first: int | None = None) -> int:
+    """Return how many images of `test`, or of its `first` ones, stand in `train` too."""
+    return int((find_twins(card, train, test)[:first] >= 0).sum())
+
+
+def _trained_on(card: Card, root: str | None, split: str, restored: Restored) -> str | None:
+    """Return the name of the run's stream that reads this split of this card, or None."""
+    for name, stream in restored.recipe.data.streams().items():
+        if stream.split == split and (stream.root or card.root) == (root or card.root):
+            try:
+                own = read_card(stream.card)
+            except UserError:  # a run may be evaluated on another card where its own is not at hand
+                continue
+            if own.name == card.name:
+                return f"data.{name}"
+    return None
 
 
 def _class_names(card: str, train: Source, test: Source) -> list[str]:

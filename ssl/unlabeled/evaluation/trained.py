@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -14,7 +15,22 @@ from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation.classify import score_classifiers
 from unlabeled.evaluation.scores import Score
-from unlabeled.evaluation.setup import Splits, pick_export
+from unlabeled.evaluation.setup import Splits, pick_export, scored_stream
+from unlabeled.ops.distributed import world
+
+# keys of the recipe that `recipe_on` makes, and of the protocol
+_KEYS = (
+    ("data.train.card", "card"),
+    ("data.train.root", "root"),
+    ("data.train.split", "train"),
+    ("data.train", "data"),
+    ("data.workers", "workers"),
+    ("data.max_corrupt", "max_corrupt"),
+    ("train.epochs", "epochs"),
+    ("train.seed", "seed"),
+    ("train.precision", "precision"),
+    ("train.sync_bn", "sync_bn"),
+)
 
 
 def train_and_score(
@@ -32,18 +48,29 @@ def train_and_score(
         if kind == "random_init" and not cfg.random_init:
             continue
         path = restored.run / "eval" / folder
-        result = train(recipe_on(cfg, restored, splits.train.split, trained=kind == "network"), path)
+        try:
+            result = train(recipe_on(cfg, restored, splits.train.split, trained=kind == "network"), path)
+        except UserError as error:
+            raise UserError(protocol_keys(str(error))) from None
         if not result.finished:
             raise UserError(f"{path} was interrupted after update {result.update}; the same command goes on from there")
-        own = cfg.model_copy(update={"export": None})  # cfg.export is what was trained upon
+        # cfg.export is what was trained upon; what was trained in batches can be scored in them
+        own = cfg.model_copy(update={"export": None, "batch": min(cfg.batch, max(1, cfg.data.batch // world()))})
         scores[kind], found = score_classifiers(load_run(path, device=device).method, own, splits.test, device)
     return export, scores, found
+
+
+def protocol_keys(message: str) -> str:
+    """Return what the engine says of a recipe in the words of the protocol that it was made of."""
+    for recipe, protocol in _KEYS:
+        message = re.sub(rf"\b{re.escape(recipe)}\b", protocol, message)
+    return message
 
 
 def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = True) -> Recipe:
     """Return the recipe that trains `cfg` on the run's export, with the labels of `split`; trained: False at random."""
     export, chosen = pick_export(restored.method, cfg.export, cfg.size)
-    stream = restored.recipe.data.streams()[type(restored.method).clock]
+    _, stream = scored_stream(restored)
     init = {"init": f"{restored.run.resolve()}:{export}", "init_weights": trained}
     return Recipe(
         method=_sized(cfg, chosen.input.size),
@@ -59,7 +86,14 @@ def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = T
             ),
         ),
         optim=cfg.optim,
-        train=Train(epochs=cfg.epochs, seed=cfg.seed, precision=cfg.precision, sync_bn=cfg.sync_bn),
+        train=Train(
+            epochs=cfg.epochs,
+            seed=cfg.seed,
+            precision=cfg.precision,
+            sync_bn=cfg.sync_bn,
+            checkpoint_every=cfg.checkpoint_every,
+            allow_changed_data=cfg.allow_changed_data,
+        ),
         eval=Eval(every=0),
     )
 

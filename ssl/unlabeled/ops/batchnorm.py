@@ -100,9 +100,13 @@ class SyncBatchNorm(_BatchNorm):
 class SyncBatchNormAct(SyncBatchNorm):
     """The same, followed by the dropout and the activation of timm's BatchNormAct2d."""
 
+    drop: nn.Module
+    act: nn.Module
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x, then drop and activate."""
-        return self.act(self.drop(super().forward(x)))
+        activated: Tensor = self.act(self.drop(super().forward(x)))
+        return activated
 
 
 _FOR_CUDA: dict[type[nn.Module], type[nn.Module]] = {
@@ -136,8 +140,8 @@ class _Normalise(torch.autograd.Function):
         var = (deviations + counts * (means - mean) ** 2).sum(0) / total
         mean, var, total = (v.to(wide.dtype) for v in (mean, var, total))
         ctx.save_for_backward(x, weight, bias, mean, (var + eps).rsqrt(), total)
-        scale, shift = (None if v is None else v.to(wide.dtype) for v in (weight, bias))
-        y = F.batch_norm(wide, mean, var, scale, shift, training=False, eps=eps)
+        affine = (None if v is None else v.to(wide.dtype) for v in (weight, bias))
+        y = F.batch_norm(wide, mean, var, *affine, training=False, eps=eps)
         ctx.mark_non_differentiable(mean, var, total)
         return y.to(x.dtype), mean, var, total
 

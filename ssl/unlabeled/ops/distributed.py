@@ -97,6 +97,15 @@ def broadcast_buffers(tensors: list[Tensor]) -> None:
             target.copy_(value.view_as(target))
 
 
+def raise_together(problem: Exception | None, device: torch.device) -> None:
+    """Raise `problem` where a rank has one, and UserError on the others; call it on all ranks at once."""
+    failed = int(max_over_ranks(torch.tensor(problem is not None, dtype=torch.int64, device=device)))
+    if problem is not None:
+        raise problem
+    if failed:
+        raise UserError("another process could not do its part; it says why")
+
+
 def on_rank0(work: Callable[[], T]) -> T:
     """Run `work` on rank 0 and give every rank its result; its UserError is raised on every rank."""
     box: list[Any] = [None, None]

@@ -22,7 +22,7 @@ def ema_update(
 
     buffers: keep the teacher's own, copy the student's, or average floating ones and copy the rest.
     """
-    parameters = list(teacher.parameters())
+    parameters: list[torch.Tensor] = list(teacher.parameters())
     if parameters:
         torch._foreach_lerp_(parameters, list(student.parameters()), 1 - decay)
     if buffers == "keep":

@@ -19,7 +19,12 @@ COLLAPSED_RANK = 1.5
 
 
 def health(features: Tensor) -> dict[str, float]:
-    """Return feature_std, effective_rank and uniformity of features [n, F], n > 1; large sets are thinned evenly."""
+    """Return feature_std, effective_rank and uniformity of features [n, F]; large sets are thinned evenly.
+
+    One image has no health: the measures are empty.
+    """
+    if len(features) < 2:
+        return {}
     x = thin(features, RANK_SAMPLES)
     return {"feature_std": feature_std(x), "effective_rank": effective_rank(x), "uniformity": uniformity(features)}
 

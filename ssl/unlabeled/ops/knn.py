@@ -2,6 +2,7 @@
 
 Ties: bank entries whose similarity lies within `TIE` of the k-th one's share the places that are left, so neither the
 order of the bank nor the search library decides which of several equal images votes. Equal votes go to the lower class.
+A query that is itself an image of the bank is left out of it by its place, not by its similarity: equal images vote.
 """
 
 from __future__ import annotations
@@ -24,42 +25,49 @@ _ELEMENTS = 1 << 26  # similarities held at once (256 MB), which bounds the chun
 
 
 def predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: Sequence[int], temperature: float, classes: int,
-            search: Search = "torch") -> dict[int, Tensor]:
+            search: Search = "torch", own: Tensor | None = None) -> dict[int, Tensor]:
     """Return the predicted class, int64 [m], for every k.
 
     bank [n, F], queries [m, F]: features of any scale. bank_labels: int64 [n]; entries labelled -1 do not vote.
-    Raises UserError if a k exceeds the labelled bank.
+    own: int64 [m], the place in the bank of each query itself, which does not vote on it; -1 where it is not there.
+    Raises UserError if a k exceeds the labelled bank, less the query itself.
     """
-    scores = votes(bank, bank_labels, queries, k, temperature, classes, search)
+    scores = votes(bank, bank_labels, queries, k, temperature, classes, search, own)
     return {each: score.argmax(1) for each, score in scores.items()}
 
 
 @torch.no_grad()
 def votes(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: Sequence[int], temperature: float, classes: int,
-          search: Search = "torch") -> dict[int, Tensor]:
+          search: Search = "torch", own: Tensor | None = None) -> dict[int, Tensor]:
     """Return for every k the votes, float64 [m, classes]: sums of exp((cosine - the largest cosine) / temperature).
 
     Arguments and errors as in `predict`. float32 inside, float64 if the bank is float64 (faiss: always float32).
     """
     bank_labels = bank_labels.to(bank.device)
     known = bank_labels >= 0
+    own = torch.full((len(queries),), -1) if own is None else own
+    own = own.to(bank.device)
     if not bool(known.all()):
         bank, bank_labels = bank[known], bank_labels[known]
-    n = len(bank)
-    if not k or min(k) < 1 or max(k) > n:
-        raise UserError(f"kNN with k = {', '.join(map(str, k))}, but the bank holds {n} labelled images: "
-                        f"allowed is 1 to {n}")
+        places = torch.where(known, known.cumsum(0) - 1, -1)
+        own = torch.where(own >= 0, places[own.clamp(min=0)], -1)
+    n, itself = len(bank), bool((own >= 0).any())
+    if n - itself < 1:
+        raise UserError(f"kNN over a bank without a labelled image{' beside the query itself' if itself else ''}")
+    if not k or min(k) < 1 or max(k) > n - itself:
+        raise UserError(f"kNN with k = {', '.join(map(str, k))}, but the bank holds {n - itself} labelled images"
+                        f"{' beside the query itself' if itself else ''}: allowed is 1 to {n - itself}")
     if bool((bank_labels >= classes).any()):
         raise UserError(f"kNN over {classes} classes, but a label of the bank is {int(bank_labels.max())}")
     bank, queries = _unit(bank), _unit(queries.to(bank.device))
     parts: dict[int, list[Tensor]] = {each: [] for each in k}
-    for chunk, value, index in _search(bank, queries, min(max(k) + 1, n), search):
+    for chunk, mine, value, index in _search(bank, queries, min(max(k) + 1, n), search, own):
         for each in k:
             score = _vote(value, bank_labels[index], each, temperature, classes)
             rows = _unfinished(value, each, n)
             if len(rows):  # more ties than were fetched: look at the whole bank
                 with full_precision(bank.device):
-                    whole = chunk[rows] @ bank.T
+                    whole = _without(chunk[rows] @ bank.T, mine[rows])
                 score[rows] = _vote_all(whole, value[rows, each - 1], bank_labels, each, temperature, classes)
             parts[each].append(score)
     empty = torch.empty(0, classes, dtype=torch.float64, device=bank.device)
@@ -72,7 +80,7 @@ def neighbors(bank: Tensor, queries: Tensor, k: int, search: Search = "torch") -
     if not 1 <= k <= len(bank):
         raise UserError(f"{k} nearest neighbours asked of {len(bank)} images: allowed is 1 to {len(bank)}")
     bank, queries = _unit(bank), _unit(queries.to(bank.device))
-    found = [(value, index) for _, value, index in _search(bank, queries, k, search)]
+    found = [(value, index) for _, _, value, index in _search(bank, queries, k, search)]
     return torch.cat([value for value, _ in found]), torch.cat([index for _, index in found])
 
 
@@ -80,22 +88,39 @@ def _unit(x: Tensor) -> Tensor:
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)
 
 
-def _search(bank: Tensor, queries: Tensor, k: int, search: Search) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield (queries [c, F], cosines [c, k] falling, places [c, k]) for chunks of the queries."""
-    chunks = queries.split(max(1, min(_QUERIES, _ELEMENTS // len(bank))))
+def _search(bank: Tensor, queries: Tensor, k: int, search: Search, own: Tensor | None = None,
+            ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield (queries [c, F], their places in the bank [c], cosines [c, k] falling, places [c, k]) in chunks.
+
+    The cosine of a query with itself, at its place in `own`, is -infinity.
+    """
+    own = torch.full((len(queries),), -1, device=bank.device) if own is None else own
+    size = max(1, min(_QUERIES, _ELEMENTS // len(bank)))
+    chunks = zip(queries.split(size), own.split(size), strict=True)
     if search == "faiss":
         index = _faiss_index(bank)
-        for chunk in chunks:
-            value, place = index.search(chunk.float().cpu().numpy(), k)
-            yield chunk, torch.from_numpy(value).to(bank.device), torch.from_numpy(place).to(bank.device)
+        fetched = min(k + bool((own >= 0).any()), len(bank))
+        for chunk, mine in chunks:
+            found = index.search(chunk.float().cpu().numpy(), fetched)
+            value, place = (torch.from_numpy(each).to(bank.device) for each in found)
+            value = value.masked_fill(place == mine[:, None], -torch.inf)
+            value, order = value.sort(dim=1, descending=True, stable=True)
+            yield chunk, mine, value[:, :k], place.gather(1, order)[:, :k]
         return
-    for chunk in chunks:
+    for chunk, mine in chunks:
         with full_precision(bank.device):
-            similarity = chunk @ bank.T
+            similarity = _without(chunk @ bank.T, mine)
         # an unsorted topk and a sort of its short result are faster than a sorted topk
         value, place = similarity.topk(k, dim=1, sorted=False)
         value, order = value.sort(dim=1, descending=True, stable=True)
-        yield chunk, value, place.gather(1, order)
+        yield chunk, mine, value, place.gather(1, order)
+
+
+def _without(cosine: Tensor, own: Tensor) -> Tensor:
+    """Set cosine [c, n] to -infinity at the place `own` [c] of each row, in place; -1 leaves a row as it is."""
+    rows = torch.nonzero(own >= 0).flatten()
+    cosine[rows, own[rows]] = -torch.inf
+    return cosine
 
 
 def _faiss_index(bank: Tensor) -> Any:

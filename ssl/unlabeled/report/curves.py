@@ -7,9 +7,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from unlabeled.engine.checkpoint import write_atomically
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.errors import UserError
+from unlabeled.ops.files import write_atomically
 
 _HIDDEN = ("update", "epoch", "images_per_s", "data_wait", "eta", "seconds", "dropped")
 

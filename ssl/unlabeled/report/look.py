@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unlabeled.engine.checkpoint import write_atomically
+from unlabeled.ops.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +86,6 @@ def write_figure(figure: Figure, path: Path) -> Path:
     FigureCanvasAgg(figure)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
     return path
 

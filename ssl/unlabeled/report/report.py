@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled import __version__
-from unlabeled.engine.checkpoint import write_atomically
+from unlabeled.ops.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Report:
 
     settings: the resolved protocol. Without labels train and test are the same split and classes is None. health:
     label-free measures per network. sheet: file of the neighbour sheet. measure: what the numbers are, in percent.
+    shared: how many of the scored test images also stand in the training split. cautions: sentences on what the
+    numbers are not.
     """
 
     name: str
@@ -58,6 +60,13 @@ class Report:
     warning: str | None = None
     sheet: str | None = None
     measure: str = "accuracy"
+    shared: int = 0
+    cautions: list[str] = field(default_factory=list)
+
+    @property
+    def scored(self) -> int:
+        """Return the number of test images that were scored."""
+        return self.test.n - self.test.unlabelled
 
     def __getitem__(self, name: str) -> Number:
         """Return a number by its name."""
@@ -73,7 +82,6 @@ class Report:
         Raises UserError if it cannot be written.
         """
         path = folder / "eval" / f"{self.name}-update{self.update:08d}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.as_dict(), indent=1) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
         return path

@@ -11,6 +11,7 @@ from rich.table import Table
 from scipy import stats
 
 from unlabeled.report.report import Number, Report
+from unlabeled.report.terminal import open_console, print_line, print_table
 
 
 def print_seeds(reports: Mapping[str, Sequence[Sequence[Report]]], first: str, console: Console | None = None) -> None:
@@ -18,10 +19,14 @@ def print_seeds(reports: Mapping[str, Sequence[Sequence[Report]]], first: str, c
 
     reports: per step or protocol, per seed, the reports. first: title of the first column.
     """
-    console = console or Console(highlight=False)
-    console.print(seeds_table(reports, first))
+    console = console or open_console()
+    print_table(console, seeds_table(reports, first))
+    lines = [caution for runs in reports.values() for run in runs for report in run for caution in report.cautions]
+    for line in dict.fromkeys(lines):
+        print_line(console, f"note: {line}")
     if any(len(runs) > 1 for runs in reports.values()):
-        console.print("± is half the 95 % interval of the mean over seeds (Student's t); the last update is scored")
+        print_line(console, "± is half the 95 % interval of the mean over seeds (Student's t); the last update is "
+                   "scored")
 
 
 def seeds_table(reports: Mapping[str, Sequence[Sequence[Report]]], first: str) -> Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unlabeled.engine.checkpoint import write_atomically
+from unlabeled.ops.files import write_atomically
 
 _CELL, _GAP = 96, 4
 
@@ -25,7 +25,6 @@ def neighbour_sheet(rows: Sequence[Sequence[np.ndarray]], path: Path) -> Path:
             sheet.paste(_cell(image), (_GAP + x * (_CELL + _GAP) + (2 * _GAP if x else 0), _GAP + y * (_CELL + _GAP)))
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
     return path
 

@@ -9,20 +9,21 @@ from rich.console import Console
 from rich.table import Table
 
 from unlabeled.report.report import Number, Report
+from unlabeled.report.terminal import open_console, print_line, print_table
 
 _COLUMNS = (("network", "pretrained"), ("random_init", "random init"), ("raw_pixels", "raw pixels"))
 
 
 def print_reports(reports: Sequence[Report], console: Console | None = None) -> None:
     """Print the numbers of reports on one network in one table, and what was measured on."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     first = reports[0]
-    console.print(f"[bold]{first.run}[/bold]  {first.method}, export {first.export}, update {first.update}, "
-                  f"train seed {first.train_seed}", soft_wrap=True)
+    print_line(console, f"  {first.method}, export {first.export}, update {first.update}, "
+               f"train seed {first.train_seed}", bold=first.run)
     if any(report.numbers for report in reports):
-        console.print(numbers_table(reports))
+        print_table(console, numbers_table(reports))
     for line in notes(reports):
-        console.print(line, markup=False, soft_wrap=True)
+        print_line(console, line)
 
 
 def numbers_table(reports: Sequence[Report]) -> Table:
@@ -36,8 +37,14 @@ def numbers_table(reports: Sequence[Report]) -> Table:
     for report in reports:
         for number in report.numbers:
             cells = [written(getattr(number, key)) for key, _ in shown]
-            table.add_row(number.name, *cells, f"{number.chance:.1f}", str(report.test.n - report.test.unlabelled))
+            table.add_row(number.name, *cells, f"{number.chance:.1f}", _images(report))
     return table
+
+
+def _images(report: Report) -> str:
+    if not report.shared:
+        return str(report.scored)
+    return f"{report.scored}, {'all' if report.shared >= report.scored else report.shared} in train"
 
 
 def written(score: dict[str, Any] | None) -> str:
@@ -53,6 +60,7 @@ def notes(reports: Sequence[Report]) -> list[str]:
     for report in reports:
         lines.append(_data_line(report))
         lines += [f"{number.name}: {text}" for number in report.numbers if (text := _detail(number))]
+        lines += [f"note: {text}" for text in report.cautions]
         lines += [_health_line(name, values) for name, values in report.health.items()]
         lines += [f"warning: {report.warning}"] if report.warning else []
         lines += [f"nearest neighbours: {report.sheet}"] if report.sheet else []
@@ -78,5 +86,7 @@ def _detail(number: Number) -> str:
 
 def _health_line(name: str, values: dict[str, float]) -> str:
     title = {"network": "pretrained", "random_init": "random init"}.get(name, name)
+    if not values:
+        return f"{title}: one image is too few to tell the health of the features"
     return (f"{title}: effective rank {values['effective_rank']:.1f} of {values['width']:.0f}, feature deviation "
             f"{values['feature_std']:.3f}, uniformity {values['uniformity']:.2f}")

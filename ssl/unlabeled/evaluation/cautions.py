@@ -1,0 +1,25 @@
+"""What a number does not say: test images that were learnt from."""
+
+from __future__ import annotations
+
+from unlabeled.config.protocol import Knn, Protocol
+
+
+def cautions(cfg: Protocol, train: str, test: str, shared: int, scored: int, trained: str | None = None) -> list[str]:
+    """Return the sentences that go with the numbers of `cfg` on the splits `train` and `test`.
+
+    shared: of the `scored` test images, those that stand in train too. trained: the run's stream that reads the test
+    split itself.
+    """
+    found = []
+    if shared:
+        if train == test:
+            which = f"test '{test}' is the training split"
+        else:
+            which = f"{shared} of the {scored} test images of '{test}' stand in the training split '{train}' too"
+        what = ("each is left out when it is the query itself" if isinstance(cfg, Knn) else
+                "the numbers tell how well these were learnt by heart, not what holds for other images")
+        found.append(f"{which}: {what}")
+    if trained:
+        found.append(f"the run itself was trained on test '{test}' ({trained})")
+    return found
