@@ -132,6 +132,37 @@ def test_errors_without_loader_processes(tmp_path: Path, trouble: Trouble, error
         list(batches(Squares(trouble, tmp_path / "troubled"), range(9), 0))
 
 
+class Pinned:
+    def __init__(self, value: int) -> None:
+        self.value, self.pinned = value, False
+
+    def pin_memory(self) -> Pinned:
+        self.pinned = True
+        return self
+
+
+class Pinnable:
+    def make(self, unit: int) -> Pinned:
+        if unit == 9:
+            raise UserError("nine")
+        return Pinned(unit)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_batches_are_pinned_in_order_and_errors_come_after_what_was_made(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    made = list(batches(Pinnable(), range(8), count, pin_memory=True))
+    assert [batch.value for batch in made] == list(range(8)) and all(batch.pinned for batch in made)
+    seen = []
+    with pytest.raises(UserError, match="nine"):
+        for batch in batches(Pinnable(), range(12), count, pin_memory=True):
+            seen.append(batch.value)
+            time.sleep(0.02)  # the error is there before its turn
+    assert seen == list(range(9))
+
+
 def test_waiting_can_be_ended_and_leaves_no_process(tmp_path: Path) -> None:
     maker = Squares(stop, tmp_path / "troubled")
     asked = itertools.count()

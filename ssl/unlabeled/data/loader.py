@@ -11,6 +11,7 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
+import torch
 
 from unlabeled.data.workers import Maker, Worker, end_all, failure
 
@@ -88,17 +89,28 @@ class _Crew(Iterator[Any]):
 
 def _pinned(crew: _Crew) -> Iterator[Any]:
     """Yield batches in page-locked memory, to which those that are there are copied in a thread, ahead of their use."""
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
     with ThreadPoolExecutor(1) as thread:
         copies: deque[Future[Any]] = deque()
+        problem: Exception | None = None
         while True:
-            while len(copies) < _AHEAD and (not copies or crew.ready()):
-                batch = next(crew, None)
-                if batch is None:
-                    break
-                copies.append(thread.submit(batch.pin_memory))
+            while problem is None and len(copies) < _AHEAD and (not copies or crew.ready()):
+                try:
+                    copies.append(thread.submit(_pin, next(crew), device))
+                except Exception as error:  # the end among them; what was made before comes first
+                    problem = error
             if not copies:
-                return
+                if isinstance(problem, StopIteration):
+                    return
+                assert problem is not None
+                raise problem
             yield copies.popleft().result()
+
+
+def _pin(batch: Any, device: int | None) -> Any:
+    if device is not None:  # else a thread takes memory of the first one
+        torch.cuda.set_device(device)
+    return batch.pin_memory()
 
 
 def own_units(total: int, rank: int, world: int, batch: int) -> list[np.ndarray]:
