@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -191,10 +190,7 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
 
 
 def watch(q: Tensor, k: Tensor, positive: Tensor, pairs: Tensor, others: Tensor) -> dict[str, Tensor]:
-    """Return what tells learning from collapse: the spread of the keys (0: collapsed) and mean cosines of pairs.
-
-    pairs, others: how many are positive and how many are not, 0-d (see `PixPro.counts`).
-    """
+    """Return the spread of the keys (0: collapsed) and the mean cosines of the positive `pairs` and of the `others`."""
     cosine, sigma = q.detach().transpose(1, 2) @ k, k.transpose(0, 1).flatten(1).std(1).mean() * k.shape[1] ** 0.5
     near, other = ((cosine * p).sum() / count for p, count in ((positive, pairs), (~positive, others)))
     return {"sigma": sigma, "cosine_positive": near, "cosine_other": other}
@@ -256,12 +252,10 @@ class PixPro(Method):
 
     def counts(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """Per level: images with an overlap, positive pairs of cells, and the other pairs."""
-        counts: dict[str, Tensor] = {}
-        for i in range(len(self.queries)):
-            positive = self._positive(i, views)
-            images, pairs = positive.flatten(1).any(1).sum(), positive.sum()
-            counts |= {f"images{i}": images, f"pairs{i}": pairs, f"others{i}": positive.numel() - pairs}
-        return counts
+        positive = [self._positive(i, views) for i in range(len(self.queries))]
+        images = {f"images{i}": p.flatten(1).any(1).sum() for i, p in enumerate(positive)}
+        pairs = {f"pairs{i}": p.sum() for i, p in enumerate(positive)}
+        return images | pairs | {f"others{i}": (~p).sum() for i, p in enumerate(positive)}
 
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """Every view passes both networks by itself; each direction compares one view's queries with the other's keys.
@@ -271,19 +265,17 @@ class PixPro(Method):
         seen = [self.online(views[name]) for name in ("view1", "view2")]
         with torch.no_grad():
             keys = [self.key(views[name]) for name in ("view1", "view2")]
-        counts = self.mean_counts(views, step)
-        levels = [self._pixels(i, seen, keys, views, counts) for i in range(len(self.queries))]
+        levels = [self._pixels(i, seen, keys, views, step) for i in range(len(self.queries))]
         mean = {name: torch.stack([found[name] for found in levels]).mean() for name in levels[0]}
         losses = Losses({"pixel": mean.pop("loss")}, metrics=mean)
         if self.cfg.instance is not None:
             losses.terms["instance"] = self.cfg.instance.weight * self._instance(seen, keys)
         return losses
 
-    def _pixels(
-        self, i: int, seen: list[Seen], keys: list[Seen], views: dict[str, Tensor], counts: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def _pixels(self, i: int, seen: list[Seen], keys: list[Seen], views: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
         """Return loss and metrics of level i."""
         cfg, query = self.cfg.pixel, [self.queries[i](s.pixels[i]) for s in seen]
+        counts = self.mean_counts(views, step)
         images, pairs, others = (counts[f"{name}{i}"] for name in ("images", "pairs", "others"))
         with torch.autocast(views["place1"].device.type, enabled=False):
             positive = self._positive(i, views)

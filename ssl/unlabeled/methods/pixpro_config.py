@@ -83,6 +83,5 @@ class PixProConfig(MethodConfig):
 
     def smallest_batch(self, stream: str) -> Smallest | None:
         """Return two for the contrastive instance branch; cells are compared within an image."""
-        if not isinstance(self.instance, InfoNce):
-            return None
-        return Smallest(2, "method.instance infonce tells an image from the others of its batch, and one has none")
+        why = "method.instance infonce tells an image from the others of its batch, and one has none"
+        return Smallest(2, why) if isinstance(self.instance, InfoNce) else None

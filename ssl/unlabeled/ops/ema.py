@@ -22,9 +22,8 @@ def ema_update(
 
     buffers: keep the teacher's own, copy the student's, or average floating ones and copy the rest.
     """
-    parameters: list[torch.Tensor] = list(teacher.parameters())
-    if parameters:
-        torch._foreach_lerp_(parameters, list(student.parameters()), 1 - decay)
+    if parameters := tuple(teacher.parameters()):
+        torch._foreach_lerp_(parameters, tuple(student.parameters()), 1 - decay)
     if buffers == "keep":
         return
     for t, s in zip(teacher.buffers(), student.buffers(), strict=True):
