@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from unlabeled.backbones.build import build_backbone
+from unlabeled.config.recipe import Backbone
 from unlabeled.errors import UserError
 
 # what networks raise for images that they do not take: timm's checks, shapes that do not fit, maps that vanish
@@ -46,44 +48,65 @@ def own_size(network: nn.Module) -> int | None:
     return None
 
 
-def refuse_images(network: nn.Module, sizes: Mapping[int, str], name: str, *, earlier: bool = False) -> None:
+def refuse_images(network: nn.Module, sizes: Mapping[int, str], name: str, cfg: Backbone | None = None) -> None:
     """Raise UserError, with the cure, unless the network takes square images of all `sizes` (pixels -> their key).
 
-    name: what the network is called. earlier: it comes from an earlier run, whose options stand.
+    name: what the network is called. cfg: what it was built from; None if it is of an earlier run, whose options stand.
     """
     for size, key in sizes.items():
         try:
             _, problem = try_image(network, size)
         except UserError as error:  # of a network that knows its sizes; one cut short says what else is wrong with it
-            if earlier:
+            if cfg is None:
                 raise
             problem = str(error)
         if problem:
-            raise UserError(f"{key} is {size}, but {refusal(network, name, size, problem, key, len(sizes), earlier)}")
+            raise UserError(f"{key} is {size}, but {refusal(network, name, size, problem, key, len(sizes), cfg)}")
 
 
-def refusal(network: nn.Module, name: str, size: int, problem: str, key: str, sizes: int = 1, earlier: bool = False,
-            ) -> str:
+def refusal(network: nn.Module, name: str, size: int, problem: str, key: str, sizes: int = 1,
+            cfg: Backbone | None = None) -> str:
     """Return in one line that the network takes no images of `size`, which it was, and the cure.
 
-    problem: what the network says. key: the setting that asks for them. sizes: how many sizes are asked for.
+    problem: what the network says. key: the setting that asks for them. sizes: how many are asked for. cfg: see above.
     """
-    own = own_size(network)
+    own = own_size(network) or (_published_size(network, cfg) if cfg else None)
     none = f"{name} takes no images of {size} x {size}"
-    if own in (None, size) or any(getattr(module, _ANY_SIZE, False) for module in network.modules()):
-        sides = (*(size << k for k in range(1, _LARGER + 1)), _USUAL)
-        other = next((side for side in sides if _takes(network, side)), None)
-        cure = f"take others, such as {key}={other}" if other else "take others, or another network"
-        return f"{none}: {problem.splitlines()[0].rstrip('.')}; {cure}"
-    option = f"backbone.options={{img_size: {size}}}"
-    if (sizes > 1 or earlier) and any(_ANY_SIZE in inspect.signature(type(module).__init__).parameters
-                                      for module in network.modules() if hasattr(module, "pretrained_cfg")):
-        several = f"backbone.options={{{_ANY_SIZE}: true}}"
-        option = several if sizes > 1 else f"{option} or {several}"
-    own_only = f"{none}: its own are {own} x {own}"
-    if earlier:
-        return f"{own_only}; set {key}={own}, or train it with {option}"
-    return f"{own_only}; set {option}, or {key}={own}"
+    anyhow = any(getattr(module, _ANY_SIZE, False) for module in network.modules())
+    several = f"backbone.options={{{_ANY_SIZE}: true}}" if _has_option(network, _ANY_SIZE) else ""
+    single = f"backbone.options={{img_size: {size}}}"
+    if own not in (None, size) and not anyhow:
+        if cfg is None:
+            return f"{none}: its own are {own} x {own}; set {key}={own}, or train it with {single}" + (
+                f" or {several}" if several else "")
+        option = several if sizes > 1 and several else single if _is_cured(cfg, size) else ""
+        if option:
+            return f"{none}: its own are {own} x {own}; set {option}, or {key}={own}"
+    sides = (*(size << k for k in range(1, _LARGER + 1)), own or _USUAL)
+    other = next((side for side in sides if side != size and _takes(network, side)), None)
+    cure = f"take others, such as {key}={other}" if other else "take others, or another network"
+    return f"{none}: {problem.splitlines()[0].rstrip('.')}; {cure}"
+
+
+def _has_option(network: nn.Module, option: str) -> bool:
+    return any(option in inspect.signature(type(module).__init__).parameters
+               for module in network.modules() if hasattr(module, "pretrained_cfg"))
+
+
+def _published_size(network: nn.Module, cfg: Backbone) -> int | None:
+    """Return the size of a network that has the option but does not keep its value (GCViT, Hiera ...)."""
+    if not _has_option(network, "img_size"):
+        return None
+    return int(cfg.options.get("img_size") or network.pretrained_cfg["input_size"][-1])  # type: ignore[index]
+
+
+def _is_cured(cfg: Backbone, size: int) -> bool:
+    """Return whether the network takes images of `size` once it is built for them; some do not."""
+    with torch.device("meta"):
+        try:
+            return _takes(build_backbone(cfg.model_copy(update={"options": {**cfg.options, "img_size": size}})), size)
+        except UserError:
+            return False
 
 
 def _takes(network: nn.Module, size: int) -> bool:

@@ -64,7 +64,7 @@ def network_embedder(export: Export, device: torch.device) -> Embedder:
     """
     network = export.build().to(device).to(memory_format=torch.channels_last).eval()
     image = export.input
-    refuse_images(network, {image.size: "size"}, f"the network that gives the export's {export.gives}", earlier=True)
+    refuse_images(network, {image.size: "size"}, f"the network that gives the export's {export.gives}")
 
     def embed(crops: Tensor) -> Tensor:
         x = to_input(crops, image.mean, image.std)

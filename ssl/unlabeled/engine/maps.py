@@ -44,7 +44,7 @@ def last_map(name: str, export: Export, device: torch.device) -> tuple[LastMap, 
     size = export.input.size
     found, problem = try_image(network, size)
     if found is None:
-        raise UserError(refusal(network, f"export '{name}'", size, problem, "size", earlier=True))
+        raise UserError(refusal(network, f"export '{name}'", size, problem, "size"))
     _, channels, height, width = found.shape
     if min(height, width) < SMALLEST:
         raise UserError(f"export '{name}' gives a map of {height} x {width} cells for images of {size} x {size}, but "

@@ -39,7 +39,7 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
         if source is None and recipe.backbone.init is None:
             network = cast(BackboneModule, build_backbone(recipe.backbone))
             network.input = network.gives = None
-            refuse_images(network, sizes, recipe.backbone.name)
+            refuse_images(network, sizes, recipe.backbone.name, recipe.backbone)
             if sizes:
                 _refuse_no_vector(network, recipe.backbone.name, next(iter(sizes)))
         else:
@@ -48,7 +48,7 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
             export = load_export(origin if run is None else adopt(origin, run), weights=as_trained)
             export = export if as_trained else open_residuals(export)
             network = cast(BackboneModule, export.build().train().requires_grad_(True))
-            refuse_images(network, sizes, f"'{origin}'", earlier=True)
+            refuse_images(network, sizes, f"'{origin}'")
             network.input, network.gives = export.input, export.gives
             seed_everything(info.seed, "init", len(backbones))  # what follows does not depend on how it was built
         backbones.append(network)

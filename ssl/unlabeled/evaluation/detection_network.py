@@ -39,7 +39,7 @@ class Stages(nn.Module):
         try:
             found = list(self(torch.zeros(1, 3, _TRIAL, _TRIAL)).values())
         except REFUSALS as error:
-            said = refusal(network, type(network).__name__, _TRIAL, str(error), "size", earlier=True)
+            said = refusal(network, type(network).__name__, _TRIAL, str(error), "size")
             raise UserError(f"this network takes no images of any size, which detection needs: {said}") from error
         shapes = [tuple(x.shape) for x in found]
         sides = [shape[-1] for shape in shapes]
