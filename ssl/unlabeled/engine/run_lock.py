@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from unlabeled.errors import UserError
+from unlabeled.ops.files import disk_error
 
 PATIENCE = 60.0  # seconds; one that was told to end first finishes its update and saves
 
@@ -41,11 +42,11 @@ class RunLock:
                 if not make:
                     return
                 if time.monotonic() > end:  # a link to nowhere; else it was moved away at this moment
-                    raise _refused(self.file, error) from error
+                    raise disk_error(self.file, error) from error
                 time.sleep(0.02)
                 continue
             except OSError as error:
-                raise _refused(self.file, error) from error
+                raise disk_error(self.file, error) from error
             try:
                 if self._try(descriptor):
                     self._descriptor, descriptor = descriptor, -1
@@ -77,7 +78,7 @@ class RunLock:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise _refused(self.file, error) from error
+            raise disk_error(self.file, error) from error
         return True
 
     def _owner(self) -> str:
@@ -92,9 +93,3 @@ class RunLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-
-def _refused(file: Path, error: OSError) -> UserError:
-    from unlabeled.engine.checkpoint import disk_error  # it imports torch, which a lock needs only here
-
-    return disk_error(file, error)

@@ -71,7 +71,9 @@ class _Training:
                  accelerator: Accelerator) -> None:
         self.cfg, self.maker, self.folder, self.device = cfg, maker, folder, accelerator.device
         self.about = json.dumps({"origin": origin, **cfg.model_dump(mode="json", exclude=set(_FREE))})
-        self.data = maker.source.fingerprint() if rank() == 0 else {}
+        source = maker.source
+        pixels = {"levels": source.pixels.levels and list(source.pixels.levels), "upright": source.pixels.upright}
+        self.data = {**source.fingerprint(), "pixels": pixels} if rank() == 0 else {}
         if world() > 1:
             convert(model, self.device)
         self.model = model.to(self.device).train()

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from unlabeled.config.card import Card
+from unlabeled.data.base import with_reason
 from unlabeled.data.lists import write_lines
 from unlabeled.data.source import open_source
 from unlabeled.engine.features import extract, network_embedder
@@ -47,7 +48,7 @@ def export_features(run: Path, folder: Path, out: Path, *, export: str | None = 
     content = _content(found.x.numpy(), out.suffix)
     write_atomically(out, lambda file: file.write(content))
     for key in found.corrupt:
-        print(f"left out, cannot be read: {key}")
+        print(f"left out, cannot be read: {with_reason(key)}")
     print(f"{out}: {len(found.x)} x {found.x.shape[1]} float32 of export {name}, update {restored.update}; "
           f"paths in {out.with_suffix('.txt')}")
     return len(found.x)

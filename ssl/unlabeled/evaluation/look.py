@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.config.look import OF_THE_PAIR, LookSettings
+from unlabeled.data.base import with_reason
 from unlabeled.data.batch import Geometry
 from unlabeled.data.folder import FolderSource
 from unlabeled.data.pairs import fixed_crops
@@ -111,7 +112,7 @@ def see(network: Network, source: Source, views: Sequence[Geometry], seed: int, 
     with full_precision(device):
         for part in fixed_crops(source, [Whole(network.input.size), *views], (seed, "look"), 0, 1, _BATCH):
             for key in part.corrupt:
-                print(f"left out, cannot be read: {key}")
+                print(f"left out, cannot be read: {with_reason(key)}")
             maps = [network(crops.to(device)).cpu() for crops in part.crops if len(crops)]
             boxes = [box for box in part.boxes if box is not None]
             seen += [Seen(int(part.index[i]), [crops[i] for crops in part.crops], [box[i] for box in boxes],
