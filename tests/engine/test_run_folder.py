@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -11,69 +10,18 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
-from tiny import tiny_recipe
+from tests.engine.tiny_runs import SHORT, assert_same, older, rotnet
+from tests.tiny import tiny_recipe
 
-from unlabeled.config.recipe import Recipe
-from unlabeled.engine import run_folder
 from unlabeled.engine import train as training
 from unlabeled.engine.checkpoint import Checkpoints
-from unlabeled.engine.method import load_export
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.engine.run_record import read_record
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
-
-SHORT = ["train.checkpoint_every=2", "train.log_every=1"]
-
-
-def rotnet(*more: str) -> Recipe:
-    return tiny_recipe("rotnet", "all", [*SHORT, *more])
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "finished"
-    assert train(rotnet(), run).finished
-    return run
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A run of six updates that ended after four."""
-    cut = tmp_path / "run"
-    shutil.copytree(finished, cut, ignore=shutil.ignore_patterns("DONE", "export", "update-00000006.*", "lock"))
-    (cut / "SAVED").write_text("4\n")
-    shutil.copy(cut / "checkpoints" / "update-00000004.pt", cut / "kept.pt")
-    return cut
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_run(run).method.state_dict()
-
-
-def assert_same(run: Path, finished: Path) -> None:
-    assert (run / "DONE").exists()
-    a, b = weights(run), weights(finished)
-    assert all(torch.equal(a[name], b[name]) for name in b)
-    lines = [json.loads(line)["update"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert lines == list(range(6))
-
-
-def older(run: Path) -> None:
-    """Make the folder one of a version that kept neither starts nor recipes with its checkpoints."""
-    (run / "SAVED").unlink()
-    record = read_record(run)
-    (run / "run.json").write_text(json.dumps({**record["starts"][0], "info": record["info"]}))
-    for file in (run / "checkpoints").glob("*.json"):
-        about = json.loads(file.read_text())
-        file.write_text(json.dumps({"update": about["update"], "sha256": about["sha256"]}))
-
 
 # ---- checkpoints that vanish
 
@@ -363,77 +311,6 @@ def test_metrics_that_are_a_folder_are_one_line(run: Path) -> None:
         train(rotnet(), run)
 
 
-# ---- exports
-
-
-@pytest.mark.parametrize("damage", ["gone", "truncated", "flipped", "folder gone", "json gone", "no hash, truncated"])
-def test_the_same_command_writes_a_damaged_export_again(finished: Path, tmp_path: Path, damage: str, capsys) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    file = run / "export" / "backbone.safetensors"
-    content = file.read_bytes()
-    if damage == "gone":
-        file.unlink()
-    elif damage == "folder gone":
-        shutil.rmtree(run / "export")
-    elif damage == "json gone":
-        file.with_suffix(".json").unlink()
-    else:
-        file.write_bytes(content[:-4] if "truncated" in damage else content[:-1] + bytes([content[-1] ^ 64]))
-    if damage == "no hash, truncated":
-        about = json.loads(file.with_suffix(".json").read_text())
-        del about["sha256"]
-        file.with_suffix(".json").write_text(json.dumps(about))
-    with pytest.raises(UserError, match="command") as said:
-        load_export(f"{run}:backbone")
-    assert "Traceback" not in str(said.value)
-    capsys.readouterr()
-    assert train(rotnet(), run).finished
-    assert "it is written again from the last checkpoint" in capsys.readouterr().out
-    assert file.read_bytes() == content
-    network = load_export(f"{run}:backbone").build().state_dict()
-    assert all(torch.equal(value, network[name]) for name, value in load_file(file).items())
-    assert train(rotnet(), run).finished and "is finished" in capsys.readouterr().out
-
-
-def test_an_export_without_a_checkpoint_to_write_it_from_is_refused(finished: Path, tmp_path: Path, capsys) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    shutil.rmtree(run / "checkpoints")
-    assert train(rotnet(), run).finished, "checkpoints of a finished run may be deleted to save space"
-    (run / "export" / "backbone.safetensors").unlink()
-    metrics = (run / "metrics.jsonl").read_bytes()
-    for marker in (True, False):
-        with pytest.raises(UserError, match="holds no checkpoint, but one was saved after update 6"):
-            train(rotnet(), run)
-        if marker:
-            (run / "SAVED").unlink()
-    assert (run / "metrics.jsonl").read_bytes() == metrics
-
-
-@pytest.mark.parametrize("stage", ["first export", "second export", "DONE"])
-def test_a_run_that_was_killed_while_it_finished_finishes(run: Path, finished: Path, stage: str, monkeypatch) -> None:
-    names = {"first export": "export/backbone.safetensors", "second export": "export/", "DONE": "DONE"}
-    real, calls = run_folder.RunFolder.write_bytes, []
-
-    def killed(self, name, data):
-        calls.append(name)
-        hit = name.startswith(names[stage]) and (stage != "second export" or sum("export/" in c for c in calls) == 3)
-        if hit:
-            raise SystemExit(137)
-        real(self, name, data)
-
-    monkeypatch.setattr(run_folder.RunFolder, "write_bytes", killed)
-    with pytest.raises(SystemExit):
-        train(rotnet(), run)
-    monkeypatch.undo()
-    assert not (run / "DONE").exists()
-    assert train(rotnet(), run).finished
-    assert_same(run, finished)
-    assert [f.read_bytes() for f in sorted((run / "export").glob("*.safetensors"))] == [
-        f.read_bytes() for f in sorted((finished / "export").glob("*.safetensors"))]
-
-
 # ---- leftovers and full disks
 
 
@@ -453,92 +330,6 @@ def test_what_killed_processes_left_is_removed_and_the_rest_is_not(run: Path) ->
     assert all((run / name).exists() for name in stays)
 
 
-# ---- data
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(30):
-        Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).save(folder / f"{i:03d}.png")
-    return folder
-
-
-def of_photos(folder: Path, *more: str) -> Recipe:
-    return rotnet("data.train.card=folder", f"data.train.root={folder}", *more)
-
-
-def begun(recipe: Recipe, run: Path) -> None:
-    """Train to the last checkpoint but one, as a run that was killed then."""
-    assert train(recipe, run).finished
-    for file in [*(run / "checkpoints").glob("update-00000006.*"), run / "DONE"]:
-        file.unlink()
-    (run / "SAVED").write_text("4\n")
-
-
-def test_other_images_are_refused_with_both_counts_and_allowed_on_demand(photos: Path, tmp_path: Path, capsys) -> None:
-    run = tmp_path / "run"
-    begun(of_photos(photos), run)
-    moved = photos.rename(tmp_path / "moved")
-    assert train(of_photos(moved), run).finished, "data may move"
-    for file in [*(run / "checkpoints").glob("update-00000006.*"), run / "DONE"]:
-        file.unlink()
-    (moved / "new.png").write_bytes((moved / "000.png").read_bytes())
-    (moved / "001.png").unlink()
-    (moved / "002.png").rename(moved / "zzz.png")
-    with pytest.raises(UserError, match=r"30 samples \(other samples|data.train: 30 samples; other samples") as said:
-        train(of_photos(moved), run)
-    assert "'new.png' is new" in str(said.value) and "'001.png' is gone" in str(said.value)
-    (moved / "more.png").write_bytes((moved / "000.png").read_bytes())
-    with pytest.raises(UserError, match=r"30 samples when the run began, 31 now.*(\n.*)*train.allow_changed_data=true"):
-        train(of_photos(moved), run)
-    capsys.readouterr()
-    assert train(of_photos(moved, "train.allow_changed_data=true"), run).finished
-    assert "30 samples when the run began, 31 now" in capsys.readouterr().out
-    record = read_record(run)
-    assert "31 now" in record["starts"][-1]["notes"][0] and record["info"]["streams"]["train"]["samples"] == 31
-    (moved / "more.png").unlink()
-    assert train(of_photos(moved), run).finished, "a finished run needs no data"
-
-
-def test_a_replaced_file_and_an_edited_card_are_refused(photos: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    card = tmp_path / "card.yaml"
-    text = "name: mine\nsource: {kind: folder}\nroot: $CARD/photos\nsplits: {train: {path: .}}\n"
-    card.write_text(text + "mean: [0.5, 0.5, 0.5]\nstd: [0.2, 0.2, 0.2]\n")
-    recipe = rotnet(f"data.train.card={card}")
-    begun(recipe, run)
-    card.write_text("about: better words\n" + text + "mean: [0.4, 0.5, 0.5]\nstd: [0.2, 0.2, 0.2]\n")
-    with pytest.raises(UserError, match=r"card.mean \[0.5, 0.5, 0.5\] when the run began, \[0.4, 0.5, 0.5\] now"):
-        train(recipe, run)
-    card.write_text("about: better words\n" + text + "mean: [0.5, 0.5, 0.5]\nstd: [0.2, 0.2, 0.2]\n")
-    Image.new("RGB", (12, 12)).save(photos / "007.png")
-    with pytest.raises(UserError, match=r"30 samples; other images \(sizes of files"):
-        train(recipe, run)
-
-
-def test_runs_that_kept_only_counts_are_held_to_them(photos: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    begun(of_photos(photos), run)
-    older(run)
-    (photos / "new.png").write_bytes((photos / "000.png").read_bytes())
-    with pytest.raises(UserError, match="30 samples when the run began, 31 now"):
-        train(of_photos(photos), run)
-    (photos / "new.png").unlink()
-    assert train(of_photos(photos), run).finished
-
-
-def test_a_lost_run_json_does_not_lose_the_fingerprint(photos: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    begun(of_photos(photos), run)
-    (run / "run.json").unlink()
-    (photos / "new.png").write_bytes((photos / "000.png").read_bytes())
-    with pytest.raises(UserError, match="30 samples when the run began, 31 now"):
-        train(of_photos(photos), run)
-
-
 def test_checkpoints_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = training.SaveClock(None)
     now = [100.0]
@@ -554,4 +345,3 @@ def test_checkpoints_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     now[0] = 156.0
     assert clock.due(4)
     assert [u for u in range(1, 7) if training.SaveClock(2).due(u)] == [2, 4, 6]
-    assert dataclasses.is_dataclass(training.Result)
