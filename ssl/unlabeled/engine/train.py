@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,25 +66,21 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
     folder = RunFolder(run)
     record = {"info": build.info_record(info), "data": data_record(opened) if rank() == 0 and not dry_run else {}}
     notes: list[str] = []
-    if not dry_run:
-        recipe = on_rank0(lambda: folder.open(recipe, record, fresh))
-        if on_rank0(lambda: _is_finished(folder, plan.total)):
-            folder.lock.release()
-            return Result(run, plan.total, finished=True)
-        notes = on_rank0(lambda: _check_data(folder, recipe, record, opened))
-    if rank() == 0:
-        processes = f"{world()} process{'es' * (world() > 1)} on {accelerator.device.type}"
-        print(
-            "\n".join([f"{run.name}: {processes}, precision {accelerator.mixed_precision}", *describe(plan, recipe)]),
-            flush=True,
-        )
-    method = build_method(recipe, info, None if dry_run else run)
-    trainer = Trainer(recipe, plan, folder, accelerator, opened, method, record, notes)
-    try:
+    with ExitStack() as at_the_end:
+        at_the_end.callback(folder.lock.release)
+        if not dry_run:
+            recipe = on_rank0(lambda: folder.open(recipe, record, fresh))
+            if on_rank0(lambda: _is_finished(folder, plan.total)):
+                return Result(run, plan.total, finished=True)
+            notes = on_rank0(lambda: _check_data(folder, recipe, record, opened))
+        if rank() == 0:
+            processes = f"{world()} process{'es' * (world() > 1)} on {accelerator.device.type}"
+            begin = f"{run.name}: {processes}, precision {accelerator.mixed_precision}"
+            print("\n".join([begin, *describe(plan, recipe)]), flush=True)
+        method = build_method(recipe, info, None if dry_run else run)
+        trainer = Trainer(recipe, plan, folder, accelerator, opened, method, record, notes)
+        at_the_end.callback(trainer.close)
         return trainer.dry_run() if dry_run else trainer.run()
-    finally:
-        trainer.close()
-        folder.lock.release()
 
 
 def _is_finished(folder: RunFolder, total: int) -> bool:

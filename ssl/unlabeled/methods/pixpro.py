@@ -272,7 +272,9 @@ class PixPro(Method):
             losses.terms["instance"] = self.cfg.instance.weight * self._instance(seen, keys)
         return losses
 
-    def _pixels(self, i: int, seen: list[Seen], keys: list[Seen], views: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
+    def _pixels(
+        self, i: int, seen: list[Seen], keys: list[Seen], views: dict[str, Tensor], step: Step
+    ) -> dict[str, Tensor]:
         """Return loss and metrics of level i."""
         cfg, query = self.cfg.pixel, [self.queries[i](s.pixels[i]) for s in seen]
         counts = self.mean_counts(views, step)
