@@ -20,8 +20,13 @@ from unlabeled.ops.batchnorm import unsynchronised_buffers
 from unlabeled.ops.distributed import rank
 
 # by name, with options of timm's that make the deep ones shallow
-NETWORKS = {"efficientnet_b0": "", "mobilenetv3_small_050": "", "regnety_002": "", "densenet121": "block_config: [2, 2]",
-            "resnetv2_50": "layers: [1, 1, 1, 1]"}  # fmt: skip
+NETWORKS = {
+    "efficientnet_b0": "",
+    "mobilenetv3_small_050": "",
+    "regnety_002": "",
+    "densenet121": "block_config: [2, 2]",
+    "resnetv2_50": "layers: [1, 1, 1, 1]",
+}
 
 
 def recipe_of(network: str) -> Recipe:
