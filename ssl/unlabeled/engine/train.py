@@ -17,29 +17,25 @@ from accelerate import Accelerator
 
 from unlabeled.config.placed import placed
 from unlabeled.config.recipe import Recipe
-from unlabeled.data.base import with_reason
 from unlabeled.data.batch import Batch
 from unlabeled.engine import build, launch
 from unlabeled.engine.checkpoint import SaveClock, vanished
 from unlabeled.engine.chosen import keep_chosen
-from unlabeled.engine.corrupt import CorruptSamples
 from unlabeled.engine.export import write_exports
 from unlabeled.engine.features import gather_names
+from unlabeled.engine.journal import Journal
 from unlabeled.engine.method import build_method
-from unlabeled.engine.online import Online, last_measured
 from unlabeled.engine.plan import Plan, describe, make_plan
 from unlabeled.engine.preview import views_png
-from unlabeled.engine.progress import Meter, ProgressBar
 from unlabeled.engine.restore import load_state
 from unlabeled.engine.run_data import changed_data, counts_only, data_record, keep_names, refuse_changed
 from unlabeled.engine.run_folder import RunFolder
 from unlabeled.engine.run_record import read_record
 from unlabeled.engine.signals import Signals
-from unlabeled.engine.sinks import Metrics
-from unlabeled.engine.updater import Outcome, Updater
+from unlabeled.engine.updater import Updater
 from unlabeled.engine.watch import watch
 from unlabeled.errors import UserError
-from unlabeled.ops.distributed import on_rank0, rank, sum_over_ranks, world
+from unlabeled.ops.distributed import on_rank0, rank, world
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,9 @@ def buffer_sizes(method: torch.nn.Module, largest: int = 3) -> str:
 
 
 class Trainer:
-    """The loop around `Updater`: data, checkpoints, metrics, signals."""
+    """The loop around `Updater`: data, checkpoints, metrics, signals. done, saved: updates, counted from the first."""
+
+    done = saved = 0
 
     def __init__(
         self,
@@ -144,88 +142,60 @@ class Trainer:
 
     def run(self) -> Result:
         """Train to the end or to a signal; write checkpoints, metrics and, at the end, the exports."""
-        start = self._resume()
-        corrupt = CorruptSamples(self.folder, len(self.source), self.recipe.data.max_corrupt)
-        last = on_rank0(lambda: last_measured(self.folder.read_lines(self.folder.metrics)))
-        online = Online(self.recipe, self.plan, self.source, self.accelerator.device, last)
-        metrics = Metrics(self.folder, self.recipe.train.sinks, start) if rank() == 0 else None
-        bar, meter = ProgressBar(self.plan.total, start, rank() == 0), Meter(self.plan.batch)
-        done = saved = start
-        heard, dropped, waiting, exported = 0, 0, time.perf_counter(), ""
-        micros: list[dict[str, Batch]] = []
-        problem: Exception | None = None
+        self.done = self.saved = self._resume()
+        method, heard, problem, exported = self.updater.method, 0, None, ""
+        journal = Journal(self.recipe, self.plan, self.folder, self.source, self.accelerator.device, self.done)
         try:
             with Signals() as signals:
-                if start < self.plan.total:
-                    self._measure(online, start, bar, metrics)  # what a run that was cut short had not come to
-                batches = self._batches(start, self.plan.total, signals.check)
-                for update in range(start, self.plan.total):
-                    try:
-                        micros = next(batches)
-                    except Exception as error:  # a signal among them; what is done so far is saved in any case
-                        problem = error
-                        if world() == 1:
-                            heard = signals.received
-                            break
-                        if not micros:  # nothing stands in for the first batches, and the others wait for them
-                            print(f"rank {rank()}: {error}", file=sys.stderr, flush=True)
-                            raise
-                    meter.add(time.perf_counter() - waiting)
-                    bad = [key for micro in micros for batch in micro.values() for key in batch.corrupt]
-                    due = self.clock.due(update + 1)
-                    notes = [signals.received, len(bad), int(due)]
-                    watch().begun += 1
-                    outcome = self.updater.update(update, micros, notes, abandon=problem is not None)
-                    heard, any_bad, save = outcome.notes
-                    if outcome.abandoned:
-                        break
-                    done = update + 1
-                    dropped += outcome.dropped
-                    if outcome.dropped and dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
-                        bar.say(f"update {update} was dropped for a non-finite loss or gradient, {dropped} so far")
-                    if any_bad:
-                        for key in corrupt.add(update, bad):
-                            bar.say(f"cannot read {with_reason(key)}; another sample takes its place")
-                    logged: dict[str, float] = {}
-                    if update % self.recipe.train.log_every == 0 or done == self.plan.total:
-                        logged = self._log(update, outcome, meter)
-                        bar.note(done, logged)
-                    if metrics and logged:
-                        metrics.write(update, logged)
-                    bar.advance(done)
-                    if heard or save or done == self.plan.total:
-                        self._save(done)
-                        saved = done
-                    if heard:
-                        break
-                    if done < self.plan.total:
-                        self._measure(online, done, bar, metrics)
-                    waiting = time.perf_counter()
-                if saved < done:  # the data have ended the run
-                    self._save(done)
-                if done == self.plan.total:
-                    exported = on_rank0(lambda: write_exports(self.folder, self.recipe, self.updater.method, done))
-                    self._measure(online, done, bar, metrics)
+                if self.done < self.plan.total:
+                    journal.measure(self.done, method)  # what a run that was cut short had not come to
+                heard, problem = self._loop(signals, journal)
+                if self.saved < self.done:  # the data have ended the run
+                    self._save()
+                if self.done == self.plan.total:
+                    exported = on_rank0(lambda: write_exports(self.folder, self.recipe, method, self.done))
+                    journal.measure(self.done, method)
         finally:
-            bar.close()
-            if dropped:
-                bar.say(f"{dropped} updates were dropped for a non-finite loss or gradient")
-            if metrics:
-                metrics.close()
-        if done == self.plan.total:
-            return self._finish(done, exported)
+            journal.close()
+        if self.done == self.plan.total:
+            return self._finish(exported)
         if heard:
-            return self._leave(heard, done)
-        self._raise(problem, done)
+            return self._leave(heard)
+        self._raise(problem)
 
-    def _measure(self, online: Online, done: int, bar: ProgressBar, metrics: Metrics | None) -> None:
-        """Measure after `done` updates, if that is due: a checkpoint or export of that moment stands already."""
-        if online.due(done):
-            found = online.measure(self.updater.method)
-            for line in online.report(done, found):
-                bar.say(line)
-            if metrics and found:
-                metrics.write(done - 1, found)
+    def _loop(self, signals: Signals, journal: Journal) -> tuple[int, Exception | None]:
+        """Do the updates that are left; return the signal that ended them, if one did, and why there was no data."""
+        micros: list[dict[str, Batch]] = []
+        problem: Exception | None = None
+        batches = self._batches(self.done, self.plan.total, signals.check)
+        for update in range(self.done, self.plan.total):
+            waiting = time.perf_counter()
+            try:
+                micros = next(batches)
+            except Exception as error:  # a signal among them; what is done so far is saved in any case
+                if world() == 1:
+                    return signals.received, error
+                if not micros:  # nothing stands in for the first batches, and the others wait for them
+                    print(f"rank {rank()}: {error}", file=sys.stderr, flush=True)
+                    raise
+                problem = error
+            journal.meter.add(time.perf_counter() - waiting)
+            unreadable = [key for micro in micros for batch in micro.values() for key in batch.corrupt]
+            notes = [signals.received, len(unreadable), int(self.clock.due(update + 1))]
+            watch().begun += 1
+            outcome = self.updater.update(update, micros, notes, abandon=problem is not None)
+            heard, any_unreadable, save = outcome.notes
+            if outcome.abandoned:
+                return heard, problem
+            self.done = update + 1
+            journal.update(update, outcome, unreadable if any_unreadable else None)
+            if heard or save or self.done == self.plan.total:
+                self._save()
+            if heard:
+                return heard, None
+            if self.done < self.plan.total:
+                journal.measure(self.done, self.updater.method)
+        return 0, None
 
     def dry_run(self) -> Result:
         """Do two updates, time the second and report memory; nothing is written."""
@@ -267,17 +237,6 @@ class Trainer:
             self.folder.write_bytes("views.png", png)
         self.updater.prime(views)
 
-    def _log(self, update: int, outcome: Outcome, meter: Meter) -> dict[str, float]:
-        names = sorted(outcome.values)
-        mean = sum_over_ranks(torch.stack([outcome.values[n].double() for n in names])) / world()
-        return {
-            "epoch": (update + 1) / self.plan.updates_per_epoch,
-            "lr": self.plan.lr(update),
-            **dict(zip(names, mean.tolist(), strict=True)),
-            "dropped": float(outcome.dropped),
-            **meter.read(),
-        }
-
     # ---- checkpoints and ends
 
     def _resume(self) -> int:
@@ -304,39 +263,39 @@ class Trainer:
         self.folder.cut_back(start)
         return self.folder.begin(self.recipe, self.record, start, self.streamed, self.notes)
 
-    def _save(self, done: int) -> None:
+    def _save(self) -> None:
         scaler = self.accelerator.scaler
         state = {
-            "update": done,
+            "update": self.done,
             "method": self.updater.method.state_dict(),
             "optimizer": self.updater.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
         }
         begin = time.monotonic()
-        on_rank0(lambda: self.checkpoints.save(done, state))
-        watch().checkpoint = done
+        on_rank0(lambda: self.checkpoints.save(self.done, state))
+        self.saved = watch().checkpoint = self.done
         self.clock.saved(begin)
 
-    def _leave(self, heard: int, done: int) -> Result:
+    def _leave(self, heard: int) -> Result:
         name = signal.Signals(heard).name
         if rank() == 0:
             if heard != signal.SIGINT:
                 self.folder.requeue.touch()
-            saved = f"saved after update {done}; the same command goes on from there"
-            print(f"{name}: {saved if done else 'nothing was trained yet'}", file=sys.stderr)
-        return Result(self.folder.path, done, finished=False, exit_code=130 if heard == signal.SIGINT else 0)
+            saved = f"saved after update {self.done}; the same command goes on from there"
+            print(f"{name}: {saved if self.done else 'nothing was trained yet'}", file=sys.stderr)
+        return Result(self.folder.path, self.done, finished=False, exit_code=130 if heard == signal.SIGINT else 0)
 
-    def _raise(self, problem: Exception | None, done: int) -> NoReturn:
+    def _raise(self, problem: Exception | None) -> NoReturn:
         """End the run for want of data, on all ranks: those that have data say what the others said."""
         texts = [text for text in gather_names([str(problem)] if problem else []) if text]
         if problem and not isinstance(problem, UserError):
             raise problem
-        saved = f"\nSaved after update {done}; the same command goes on from there" if done else ""
+        saved = f"\nSaved after update {self.done}; the same command goes on from there" if self.done else ""
         raise UserError("\n".join(dict.fromkeys(texts)) + saved) from problem
 
-    def _finish(self, done: int, lines: str) -> Result:
+    def _finish(self, lines: str) -> Result:
         names = "".join(f"{name}\n" for name in self.updater.method.exports())
-        on_rank0(lambda: self.folder.write("DONE", f"{done}\n{names}"))
+        on_rank0(lambda: self.folder.write("DONE", f"{self.done}\n{names}"))
         if rank() == 0:
-            print(f"finished after {done} updates. To use the backbone elsewhere:\n\n{lines}\n")
-        return Result(self.folder.path, done, finished=True)
+            print(f"finished after {self.done} updates. To use the backbone elsewhere:\n\n{lines}\n")
+        return Result(self.folder.path, self.done, finished=True)

@@ -1,0 +1,78 @@
+"""What a run tells while it trains: on the terminal, in `metrics.jsonl`, and of samples that cannot be read."""
+
+from __future__ import annotations
+
+import torch
+
+from unlabeled.config.recipe import Recipe
+from unlabeled.data.base import Source, with_reason
+from unlabeled.engine.corrupt import CorruptSamples
+from unlabeled.engine.online import Online, last_measured
+from unlabeled.engine.plan import Plan
+from unlabeled.engine.progress import Meter, ProgressBar
+from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.sinks import Metrics
+from unlabeled.engine.updater import Outcome
+from unlabeled.methods.base import Method
+from unlabeled.ops.distributed import on_rank0, rank, sum_over_ranks, world
+
+
+class Journal:
+    """The progress of a run from update `start` on; its methods are called on all ranks at once."""
+
+    def __init__(
+        self, recipe: Recipe, plan: Plan, folder: RunFolder, source: Source, device: torch.device, start: int
+    ) -> None:
+        self.plan, self.log_every = plan, recipe.train.log_every
+        self.corrupt = CorruptSamples(folder, len(source), recipe.data.max_corrupt)
+        last = on_rank0(lambda: last_measured(folder.read_lines(folder.metrics)))
+        self.online = Online(recipe, plan, source, device, last)
+        self.metrics = Metrics(folder, recipe.train.sinks, start) if rank() == 0 else None
+        self.bar, self.meter = ProgressBar(plan.total, start, rank() == 0), Meter(plan.batch)
+        self.dropped = 0
+
+    def update(self, update: int, outcome: Outcome, unreadable: list[str] | None) -> None:
+        """Tell of an update that is done; unreadable: keys of this rank's samples, None if no rank has any.
+
+        Raises UserError if too many samples cannot be read.
+        """
+        self.dropped += outcome.dropped
+        if outcome.dropped and self.dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
+            self.bar.say(f"update {update} was dropped for a non-finite loss or gradient, {self.dropped} so far")
+        if unreadable is not None:
+            for key in self.corrupt.add(update, unreadable):
+                self.bar.say(f"cannot read {with_reason(key)}; another sample takes its place")
+        if update % self.log_every == 0 or update + 1 == self.plan.total:
+            values = self._values(update, outcome)
+            self.bar.note(update + 1, values)
+            if self.metrics:
+                self.metrics.write(update, values)
+        self.bar.advance(update + 1)
+
+    def measure(self, done: int, method: Method) -> None:
+        """Measure after `done` updates, if that is due: a checkpoint or export of that moment stands already."""
+        if self.online.due(done):
+            found = self.online.measure(method)
+            for line in self.online.report(done, found):
+                self.bar.say(line)
+            if self.metrics and found:
+                self.metrics.write(done - 1, found)
+
+    def close(self) -> None:
+        """Take the bar away, and close the files."""
+        self.bar.close()
+        if self.dropped:
+            self.bar.say(f"{self.dropped} updates were dropped for a non-finite loss or gradient")
+        if self.metrics:
+            self.metrics.close()
+
+    def _values(self, update: int, outcome: Outcome) -> dict[str, float]:
+        names = sorted(outcome.values)
+        mean = sum_over_ranks(torch.stack([outcome.values[n].double() for n in names])) / world()
+        return {
+            "epoch": (update + 1) / self.plan.updates_per_epoch,
+            "lr": self.plan.lr(update),
+            **dict(zip(names, mean.tolist(), strict=True)),
+            "dropped": float(outcome.dropped),
+            **self.meter.read(),
+        }
