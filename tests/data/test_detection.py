@@ -141,6 +141,19 @@ def coco(tmp_path: Path) -> Card:
     return card("coco-boxes", tmp_path, splits={"train": {"path": "photos"}})
 
 
+def test_annotations_do_not_live_in_memory(coco: Card) -> None:
+    with pytest.raises(ValueError, match="'in_memory' does not go with source kind coco-boxes"):
+        Card.model_validate({**coco.model_dump(), "in_memory": True})
+
+
+@pytest.mark.parametrize(("data", "text"), [(b"\x1f\x8b\x08", "compressed .gzip.; unpack"), (b"<html>", "a web page"),
+                                            (b"", "empty; get it again"), (b"version https://git-lfs", "git lfs pull")])
+def test_files_of_another_kind_are_named(coco: Card, tmp_path: Path, data: bytes, text: str) -> None:
+    (tmp_path / "annotations" / "instances_photos.json").write_bytes(data)
+    with pytest.raises(UserError, match=rf"instances_photos.json is no file of instances: it is {text}"):
+        open_source(coco, "train")
+
+
 def test_coco_images_and_classes_follow_their_numbers(coco: Card) -> None:
     source = open_source(coco, "train")
     assert [source.key(i) for i in range(3)] == ["photos/y.jpg", "photos/x.jpg", "photos/z.jpg"]

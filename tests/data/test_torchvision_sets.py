@@ -46,6 +46,11 @@ def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int)
         assert np.array_equal(ours.images, theirs.data)
         assert ours.labels.tolist() == theirs.targets
         assert ours.classes == theirs.classes == names
+    for wrong in (5, "abc", [1, 2]):
+        (base / "batches.meta").write_bytes(pickle.dumps({"label_names": wrong}, protocol))
+        with pytest.raises(UserError, match=r"batches.meta holds no list of classes: 'label_names' is"):
+            open_source(tv_card("cifar10", "train"), "train", str(tmp_path))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": names}, protocol))
     (base / "data_batch_3").unlink()
     with pytest.raises(UserError, match=r"no file .*data_batch_3; .*data.train.root=FOLDER.*CIFAR10\(.*download=True"):
         open_source(tv_card("cifar10", "train"), "train", str(tmp_path))

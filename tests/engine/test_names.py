@@ -14,6 +14,7 @@ from PIL import Image
 from tiny import tiny_recipe
 
 from unlabeled.config.read import read_recipe
+from unlabeled.data.base import CorruptSample, Names, with_reason
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.train import train
 
@@ -36,3 +37,15 @@ def test_a_run_on_strange_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert train(recipe, run).finished  # read again, and found to be the same
     assert load_run(run).update == 6
     assert [json.loads(line)["key"] for line in (run / "corrupt.jsonl").read_text().splitlines()] == ["bad\udcfe.png"]
+
+
+@pytest.mark.parametrize("name", [b"caf\xc3\xa9.png", b"\xff.png", b"plain.png"])
+def test_names_come_back_as_the_system_gave_them_in_any_locale(name: bytes) -> None:
+    """An ascii locale reads all bytes beyond 127 as escapes, also those of names that are UTF-8."""
+    for errors in ("utf-8", "ascii", "latin-1"):
+        given = name.decode(errors, "surrogateescape")
+        assert Names([given])[0] == given and given.encode(errors, "surrogateescape") == name
+
+
+def test_a_reason_keeps_to_one_line() -> None:
+    assert with_reason(CorruptSample("a\nb.png", "torn").key) == "a\\nb.png: torn"

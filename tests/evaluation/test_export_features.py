@@ -82,6 +82,9 @@ def test_the_printed_lines_prepare_images_as_features_does(tmp_path, monkeypatch
     export = run(tmp_path).method.exports()["backbone"]
     told = {"model": export.build()}
     exec(preparing_lines(export.input), told)
+    Image.fromarray(np.full((9, 9), 700, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="more than 8 bits"):  # PIL would make it white
+        told["prepare"](tmp_path / "deep.png")
     for name, expected in zip(out.with_suffix(".txt").read_text().split(), torch.from_numpy(np.load(out)), strict=True):
         x = told["prepare"](photos / name)
         assert x.shape == (3, size, size) and x.dtype == torch.float32

@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from unlabeled.data.lists import one_line
+
 
 class CorruptKey(str):
     """The key of an unreadable image, which also knows why it is unreadable: lists of keys are what travels."""
@@ -29,8 +31,8 @@ class CorruptKey(str):
 
 
 def with_reason(key: str) -> str:
-    """Return the key of an unreadable image with the reason behind it, if it is known."""
-    return f"{key}: {key.reason}" if isinstance(key, CorruptKey) else key
+    """Return the key of an unreadable image as one line, with the reason behind it, if it is known."""
+    return f"{one_line(key)}: {key.reason}" if isinstance(key, CorruptKey) else one_line(key)
 
 
 class CorruptSample(Exception):
@@ -264,7 +266,8 @@ class Names:
     """A list of strings in two buffers: cheap for millions of names, and shared with forked workers without copies."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        # not surrogateescape: what an ascii locale reads as escapes must come back as escapes, or no file has that name
+        encoded = [name.encode("utf-8", "surrogatepass") for name in names]
         self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         self.text = b"".join(encoded)
 
@@ -289,4 +292,4 @@ class Names:
         if not 0 <= index < len(self.ends):
             raise IndexError(index)
         start = int(self.ends[index - 1]) if index else 0
-        return self.text[start : int(self.ends[index])].decode("utf-8", "surrogateescape")
+        return self.text[start : int(self.ends[index])].decode("utf-8", "surrogatepass")

@@ -12,6 +12,7 @@ from unlabeled.config.card import Card
 from unlabeled.data.annotations import Found, stated_size, twice
 from unlabeled.data.base import Source
 from unlabeled.data.detection import BoxedFolder
+from unlabeled.data.reading import reading
 from unlabeled.errors import UserError
 
 _Id = int | str
@@ -42,10 +43,8 @@ class _Notes:
 
     def __init__(self, card: Card, path: Path) -> None:
         self.card, self.path = card, path
-        try:
+        with reading(path, "no file of instances"):
             self.content = json.loads(path.read_bytes())
-        except (ValueError, OSError, RecursionError) as error:
-            raise self._wrong(error) from error
 
     def categories(self) -> tuple[dict[_Id, int], list[str]]:
         """Return the place of the class of every category, by its number, and the names of the classes."""
@@ -137,15 +136,19 @@ def _id(value: Any) -> _Id:
     return value
 
 
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _edges(box: Any) -> list[float]:
-    if not isinstance(box, list) or len(box) != 4:
+    if not isinstance(box, list) or len(box) != 4 or not all(_number(edge) for edge in box):
         raise ValueError(f"the bbox {box!r}, which should be [left, top, width, height]")
     left, top, width, height = box
     return [left, top, left + width, top + height]
 
 
 def _area(value: Any) -> float | None:
-    if value is not None and not 0 <= value <= _LARGEST:
+    if value is not None and not (_number(value) and 0 <= value <= _LARGEST):
         raise ValueError(f"the area {value!r}")
     return value
 

@@ -35,4 +35,4 @@ def eight_bits(values: np.ndarray, levels: Levels | None, bits: int = 16) -> np.
 
 
 def _range(values: np.ndarray) -> str:
-    return f"from {values.min():g} to {values.max():g}" if values.size else "of an empty image"
+    return f"from {values.min():.9g} to {values.max():.9g}" if values.size else "of an empty image"

@@ -17,7 +17,7 @@ from unlabeled.data.labels import read_label
 from unlabeled.data.tar_members import Truncated, files, grouped, no_target, place, split
 from unlabeled.errors import UserError
 
-_VERSION = 2
+_VERSION = 3
 _CHUNK = 1 << 20
 
 

@@ -102,7 +102,9 @@ def _cifar(card: Card, split: str, folder: Path, part: str) -> Source:
         names, meta, listing = ["train" if train else "test"], "meta", "fine_label_names"
     classes = card.classes
     if classes is None and (base / meta).exists():
-        classes = [str(name) for name in _unpickle(base / meta, listing)[0]]
+        classes = _unpickle(base / meta, listing)[0]
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise UserError(f"{base / meta} holds no list of classes: '{listing}' is {classes!r:.60}; get it again")
     images, labels = [], []
     for path in (base / name for name in names):
         data, numbers = _unpickle(path, "data", field)

@@ -24,9 +24,9 @@ def keep_chosen(folder: RunFolder, recipe: Recipe, opened: dict[str, OpenStream]
         keys = [source.key(i) for i in range(len(source))]
         file = folder.path / f"subset-{name}.txt"
         if file.exists() and goes_on:
-            before = read_lines(file.read_bytes())
-            if before != keys:
-                other = len(set(before) ^ set(keys))
+            before = file.read_bytes()
+            if before != write_lines(keys):
+                other = len(set(read_lines(before)) ^ set(keys))
                 raise UserError(
                     f"data.{name}.subset chooses other images than when the run began ({other} keys differ from "
                     f"{file}): the data has changed. Bring back the data, {anew(folder.path)}, or go on with "

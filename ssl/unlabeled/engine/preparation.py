@@ -12,7 +12,7 @@ def preparation(image: Input) -> dict[str, Any]:
     """Return the steps as an export's JSON file keeps them; sizes in pixels."""
     crop = EvalCrop(image.size)
     return {
-        "colours": "RGB of 8 bits, turned upright as the file's orientation tag says",
+        "colours": "RGB of 8 bits, deeper gray as the data card says; upright, as the file's orientation tag says",
         "kept_whole": f"an image of {image.size} x {image.size} pixels is neither cut nor resized",
         "crop": "the central square; side: round(crop_share * shorter side), left and top: (length - side + 1) // 2",
         "crop_share": _share(image),
@@ -42,7 +42,10 @@ def preparing_lines(image: Input) -> str:
         "import numpy\nimport torch\nfrom PIL import Image, ImageOps\n\n"
         f"# images: RGB in [0, 1], {values}\n"
         f"def prepare(path):  # central square of {share:g} of the shorter side, {EvalCrop(size).interpolation}\n"
-        '    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")\n'
+        "    image = ImageOps.exif_transpose(Image.open(path))\n"
+        '    if image.mode[0] in "IF":  # numbers of 16 bits and more, whose black and white the data card states\n'
+        '        raise ValueError(f"{path} has more than 8 bits: bring it to 8 as the data card does")\n'
+        '    image = image.convert("RGB")\n'
         f"    if image.size != ({size}, {size}):\n"
         f"        side = {side}\n"
         "        left, top = ((length - side + 1) // 2 for length in image.size)\n"
