@@ -275,6 +275,15 @@ def test_boxes_without_usable_masks_are_kept_and_the_file_says_which(coco: Card,
     assert sorted(len(target["boxes"]) for target in batch.targets) == [1, 1]
 
 
+def test_what_reaches_over_the_border_is_cut_with_its_area_and_keeps_its_mask(coco: Card, tmp_path: Path) -> None:
+    over = [[-20.5, 5.0, 30.0, 5.0, 30.0, 15.0]]
+    write_coco(tmp_path, changed("annotations", 0, bbox=[-20.5, 5, 50.5, 10], area=..., segmentation=over))
+    source = open_source(coco, "train")
+    objects = source.objects(1, masks=True)
+    assert objects.boxes[0].tolist() == [0, 5, 30, 15] and objects.areas[0] == 300
+    assert source.has_shapes and objects.masks[0].any()
+
+
 @pytest.mark.parametrize(("part", "place", "values", "message"), [
     ("images", 1, {"id": 7}, r"images photos/x.jpg and photos/y.jpg have the same id 7"),
     ("images", 1, {"id": 7.0}, "have the same id 7"),

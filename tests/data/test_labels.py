@@ -66,8 +66,9 @@ def test_ids_are_no_labels_also_where_no_class_is_named() -> None:
     for value in (-2, HIGHEST + 1, 2**40):
         with pytest.raises(UserError, match=rf"label {value} is no class"):
             class_numbers([0, value], Path("f"), 2)
-    with pytest.raises(UserError, match=r"label 0 is no class; allowed: whole numbers from 1 on"):
-        class_numbers([1, 0], Path("f"), 2, NAMES, first=1)
+    for value in (0, -1):
+        with pytest.raises(UserError, match=rf"label {value} is no class; allowed: whole numbers from 1 on"):
+            class_numbers([1, value], Path("f"), 2, NAMES, first=1)
 
 
 @pytest.mark.parametrize(("text", "rule", "label"), [

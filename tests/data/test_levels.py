@@ -77,6 +77,10 @@ def test_16_bits_are_read_by_their_whole_range_or_by_the_levels_of_the_card(name
     assert gray(FILES_OF_16_BITS[name], (255, 256)) == [0, 0, 255, 255, 255, 255]
 
 
+def test_values_beyond_the_stated_bits_are_white() -> None:
+    assert eight_bits(np.array([0, 16, 4095, 4096, 65535], np.uint16), None, 12).tolist() == [0, 1, 255, 255, 255]
+
+
 def test_floats_from_0_to_1_are_scaled_and_others_need_levels() -> None:
     values = np.array([[0, 0.25, 0.5, 1]], np.float32)
     for data in (saved(values, "TIFF"), tiff(values, 32, 3), tiff(values, 32, 3, big=True)):

@@ -253,3 +253,17 @@ def test_another_layout_than_the_cards_is_named(tmp_path: Path) -> None:
         open_source(CLASSES, "train", str(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"is not a folder; give the folder that holds the images"):
         open_source(CLASSES, "train", str(tmp_path / "absent"))
+
+
+def test_of_links_to_one_folder_the_first_by_name_counts(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", "1.jpg")
+    (tmp_path / "root").mkdir()
+    for name in "hgfedcbaijklmnop":
+        (tmp_path / "root" / name).symlink_to(tmp_path / "elsewhere")
+    assert scan(tmp_path / "root") == ["a/1.jpg"]
+
+
+def test_a_run_among_folders_of_classes_is_no_class(tmp_path: Path) -> None:
+    write(tmp_path, "cat/1.jpg", "dog/2.jpg", "a_run/views.png")
+    (tmp_path / "a_run" / "recipe.yaml").write_text("")
+    assert class_names(tmp_path) == ["cat", "dog"]

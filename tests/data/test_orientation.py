@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from tests.data.toys import write_tar
 
 from unlabeled.config.card import Card
@@ -79,6 +80,18 @@ def test_deep_gray_and_tags_in_other_places_are_turned_too() -> None:
         buffer = io.BytesIO()
         Image.fromarray(PHOTO).save(buffer, form, **how)
         assert np.array_equal(decode(buffer.getvalue(), "x"), np.rot90(stored(form, **how), -1))
+
+
+@pytest.mark.parametrize("place", ["Raw profile type exif", "XML:com.adobe.xmp"])
+def test_tags_in_texts_of_png_files_are_found(place: str) -> None:
+    """ImageMagick writes EXIF as hexadecimal text, Adobe's programs write XMP."""
+    exif, text, buffer = Image.Exif(), PngInfo(), io.BytesIO()
+    exif[0x0112] = 6
+    raw = exif.tobytes()
+    text.add_itxt(place, XMP.decode() if place.startswith("XML") else f"\nexif\n{len(raw):8}\n{raw.hex()}\n")
+    Image.fromarray(PHOTO).save(buffer, "PNG", pnginfo=text)
+    assert np.array_equal(decode(buffer.getvalue(), "x"), np.rot90(PHOTO, -1))
+    assert np.array_equal(decode(buffer.getvalue(), "x", Pixels(upright=False)), PHOTO)
 
 
 @pytest.mark.parametrize("tag", [0, 9, 65535])

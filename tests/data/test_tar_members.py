@@ -240,3 +240,16 @@ def test_sizes_that_cannot_be(tmp_path: Path, kind: bytes, size: bytes) -> None:
         with pytest.raises(UserError,
                            match=r"shard .*x.tar (is damaged|is truncated|cannot be read, 4 tries: unexpected end)"):
             read(tar)
+
+
+def test_times_in_gnu_headers_are_no_part_of_a_name(tmp_path: Path) -> None:
+    """Where ustar has the front of a long name, incremental GNU archives have times."""
+    tar = tar_of(tmp_path / "a.tar", ("a.jpg", b"image"), ("a.cls", b"3"))
+    data = bytearray(tar.read_bytes())
+    for start in (0, 1024):
+        assert data[start + 257 : start + 265] == b"ustar  \0"
+        data[start + 345 : start + 357] = b"14000000000\0"
+        data[start + 148 : start + 156] = b" " * 8
+        data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+    tar.write_bytes(data)
+    assert both(tar) == [("a", {"jpg": b"image", "cls": b"3"})]

@@ -10,7 +10,7 @@ from tests.evaluation.fakes import FakeMethod, Noise
 from tests.tiny import tiny_recipe
 
 from unlabeled.engine import online as module
-from unlabeled.engine.online import KNN_NAME, Online, last_measured
+from unlabeled.engine.online import ACCURACY_NAME, KNN_NAME, Online, last_measured
 from unlabeled.engine.plan import make_plan
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
@@ -57,6 +57,29 @@ def test_images_without_a_label_do_not_count(capsys):
     found = same.measure(FakeMethod(8))
     assert found[KNN_NAME] == pytest.approx(100 * float((expected == queries.label[:10]).float().mean()))
     assert "30 of 60 of the bank and 10 of 20 queries, in split 'all' of 'noise'" in capsys.readouterr().out
+
+
+class FakeClassifier(FakeMethod):
+    """Its logits are the features, of which there are more than classes."""
+
+    def exports(self):
+        export = super().exports()["backbone"]
+        return {"classifier": type(export)(export.build, "logits", export.input)}
+
+
+def test_images_without_a_label_do_not_count_for_accuracy_and_none_at_all_is_said_once():
+    watch = online(Noise(80))
+    same = online(labelled(80, [int(i) for i in watch.queries.indices[:10]]))
+    queries = module.extract({"x": module.network_embedder(FakeMethod(8).exports()["backbone"], "cpu")}, same.queries,
+                             batch=9, workers=0, device=torch.device("cpu"), max_corrupt=1)["x"].labelled()
+    assert len(queries.x) == 10
+    guess = queries.x.argmax(1)
+    same.queries.source.labels[same.queries.indices[:10]] = guess.numpy()  # all of them right
+    same = online(same.queries.source)
+    assert same.measure(FakeClassifier(8)) == {ACCURACY_NAME: 100.0}
+    none = online(labelled(80, []))
+    said = [none.report(done, none.measure(FakeClassifier(8))) for done in (54, 108)]
+    assert said == [["after 54 updates no accuracy is measured: split 'all' of 'noise' has no labels"], []]
 
 
 def test_labels_without_names_of_classes_are_measured_too():

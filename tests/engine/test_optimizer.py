@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from torch import nn
 from unlabeled.config.recipe import LearningRate, Optim
 from unlabeled.engine.lars import LARS
 from unlabeled.engine.optimizer import build_optimizer, clip_and_norm, set_learning_rate
-from unlabeled.engine.plan import describe, make_plan
+from unlabeled.engine.plan import describe, learning_rate, make_plan
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Group, Method
+from unlabeled.ops.curves import Curve
 
 
 class Toy(Method):
@@ -121,6 +123,15 @@ def test_a_table_changes_the_rate_between_epochs_only() -> None:
     plan = make_plan(recipe, "train", 50, 1)  # two updates of 24 images
     assert [plan.lr(update) for update in range(plan.total)] == [0.1, 0.1, *[0.02] * 6]
     assert "0.1 before epoch 1, 0.02 before epoch 3" in describe(plan, recipe)[1]
+    within = replace(plan, table=((0.5, 0.1), (1.5, 0.05), (3, 0.02)))  # ends within an epoch hold until the next one
+    assert [within.lr(update) for update in range(plan.total)] == [*[0.1] * 2, *[0.05] * 2, *[0.02] * 4]
+
+
+def test_every_option_of_the_rule_reaches_the_curve() -> None:
+    rule = LearningRate(base=0.4, scaling="linear", per=64, warmup_start=0.1, warmup_rule="(k+1)/w", final=0.01,
+                        portion=0.5, count_from="start", every="epoch")
+    curve = learning_rate(Optim(name="sgd", lr=rule, schedule="linear"), 128, 100, 10, 5)
+    assert curve == Curve(0.8, 0.01, 100, "linear", 0.5, 10, 0.1 * 0.8, "(k+1)/w", "start", 5)
 
 
 def test_epoch_samples_set_the_length_of_an_epoch() -> None:

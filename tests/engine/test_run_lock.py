@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import json
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -95,6 +96,10 @@ def test_a_lock_of_another_form_is_still_a_lock(tmp_path: Path) -> None:
             (tmp_path / "lock").write_bytes(content)
             with pytest.raises(UserError, match="is being trained by process"):
                 RunLock(tmp_path).take(patience=0)
+    lock = RunLock(tmp_path)
+    lock.take(patience=1)
+    assert lock.file.read_text() == f"{os.getpid()} on {socket.gethostname()}\n", "nothing of another's is left"
+    lock.release()
 
 
 def test_what_is_no_folder_is_one_line(tmp_path: Path) -> None:

@@ -48,6 +48,15 @@ def test_knn_on_the_training_split_leaves_the_image_itself_out(runs, tmp_path, c
     assert saved["shared"] == 200 and "training split" in saved["cautions"][0]
 
 
+def test_an_image_that_cannot_be_read_does_not_shift_which_is_left_out(runs, tmp_path):
+    for kind in range(2):
+        noise(tmp_path / "set" / "train" / str(kind), 100, kind)
+    (tmp_path / "set" / "train" / "0" / "000.png").write_bytes(b"no image")
+    report = evaluate("knn", runs.run, ["card=classfolder", f"root={tmp_path / 'set'}", "test=train", "k=[1]",
+                                        "max_corrupt=1", *QUICK])
+    assert report.test.n == 199 and 30 < report["knn1@.07"].network["value"] < 70
+
+
 def test_a_test_split_inside_the_training_split_is_counted(runs, tmp_path, capsys):
     for kind in "ab":
         noise(tmp_path / "set" / "train" / kind, 30, ord(kind))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -64,3 +66,28 @@ def test_a_place_that_takes_nothing_is_one_line(tmp_path: Path) -> None:
             write(tmp_path / "file" / "x")
     with pytest.raises(UserError, match="cannot write"):
         refuse_unwritable(Path("/proc/none/x"), "name another")
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    def full(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "model.pt"
+    write_atomically(path, lambda file: file.write(b"whole"))
+    with pytest.raises(UserError, match="the disk is full"):
+        write_atomically(path, full)
+    assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="told from /proc")
+def test_a_process_that_has_ended_unnoticed_does_not_live(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        left = tmp_path / f".x.json.{files._machine()}-{process.pid}.tmp"
+        left.write_bytes(b"")
+        sweep(tmp_path)
+        assert left.exists()
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its parent does not fetch it
+        sweep(tmp_path)
+        assert not left.exists()

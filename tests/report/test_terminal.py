@@ -65,3 +65,8 @@ def test_what_an_encoding_holds_is_left_alone():
     assert writable("ü ± €", "utf-8") == "ü ± €"
     assert writable("ü ± €", "latin-1") == "ü ± \\u20ac"
     assert writable("ü ± €", "ascii") == "\\xfc +- \\u20ac"
+
+
+def test_every_line_break_is_written_as_its_number():
+    breaks = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+    assert len(writable(f"a{breaks}b", "utf-8").splitlines()) == 1
