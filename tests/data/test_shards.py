@@ -219,6 +219,5 @@ def test_a_shard_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 
 def test_shards_without_samples_are_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "toy-000000.tar", {})
-    card = {"splits": {"train": {"path": "toy-000000.tar"}}}
-    with pytest.raises(UserError, match=r"the 1 shards of data card 'toy', split 'train', hold no samples; .*toy-000000"):
-        opened(tmp_path, **card)
+    with pytest.raises(UserError, match=r"1 shards of data card 'toy', split 'train', hold no samples; .*toy-000000"):
+        opened(tmp_path, splits={"train": {"path": "toy-000000.tar"}})

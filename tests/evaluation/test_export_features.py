@@ -111,3 +111,18 @@ def test_names_with_line_breaks_stay_on_their_line(folder, tmp_path):
     lines = out.with_suffix(".txt").read_text(errors="surrogateescape").splitlines()
     expected = ["a.png", "b/1.png", "b/2.png", "c\\nd.png", "e\\\\n.png", "f\\x85\\u2028.png", odd[3], "ü.png"]
     assert sorted(lines) == sorted(expected) and len(lines) == len(np.load(out))
+
+
+def test_deep_images_are_read_as_the_runs_card_says(monkeypatch, tmp_path):
+    """12 bits in 16, which look nearly black without the card's levels."""
+    (tmp_path / "scans.yaml").write_text(
+        f"name: scans\nsource: {{kind: folder}}\nroot: {tmp_path}\nsplits: {{train: {{path: .}}}}\nlevels: [0, 4095]\n"
+    )
+    monkeypatch.setattr(module, "load_run", FakeRuns(str(tmp_path / "scans.yaml"), tmp_path / "run"))
+    deep = np.random.default_rng(0).integers(0, 4096, (8, 8), np.uint16)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(deep).save(tmp_path / "photos" / "a.png")
+    module.export_features(tmp_path / "run", tmp_path / "photos", tmp_path / "x.npy", workers=0)
+    network = FakeRuns("digits", tmp_path)(tmp_path).method.exports()["backbone"].build()
+    seen = torch.from_numpy(np.rint(deep * (255 / 4095)).astype(np.float32) / 255).expand(1, 3, -1, -1)
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy")[0], network(seen)[0].numpy(), rtol=1e-4, atol=1e-4)

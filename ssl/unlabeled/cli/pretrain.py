@@ -38,14 +38,15 @@ def run(arguments: argparse.Namespace) -> int:
     overrides, own = take(arguments.settings, {"run": None, "fresh": "false"})
     fresh = truth("fresh", own["fresh"])
 
-    from unlabeled.config.files import find, run_name
+    from unlabeled.config.files import default_run, find
     from unlabeled.config.read import read_recipe
 
-    recipe = read_recipe(arguments.recipe, overrides, check_files=True)
+    named = run_folder(own["run"]) if own["run"] else None
+    recipe = read_recipe(arguments.recipe, overrides, check_files=True, run=named)
     if arguments.show:
         print(resolved(recipe), end="")
         return 0
-    folder = run_folder(own["run"] or f"runs/{run_name(find('recipes', arguments.recipe))}-s{recipe.train.seed}")
+    folder = named or run_folder(str(default_run(find("recipes", arguments.recipe), recipe.train.seed)))
     for name, stream in recipe.data.streams().items():
         if stream.root is not None and os.path.realpath(stream.root) == os.path.realpath(folder):
             raise UserError(f"run={folder} is the folder of data.{name}.root: the run's pictures would become "

@@ -173,8 +173,8 @@ class Card(Strict):
             if self.in_memory:
                 raise ValueError("'in_memory' does not go with source kind stream, which is read in order")
         if self.in_memory and self.source.kind.endswith(("-masks", "-boxes")):
-            raise ValueError(f"'in_memory' does not go with source kind {self.source.kind}, whose masks and boxes stay in "
-                             "files")
+            raise ValueError(f"'in_memory' does not go with source kind {self.source.kind}, whose masks or boxes stay "
+                             "in files")
         if self.source.kind == "digits" and set(self.splits) - {"train", "val"}:
             raise ValueError(f"source kind digits has the splits train and val, not {', '.join(self.splits)}")
         if (self.mean is None) != (self.std is None):

@@ -60,6 +60,11 @@ def run_name(recipe: Path) -> str:
     return recipe.stem
 
 
+def default_run(recipe: Path, seed: int) -> Path:
+    """Return the folder of a run for which none is given."""
+    return Path("runs") / f"{run_name(recipe)}-s{seed}"
+
+
 def _folders(kind: Kind) -> list[Path]:
     """The folders that hold this kind, the checkout's first; an installed package knows of no checkout."""
     folders = [_PACKAGE / "_files" / kind]

@@ -19,10 +19,11 @@ from unlabeled.config import former
 from unlabeled.config.batches import small_batches
 from unlabeled.config.card import Card
 from unlabeled.config.explain import Problem, Roots, did_you_mean, explain, show
-from unlabeled.config.files import find, shown
+from unlabeled.config.files import default_run, find, shown
 from unlabeled.config.protocol import Protocol
 from unlabeled.config.protocols import AnyProtocol
 from unlabeled.config.recipe import MethodConfig, Recipe
+from unlabeled.config.sources import copy_of, split_source
 from unlabeled.config.tables import BACKBONES, METHODS
 from unlabeled.config.yaml_lines import Key, dotted, parse, parse_file
 from unlabeled.errors import UserError
@@ -125,13 +126,19 @@ def read_settings(command: str, model: type[T], settings: Sequence[str]) -> T:
     return result
 
 
-def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files: bool = False) -> Recipe:
+def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files: bool = False,
+                run: Path | None = None) -> Recipe:
     """Read a recipe by name or path; `recipe.method` is an instance of the method's own class.
 
-    check_files: also read the cards and protocols that it names (a run that was moved may be read without them).
+    check_files: also read the cards and protocols that it names (a run that was moved may be read without them). run:
+    the folder of its run, whose copies of earlier runs count before these; None: the default one.
     Raises UserError with all errors of all blocks.
     """
-    return _recipe(read_values(find("recipes", name), overrides, shorthand="method"), check_files)
+    path = find("recipes", name)
+    values = read_values(path, overrides, shorthand="method")
+    train = values.value.get("train")
+    seed = train.get("seed", 0) if isinstance(train, dict) else 0
+    return _recipe(values, check_files, run or default_run(path, seed))
 
 
 def recipe_from(value: dict[str, Any], where: str) -> Recipe:
@@ -139,11 +146,11 @@ def recipe_from(value: dict[str, Any], where: str) -> Recipe:
     return _recipe(Values(where, json.loads(json.dumps(value)), {(): (0, where)}), check_files=False)
 
 
-def _recipe(values: Values, check_files: bool) -> Recipe:
+def _recipe(values: Values, check_files: bool, run: Path | None = None) -> Recipe:
     former.translate(values.value)
     roots: dict[Key, Any] = {(): Recipe}
     problems: list[Problem] = []
-    problems += _inherit_backbone(values.value, check_files)
+    problems += _inherit_backbone(values.value, check_files, run)
     block, config_class = values.value.get("method"), None
     if isinstance(block, dict) and "name" not in block:
         problems.append((("method",), f"missing key 'method.name'. Known: {', '.join(METHODS)}"))
@@ -243,12 +250,18 @@ def _report(values: Values, problems: Sequence[Problem]) -> str:
     return "\n".join(f"{text}: {message}" for _, text, message in sorted(placed, key=lambda item: item[0]))
 
 
-def _inherit_backbone(value: dict[str, Any], check: bool) -> list[Problem]:
-    """Fill the backbone block of a recipe that starts from an earlier run with that run's; check: also compare them."""
+def _inherit_backbone(value: dict[str, Any], check: bool, run: Path | None) -> list[Problem]:
+    """Fill the backbone block of a recipe that starts from an earlier run with that run's; check: also compare them.
+
+    The earlier run may be gone, or another by now, if `run` has begun: it keeps a copy.
+    """
     block = value.get("backbone")
     if not isinstance(block, dict) or not isinstance(block.get("init"), str):
         return []
-    file = Path(block["init"].partition(":")[0]) / "recipe.yaml"
+    file = split_source(block["init"])[0] / "recipe.yaml"
+    kept = None if run is None else copy_of(block["init"], run) / "recipe.yaml"
+    if kept is not None and kept.is_file():
+        file = kept
     if not file.is_file():
         missing = f"'{block['init']}' is no run: {file} is missing; give RUN or RUN:EXPORT"
         return [(("backbone", "init"), missing)] if check or "name" not in block else []

@@ -43,8 +43,8 @@ class ShardSource(Source):
             where.append(spot)
         self._where = np.concatenate(where)
         if not len(self._where):
-            raise UserError(f"the {len(tars)} shards of data card '{name}', split '{split}', hold no samples; the first is "
-                            f"{tars[0]}")
+            raise UserError(f"the {len(tars)} shards of data card '{name}', split '{split}', hold no samples; "
+                            f"the first is {tars[0]}")
         if label is not None:
             self.labels = np.concatenate([_labels(tar, index, classes)
                                           for tar, index in zip(tars, indexes, strict=True)])

@@ -211,7 +211,7 @@ def read_about(path: Path) -> dict[str, Any]:
     beside = path.with_suffix(".json")
     try:
         about = json.loads(beside.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
         raise UserError(f"checkpoint {path} cannot be read: {beside.name}: {reason}") from error
     if not isinstance(about, dict) or not isinstance(about.get("sha256"), str):

@@ -24,13 +24,17 @@ def keep_chosen(folder: RunFolder, recipe: Recipe, opened: dict[str, OpenStream]
         keys = [source.key(i) for i in range(len(source))]
         file = folder.path / f"subset-{name}.txt"
         if file.exists() and goes_on:
-            before = file.read_bytes()
+            try:
+                before = file.read_bytes()
+            except OSError as error:
+                raise UserError(f"{file} cannot be read: {error.strerror or error}; remove it, and it is written again "
+                                "as the data is now") from error
             if before != write_lines(keys):
                 other = len(set(read_lines(before)) ^ set(keys))
                 raise UserError(
                     f"data.{name}.subset chooses other images than when the run began ({other} keys differ from "
-                    f"{file}): the data has changed. Bring back the data, {anew(folder.path)}, or go on with "
-                    "what is chosen now: train.allow_changed_data=true"
+                    f"{file}): the data has changed, or that file, which may then be removed. Bring back the data, "
+                    f"{anew(folder.path)}, or go on with what is chosen now: train.allow_changed_data=true"
                 )
         else:
             folder.write_bytes(file.name, write_lines(keys))

@@ -198,7 +198,7 @@ def refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
     if 0 < len(corrupt) == len(source):
         raise UserError(
             f"data '{source.name}', split '{source.split}': {len(corrupt)} of {len(source)} images cannot be "
-            f"read, so none is left; the first: {', '.join(corrupt[:5])}"
+            f"read, so none is left; the first: {'; '.join(map(with_reason, corrupt[:3]))}"
         )
     if too_many(len(corrupt), len(source), allowed):
         raise UserError(

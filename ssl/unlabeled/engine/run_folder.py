@@ -76,25 +76,26 @@ class RunFolder:
         found = self.saved_states()
         if self.done.exists() or found.any():
             return True
-        saved = found.saved() or self._saved_by_metrics()
+        saved = found.saved() or self._saved_by_starts() or self._saved_by_metrics()
         if saved:
             raise vanished(self.checkpoints, saved)
         return False
 
+    def _saved_by_starts(self) -> int | None:
+        """Return an update that was saved, for a start went on from it."""
+        try:
+            return max((start["update"] for start in read_record(self.path)["starts"]), default=None)
+        except (UserError, KeyError, TypeError):
+            return None
+
     def _saved_by_metrics(self) -> int | None:
-        """Return an update that must have been saved, by the metrics of a run begun before that was written down."""
+        """Return an update that must have been saved, by what the metrics tell of."""
         lines = self.read_lines(self.metrics)
         stored = stored_recipe(self.path / "recipe.yaml") if lines else None
         every = flat(stored).get("train.checkpoint_every")
-        if not isinstance(every, int) or every < 1 or self._is_new():
+        if not isinstance(every, int) or every < 1:
             return None
         return (lines[-1]["update"] // every) * every or None
-
-    def _is_new(self) -> bool:
-        try:
-            return read_record(self.path)["id"] is not None
-        except UserError:
-            return False
 
     def saved_states(self, keep: int = 2, about: dict[str, Any] | None = None) -> Checkpoints:
         """Return the run's checkpoints."""
@@ -249,7 +250,7 @@ def _parsed(file: Path) -> tuple[list[dict[str, Any]], list[int], bool]:
     for number, row in enumerate(rows, 1):
         try:
             line = json.loads(row)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
         if isinstance(line, dict) and type(line.get("update")) is int:
             lines.append(line)

@@ -35,7 +35,7 @@ def read_record(run: Path) -> dict[str, Any]:
         record = json.loads(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}; {cure}") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{file} is damaged: it is no JSON; {cure}") from None
     if not isinstance(record, dict) or not isinstance(record.get("info"), dict):
         raise UserError(f"{file} is damaged: 'info' is missing; {cure}")

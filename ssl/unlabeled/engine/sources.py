@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from unlabeled.config.sources import copy_of, split_source
 from unlabeled.engine.checkpoint import anew
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0
@@ -19,12 +19,6 @@ from unlabeled.ops.files import disk_error, sha256, temporary
 
 _SUMS = "SHA256SUMS"  # of a copy; it is written last
 _AGAIN = "give the command of that run again, which writes it from its last checkpoint"
-
-
-def split_source(source: str) -> tuple[Path, str | None]:
-    """Split RUN or RUN:EXPORT."""
-    run, colon, export = source.partition(":")
-    return Path(run), export if colon else None
 
 
 def export_problem(run: Path, name: str) -> str | None:
@@ -87,13 +81,6 @@ def _about(run: Path, name: str) -> dict[str, Any]:
     return about
 
 
-def copy_of(source: str, run: Path) -> Path:
-    """Return where `run` keeps its copy of a source."""
-    origin, _ = split_source(source)
-    digest = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()
-    return run / "sources" / f"{origin.name[:100]}-{digest[:8]}"
-
-
 def adopt(source: str, run: Path) -> str:
     """Copy what `load_export` needs of a finished run into RUN/sources, once, and return the copy as a source.
 
@@ -109,8 +96,9 @@ def adopt(source: str, run: Path) -> str:
 
 def _copied(origin: Path, copy: Path) -> bool:
     """Return whether a good copy is there; an unfinished run is not copied, for it would stay unfinished."""
-    problem = _copy_problem(copy) if copy.exists() else None
-    if copy.exists() and problem is None:
+    there = copy.exists() or copy.is_symlink()  # a link that leads nowhere stands in the way too
+    problem = _copy_problem(copy) if there else None
+    if there and problem is None:
         return True
     if not (origin / "DONE").exists():
         if problem is None:
@@ -143,8 +131,10 @@ def _copy(origin: Path, copy: Path) -> None:
         stream.write(sums)
         stream.flush()
         os.fsync(stream.fileno())
-    if copy.exists():
+    if copy.is_dir() and not copy.is_symlink():
         shutil.rmtree(copy)
+    else:
+        copy.unlink(missing_ok=True)
     partial.rename(copy)
 
 
@@ -158,7 +148,7 @@ def _copy_problem(copy: Path) -> str | None:
         missing = [name for name in ("recipe.yaml", "run.json", "export") if not (copy / name).exists()]
         if missing:
             return f"{missing[0]} is missing"
-        names = sorted(file.stem for file in (copy / "export").glob("*.json"))
+        names = sorted({file.stem for file in (copy / "export").glob("*.*")})
         return next((problem for name in names if (problem := export_problem(copy, name))), None)
     except (OSError, ValueError) as error:
         return str(error)

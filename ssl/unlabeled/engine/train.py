@@ -35,7 +35,7 @@ from unlabeled.engine.signals import Signals
 from unlabeled.engine.updater import Updater
 from unlabeled.engine.watch import watch
 from unlabeled.errors import UserError
-from unlabeled.ops.distributed import on_rank0, rank, world
+from unlabeled.ops.distributed import max_over_ranks, on_rank0, rank, world
 
 
 @dataclass(frozen=True)
@@ -155,13 +155,19 @@ class Trainer:
                 if self.done == self.plan.total:
                     exported = on_rank0(lambda: write_exports(self.folder, self.recipe, method, self.done))
                     journal.measure(self.done, method)
+                    heard = self._heard(signals)  # in the last update, or since
         finally:
             journal.close()
-        if self.done == self.plan.total:
-            return self._finish(exported)
+        finished = self._finish(exported) if self.done == self.plan.total else None
         if heard:
             return self._leave(heard)
-        self._raise(problem)
+        if finished is None:
+            self._raise(problem)
+        return finished
+
+    def _heard(self, signals: Signals) -> int:
+        """Return the signal that any process has received; call it on all ranks."""
+        return int(max_over_ranks(torch.tensor(signals.received, device=self.accelerator.device)))
 
     def _loop(self, signals: Signals, journal: Journal) -> tuple[int, Exception | None]:
         """Do the updates that are left; return the signal that ended them, if one did, and why there was no data."""

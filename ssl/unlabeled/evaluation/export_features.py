@@ -15,7 +15,7 @@ from unlabeled.data.source import open_source
 from unlabeled.engine.features import extract, network_embedder
 from unlabeled.engine.restore import load_run
 from unlabeled.errors import UserError
-from unlabeled.evaluation.setup import pick_device, pick_export
+from unlabeled.evaluation.setup import own_levels, pick_device, pick_export
 from unlabeled.ops.distributed import rank
 from unlabeled.ops.files import refuse_unwritable, write_atomically
 
@@ -25,19 +25,19 @@ def export_features(run: Path, folder: Path, out: Path, *, export: str | None = 
     """Write the features of all images below `folder` and return how many there are.
 
     OUT.npy: float32 [n, F]; OUT.safetensors: the same as tensor `features`. Beside it OUT.txt: the images' paths below
-    `folder`, one per row as `data.lists` writes them. Unreadable images are left out and printed. Raises UserError for
-    bad input.
+    `folder`, one per row as `data.lists` writes them. Gray levels beyond 8 bits are read as the run's data card says.
+    Unreadable images are left out and printed. Raises UserError for bad input.
     """
     if out.suffix not in (".npy", ".safetensors"):
         raise UserError(f"out={out}: the file must end in .npy or .safetensors")
     folder = folder.expanduser()
-    card = Card.model_validate({"name": folder.name or "folder", "source": {"kind": "folder"}, "root": None,
-                                "splits": {"all": {"path": "."}}})
-    source = open_source(card, "all", str(folder.absolute()))
     device = pick_device()
     if rank() == 0:
         refuse_unwritable(out, "name a file elsewhere with out=FILE")
     restored = load_run(Path(run), device=device)
+    card = Card.model_validate({"name": folder.name or "folder", "source": {"kind": "folder"}, "root": None,
+                                "levels": own_levels(restored), "splits": {"all": {"path": "."}}})
+    source = open_source(card, "all", str(folder.absolute()))
     name, chosen = pick_export(restored.method, export)
     found = extract({"network": network_embedder(chosen, device)}, source, batch=batch, workers=workers, device=device,
                     max_corrupt=max_corrupt)["network"]

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.config.look import OF_THE_PAIR, LookSettings
-from unlabeled.data.base import with_reason
+from unlabeled.data.base import Pixels, with_reason
 from unlabeled.data.batch import Geometry
 from unlabeled.data.folder import FolderSource
+from unlabeled.data.levels import Levels
 from unlabeled.data.pairs import fixed_crops
 from unlabeled.data.source import Source, open_source
 from unlabeled.data.subset import Part
@@ -23,7 +24,7 @@ from unlabeled.engine.maps import last_map
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.dense import Network, Whole
-from unlabeled.evaluation.setup import find_card, pick_device, pick_export, scored_split
+from unlabeled.evaluation.setup import find_card, own_levels, pick_device, pick_export, scored_split
 from unlabeled.ops.cells import centres, coordinates, distances
 from unlabeled.ops.files import refuse_unwritable
 from unlabeled.ops.health import thin
@@ -66,7 +67,7 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
     name, export = pick_export(restored.method, settings.export, settings.size)
     found, shape = last_map(name, export, device)
     network = Network(name, found, shape, export.input)
-    source = _files(images) if images else _some(settings, restored)
+    source = _files(images, own_levels(restored)) if images else _some(settings, restored)
     views = _views(restored, export.input.size) if paired else ()
     seen = see(network, source, views, settings.seed, device)
     colours = Colours(torch.cat([each.flatten(1).T for image in seen for each in image.maps]))
@@ -83,9 +84,11 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
     return written
 
 
-def _files(images: Sequence[Path]) -> Source:
+def _files(images: Sequence[Path], levels: Levels | None) -> Source:
     """Return files as a set; their names are as they were given."""
-    return FolderSource("images", "given", Path(), [str(path) for path in images])
+    source = FolderSource("images", "given", Path(), [str(path) for path in images])
+    source.pixels = Pixels(levels)
+    return source
 
 
 def _some(settings: LookSettings, restored: Restored) -> Source:

@@ -12,6 +12,7 @@ from unlabeled.config.card import Card
 from unlabeled.config.protocol import Classify, Knn, Protocol
 from unlabeled.config.read import read_card
 from unlabeled.config.recipe import StreamData
+from unlabeled.data.levels import Levels
 from unlabeled.data.overlap import twins
 from unlabeled.data.source import Source, open_source
 from unlabeled.engine.export import find_export, inner
@@ -90,6 +91,14 @@ def scored_stream(restored: Restored) -> tuple[str, StreamData]:
             if name in read and read[name].labels and any(split in SCORED for split in read_card(stream.card).splits):
                 return name, stream
     return clock, streams[clock]
+
+
+def own_levels(restored: Restored) -> Levels | None:
+    """Return the levels by which a run's images became gray, for files that belong to no card; None if it has none."""
+    try:
+        return read_card(scored_stream(restored)[1].card).levels
+    except UserError:  # a card of one's own that is gone: nothing is known
+        return None
 
 
 def other_cards(restored: Restored) -> str | None:
