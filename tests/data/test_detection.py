@@ -147,10 +147,10 @@ def test_annotations_do_not_live_in_memory(coco: Card) -> None:
 
 
 @pytest.mark.parametrize(("data", "text"), [(b"\x1f\x8b\x08", "compressed .gzip.; unpack"), (b"<html>", "a web page"),
-                                            (b"", "empty; get it again"), (b"version https://git-lfs", "git lfs pull")])
+                                            (b"", "empty; get it again"), (b"version https://git-lfs", "the pointer of a Git LFS file")])
 def test_files_of_another_kind_are_named(coco: Card, tmp_path: Path, data: bytes, text: str) -> None:
     (tmp_path / "annotations" / "instances_photos.json").write_bytes(data)
-    with pytest.raises(UserError, match=rf"instances_photos.json is no file of instances: it is {text}"):
+    with pytest.raises(UserError, match=rf"instances_photos.json is damaged, or no file of instances: it is {text}"):
         open_source(coco, "train")
 
 

@@ -43,7 +43,7 @@ class _Notes:
 
     def __init__(self, card: Card, path: Path) -> None:
         self.card, self.path = card, path
-        with reading(path, "no file of instances"):
+        with reading(path, "damaged, or no file of instances"):
             self.content = json.loads(path.read_bytes())
 
     def categories(self) -> tuple[dict[_Id, int], list[str]]:
