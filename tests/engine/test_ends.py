@@ -14,6 +14,7 @@ from processes import run_processes
 from tiny import UPDATES, tiny_recipe
 
 from unlabeled.data.stream import TrainStream
+from unlabeled.engine import train as loop
 from unlabeled.engine.signals import Signals
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
@@ -135,3 +136,21 @@ def test_a_rank_without_data_does_not_hold_up_the_others(tmp_path: Path, end: st
     assert weights(tmp_path / "run", 3)
     whole = weights(tmp_path / "whole", UPDATES)
     assert all(torch.equal(x, whole[name]) for name, x in weights(tmp_path / "run", UPDATES).items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_last_update_keeps_the_run_from_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The exports are written, and what would be measured then is left to the same command."""
+    real = loop.write_exports
+
+    def write_exports(*arguments: Any) -> str:
+        os.kill(os.getpid(), number)
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "write_exports", write_exports)
+    result = train(tiny_recipe(*RECIPE), tmp_path / "run")
+    assert (result.update, result.finished, result.exit_code) == (UPDATES, False, 130 if number == signal.SIGINT else 0)
+    assert (tmp_path / "run" / "DONE").exists() and (tmp_path / "run" / "export" / "backbone.safetensors").exists()
+    assert train(tiny_recipe(*RECIPE), tmp_path / "run").finished

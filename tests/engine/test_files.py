@@ -146,3 +146,7 @@ def test_the_chosen_images_are_kept_with_the_run_and_a_changed_set_is_refused(tm
     other = build.open_streams(read_recipe("demo/simmatchv2", ["data.labeled.subset.seed=1"]))
     with pytest.raises(UserError, match=r"data\.labeled\.subset chooses other images.*the data has changed"):
         keep_chosen(folder, recipe, other)
+    (tmp_path / "subset-labeled.txt").unlink()
+    (tmp_path / "subset-labeled.txt").mkdir()
+    with pytest.raises(UserError, match=r"subset-labeled.txt cannot be read: Is a directory; remove it"):
+        keep_chosen(folder, recipe, opened)

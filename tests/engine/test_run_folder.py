@@ -70,6 +70,11 @@ def a_link_to_nowhere(run: Path) -> None:
     (run / "checkpoints").symlink_to(run / "nowhere")
 
 
+def saved_gone_too(run: Path) -> None:
+    folder_gone(run)
+    (run / "SAVED").unlink(missing_ok=True)
+
+
 def a_folder_per_checkpoint(run: Path) -> None:
     for file in list((run / "checkpoints").glob("*.pt")):
         file.unlink()
@@ -80,7 +85,7 @@ def a_folder_per_checkpoint(run: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [folder_gone, folder_emptied, pt_gone, json_gone, json_is_a_list, json_without_hash, empty, a_file_in_its_place,
-     a_link_to_nowhere, a_folder_per_checkpoint],
+     a_link_to_nowhere, a_folder_per_checkpoint, saved_gone_too],
 )
 def test_a_run_whose_checkpoints_vanished_is_refused_and_nothing_is_cut(
     run: Path, damage: Callable[[Path], None], old: bool

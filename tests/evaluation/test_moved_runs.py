@@ -10,7 +10,9 @@ import torch
 from tests.tiny import tiny_recipe
 
 from unlabeled.config.read import read_recipe
+from unlabeled.config.sources import copy_of
 from unlabeled.engine.restore import load_run
+from unlabeled.engine.sources import adopt
 from unlabeled.engine.train import train
 from unlabeled.engine.updater import Updater
 from unlabeled.errors import UserError
@@ -118,6 +120,41 @@ def test_sources_of_sources_move_along(pretrained: Path, tmp_path: Path) -> None
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_the_command_goes_on_when_what_it_started_from_is_gone_or_another(pretrained: Path, tmp_path: Path) -> None:
+    a, tuned = tmp_path / "a", tmp_path / "tuned"
+    shutil.copytree(pretrained, a, ignore=shutil.ignore_patterns("eval"))
+
+    def begin() -> None:
+        overrides = [*FINETUNE, f"backbone={{init: '{a}:backbone'}}"]
+        assert train(read_recipe("cifar10/rotnet-cpu", overrides, check_files=True, run=tuned), tuned).finished
+
+    begin()
+    before = load_run(tuned).method.state_dict()
+    shutil.rmtree(a)
+    begin()  # it is finished
+    cut_short(tuned)
+    begin()
+    (a / "export").mkdir(parents=True)
+    (a / "recipe.yaml").write_text((pretrained / "recipe.yaml").read_text().replace("width: 0.125", "width: 0.5"))
+    cut_short(tuned)
+    begin()
+    after = load_run(tuned).method.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    shutil.rmtree(a)
+    shutil.rmtree(tuned / "sources")
+    with pytest.raises(UserError, match=r"is no run: .*recipe\.yaml is missing"):
+        begin()
+
+
+@pytest.mark.parametrize("there", ["file", "link"])
+def test_what_stands_in_the_place_of_a_copy_is_replaced(pretrained: Path, tmp_path: Path, there: str) -> None:
+    source = f"{pretrained}:backbone"
+    copy = copy_of(source, tmp_path)
+    copy.parent.mkdir()
+    copy.write_text("") if there == "file" else copy.symlink_to(tmp_path / "nowhere")
+    assert adopt(source, tmp_path) == f"{copy}:backbone" and (copy / "SHA256SUMS").is_file()
+
+
 def test_a_damaged_copy_of_a_source_is_made_anew_or_refused(pretrained: Path, tmp_path: Path) -> None:
     a = tmp_path / "a"
     shutil.copytree(pretrained, a, ignore=shutil.ignore_patterns("eval"))
@@ -152,10 +189,10 @@ def test_three_kills_of_a_probe_lose_little(run: Path, monkeypatch, capsys) -> N
 
     real, ends = Updater.update, [3, 5, 7]
 
-    def update(self, number, *args):
+    def update(self, number, *args, **options):
         if ends and number == ends[0]:
             raise Kill
-        return real(self, number, *args)
+        return real(self, number, *args, **options)
 
     monkeypatch.setattr(Updater, "update", update)
     settings = ["epochs=3", *[text for text in QUICK if "epochs" not in text], "export=backbone", "checkpoint_every=1"]
