@@ -74,7 +74,7 @@ def stored(card: str, *settings: str) -> tuple[str, str | None]:
     return stream.card, stream.root
 
 
-def test_a_run_keeps_absolute_places(tmp_path: Path) -> None:
+def test_a_run_keeps_absolute_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("cards").mkdir()
     Path("cards/mine.yaml").write_text("name: mine\nsource: {kind: folder}\nroot: photos\nsplits: {train: {path: .}}\n")
     Path("cards/own.yaml").write_text(Path("cards/mine.yaml").read_text().replace("photos", "$CARD/photos"))
@@ -92,7 +92,7 @@ def test_a_run_keeps_absolute_places(tmp_path: Path) -> None:
     assert stored("cards/far.yaml") == (f"{here}/cards/far.yaml", None)
     assert stored("cards/far.yaml", "data.train.root=http://other/y") == (f"{here}/cards/far.yaml", "http://other/y")
     assert stored("digits") == ("digits", None)
-    os.environ["DATA"] = "/data"
+    monkeypatch.setenv("DATA", "/data")
     assert stored("cifar10") == ("cifar10", None)  # a root of its own, absolute, stays the card's
 
 
