@@ -23,7 +23,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("e", raising=False)
     monkeypatch.setenv("PHOTOS", str(tmp_path / "elsewhere"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path / "dwelling"))
 
 
 @pytest.mark.parametrize("name", ["pri$e", "$PHOTOS", "a${PHOTOS}b", "~", "~/x", "$e/sub", "100$", " ", "a b ",
@@ -83,7 +83,7 @@ def test_a_run_keeps_absolute_places(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert stored("folder", "data.train.root=photos") == ("folder", f"{here}/photos")
     assert stored("folder", "data.train.root=.") == ("folder", here)
     assert stored("folder", "data.train.root=../x/") == ("folder", f"{tmp_path.parent}/x")
-    assert stored("folder", "data.train.root=~/x") == ("folder", f"{here}/home/x")
+    assert stored("folder", "data.train.root=~/x") == ("folder", f"{here}/dwelling/x")
     assert stored("folder", "data.train.root=$PHOTOS/x") == ("folder", f"{here}/elsewhere/x")
     assert stored("cards/mine.yaml") == (f"{here}/cards/mine.yaml", f"{here}/photos")
     assert stored("cards/mine") == (f"{here}/cards/mine.yaml", f"{here}/photos")
