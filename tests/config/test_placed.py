@@ -37,7 +37,7 @@ def test_a_path_that_exists_as_it_is_given_is_taken_as_it_is(tmp_path: Path, nam
 
 def test_other_paths_are_resolved_and_a_variable_that_is_not_set_is_refused(tmp_path: Path) -> None:
     assert CARD.location("$PHOTOS/x") == str(tmp_path / "elsewhere/x") == CARD.location("${PHOTOS}/x")
-    assert CARD.location("~/x") == str(tmp_path / "home/x")
+    assert CARD.location("~/x") == str(tmp_path / "dwelling/x")
     for name in ("pri$e", "$e/x", "${e}"):
         with pytest.raises(UserError, match=r"but \$e is not set and there is no folder of that name: set it, or give"):
             CARD.location(name)
@@ -118,7 +118,7 @@ def test_names_that_a_run_can_have(tmp_path: Path) -> None:
     Path("link").symlink_to("there")
     for name in ("new", "a/b/c", "there", "link", "with blank", "ü", "$x", str(tmp_path)):
         assert run_folder(name) == Path(name)
-    assert run_folder("~/runs/x") == tmp_path / "home/runs/x"
+    assert run_folder("~/runs/x") == tmp_path / "dwelling/runs/x"
 
 
 def test_pretrain_refuses_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str],
