@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
+Image.preinit()  # first what is common: PIL tries its formats in the order in which they came, for every file
+
 try:
     import pillow_heif
 
