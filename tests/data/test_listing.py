@@ -267,3 +267,8 @@ def test_a_run_among_folders_of_classes_is_no_class(tmp_path: Path) -> None:
     write(tmp_path, "cat/1.jpg", "dog/2.jpg", "a_run/views.png")
     (tmp_path / "a_run" / "recipe.yaml").write_text("")
     assert class_names(tmp_path) == ["cat", "dog"]
+
+
+def test_common_formats_are_tried_first() -> None:
+    """PIL tries them in this order for every file: behind all others JPEG took three times as long to open."""
+    assert set(Image.ID[:6]) == {"BMP", "DIB", "GIF", "JPEG", "PPM", "PNG"}

@@ -130,6 +130,16 @@ def test_one_that_vanished_is_missed_and_the_one_before_goes_on(run: Path, finis
     assert_same(run, finished)
 
 
+def test_a_saved_one_that_lost_its_hash_is_told_of(run: Path, finished: Path, capsys) -> None:
+    shutil.copytree(finished / "checkpoints", run / "checkpoints", dirs_exist_ok=True)
+    (run / "SAVED").write_text("6\n")
+    (run / "checkpoints" / "update-00000006.json").unlink()
+    assert train(rotnet(), run).finished
+    said = capsys.readouterr().out
+    assert "update-00000006.json: No such file" in said and "going on from update 4" in said
+    assert_same(run, finished)
+
+
 def test_damaged_ones_do_not_count_when_the_oldest_go(tmp_path: Path) -> None:
     state = {"weights": torch.arange(10.0)}
     checkpoints = Checkpoints(tmp_path, keep=4)

@@ -57,6 +57,16 @@ def test_an_image_that_cannot_be_read_does_not_shift_which_is_left_out(runs, tmp
     assert report.test.n == 199 and 30 < report["knn1@.07"].network["value"] < 70
 
 
+def test_protocols_with_different_test_splits_do_not_share_one(runs, tmp_path):
+    for name in ("val", "train"):
+        (tmp_path / f"{name}.yaml").write_text(
+            f"protocol: knn\nk: [5]\ntest: {name}\nrandom_init: false\nraw_pixels: false\nworkers: 0\n"
+        )
+    held, own = evaluate_many([tmp_path / "val.yaml", tmp_path / "train.yaml"], runs.run)
+    assert (held.test.n, own.test.n) == (500, 1297)
+    assert not held.cautions and own.cautions
+
+
 def test_a_test_split_inside_the_training_split_is_counted(runs, tmp_path, capsys):
     for kind in "ab":
         noise(tmp_path / "set" / "train" / kind, 30, ord(kind))
