@@ -161,6 +161,10 @@ def test_lists_that_name_an_image_twice_are_refused(tmp_path: Path) -> None:
     (root / "ImageSets/Segmentation/train.txt").write_text("a\nb\na\n")
     with pytest.raises(UserError, match=r"the list .*Segmentation/train\.txt names 'a' twice"):
         open_source(card("voc2012-segmentation"), "train", str(root))
+    for outside in ("/a", "../a", "x/../../a"):
+        (root / "ImageSets/Segmentation/train.txt").write_text(f"b\n{outside}\n")
+        with pytest.raises(UserError, match=rf"the list .*/train\.txt names '{outside}', which lies outside of the set"):
+            open_source(card("voc2012-segmentation"), "train", str(root))
 
 
 def test_bombs_are_refused_as_images_and_as_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,10 @@ def twice(names: Iterable[_Named]) -> _Named | None:
 
 
 def read_names(path: Path) -> list[str]:
-    """Return the lines of a list of images. Raises UserError if it is no text, is empty, or names one twice."""
+    """Return the lines of a list of images.
+
+    Raises UserError if it is no text, is empty, names one twice, or one that lies outside of the set.
+    """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -80,6 +83,9 @@ def read_names(path: Path) -> list[str]:
     if again is not None or not names:
         what = "is empty" if again is None else f"names '{again}' twice; remove one of the lines"
         raise UserError(f"the list {path} {what}")
+    outside = next((name for name in names if name.startswith("/") or ".." in name.split("/")), None)
+    if outside is not None:
+        raise UserError(f"the list {path} names '{outside}', which lies outside of the set")
     return names
 
 
