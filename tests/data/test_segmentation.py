@@ -163,7 +163,7 @@ def test_lists_that_name_an_image_twice_are_refused(tmp_path: Path) -> None:
         open_source(card("voc2012-segmentation"), "train", str(root))
     for outside in ("/a", "../a", "x/../../a"):
         (root / "ImageSets/Segmentation/train.txt").write_text(f"b\n{outside}\n")
-        with pytest.raises(UserError, match=rf"the list .*/train\.txt names '{outside}', which lies outside of the set"):
+        with pytest.raises(UserError, match=rf"the list .*/train\.txt names '{outside}', which lies outside"):
             open_source(card("voc2012-segmentation"), "train", str(root))
 
 

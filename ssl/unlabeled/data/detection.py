@@ -109,7 +109,8 @@ def open_voc(card: Card, split: str, root: str | None) -> Source:
             dropped += lost
     again = twice(each.path for each in found)
     if again is not None:
-        raise UserError(f"data card '{card.name}', split '{split}': its lists name {again} twice (the last list: {names})")
+        raise UserError(f"data card '{card.name}', split '{split}': its lists name {again} twice; the last of them is "
+                        f"{names}")
     return BoxedFolder(card.name, split, folder, found, card.classes, dropped,
                        lacks_shape="files of VOC hold boxes only")
 
