@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import pickle
+import signal
 import struct
 import zipfile
 from collections.abc import Callable
@@ -107,6 +109,13 @@ def test_a_folder_in_the_place_of_an_array(tmp_path: Path, path: str) -> None:
     (tmp_path / path).mkdir()
     card = Card.model_validate({"name": "mine", "source": {"kind": "array"}, "splits": {"train": {"path": path}}})
     refused(card, tmp_path, path, "it is a folder")
+    (tmp_path / path).rmdir()
+    os.mkfifo(tmp_path / path)  # it would wait for a writer
+    signal.setitimer(signal.ITIMER_REAL, 20)
+    try:
+        refused(card, tmp_path, path, "it is no plain file")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @pytest.mark.parametrize("data", [WHOLE, npy(np.array([{}]), allow_pickle=True), b"", b"0 1 2",

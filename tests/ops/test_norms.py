@@ -14,7 +14,7 @@ from unlabeled.config.recipe import Optim
 from unlabeled.engine.optimizer import build_optimizer
 from unlabeled.evaluation.detection_train import _groups
 from unlabeled.methods.base import Method
-from unlabeled.ops.norms import is_norm, norm_parameters, tracking_batchnorms
+from unlabeled.ops.norms import is_norm, norm_parameters, statistics, tracking_batchnorms
 
 
 class MyNorm(nn.Module):
@@ -93,3 +93,12 @@ def test_fused_norms_get_precise_statistics_too() -> None:
     network = nn.Sequential(nn.BatchNorm2d(4), layers.BatchNormAct2d(4), nn.InstanceNorm2d(4, track_running_stats=True),
                             nn.BatchNorm2d(4, track_running_stats=False))
     assert tracking_batchnorms(network) == [network[0], network[1]]
+
+
+def test_statistics_are_those_of_every_norm_that_keeps_some() -> None:
+    """What a dropped update must restore: also of norms that are no BatchNorm."""
+    kept = {"batch": nn.BatchNorm2d(4), "instance": nn.InstanceNorm2d(4, track_running_stats=True),
+            "evo": layers.EvoNorm2dB0(4)}
+    network = nn.ModuleDict({**kept, "group": nn.GroupNorm(2, 4), "plain": nn.InstanceNorm2d(4)})
+    found = {id(buffer) for buffer in statistics(network)}
+    assert found == {id(buffer) for module in kept.values() for buffer in module.buffers()}
