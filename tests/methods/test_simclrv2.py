@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import tiny_recipe, tiny_run
 
+from unlabeled.engine.steps import make_step
 from unlabeled.errors import UserError
 from unlabeled.methods.simclrv2 import KeyQueue, ProjectionHead, memory_contrast, normalize, nt_xent
 from unlabeled.methods.simclrv2_config import Head
@@ -114,3 +115,16 @@ def test_normalize_uses_the_cards_statistics_and_tells_the_export() -> None:
 def test_a_memory_smaller_than_one_update_is_refused() -> None:
     with pytest.raises(UserError, match=r"method.memory.size 40 is less than the 48 keys of one update"):
         tiny_run(tiny_recipe("simclrv2", "plain", ["method.memory={size: 40}"]))
+
+
+def test_the_probe_of_a_flat_classifier_has_the_loss_of_guessing() -> None:
+    """The mean over both views of the images with a label, whatever share of the batch that is."""
+    tiny = tiny_run(tiny_recipe("simclrv2", "plain", ["method.online_probe=true"]))
+    views = tiny.updater.views(0, 0, tiny.micros(0)[0])
+    views["label"] = views["label"].where(torch.arange(len(views["label"])) % 3 == 0, -1)
+    method = tiny.updater.method
+    torch.nn.init.zeros_(method.probe.weight)
+    torch.nn.init.zeros_(method.probe.bias)
+    losses = method(views, make_step(tiny.updater.plan, 0, 0, 0, 0))
+    assert float(losses.terms["probe"]) == pytest.approx(math.log(10), rel=1e-5)
+    assert 0 <= float(losses.metrics["probe_accuracy"]) <= 1
