@@ -413,3 +413,12 @@ def test_propagation_and_pairs_are_a_small_share_of_the_products() -> None:
 def test_pixpro_and_what_it_uses_can_be_read_whole() -> None:
     files = ["methods/pixpro.py", "methods/pixpro_config.py", "ops/cells.py", "ops/ema.py", "backbones/maps.py"]
     assert sum(len((ROOT / "ssl/unlabeled" / file).read_text().splitlines()) for file in files) <= 520
+
+
+def test_what_is_counted_is_every_pair_of_cells_once() -> None:
+    tiny = tiny_run(tiny_recipe("pixpro", "plain"))
+    views = tiny.updater.views(0, 0, tiny.micros(0)[0])
+    counts, shape = tiny.updater.method.counts(views), tiny.updater.method.online.encoder.shapes[0]
+    positive = distances(views["place1"], views["place2"], shape) < tiny.updater.method.cfg.threshold
+    assert int(counts["pairs0"]) == int(positive.sum()) > 0 and int(counts["others0"]) == int((~positive).sum()) > 0
+    assert int(counts["images0"]) == int(positive.flatten(1).any(1).sum())
