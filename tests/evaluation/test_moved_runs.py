@@ -124,9 +124,11 @@ def test_the_command_goes_on_when_what_it_started_from_is_gone_or_another(pretra
     a, tuned = tmp_path / "a", tmp_path / "tuned"
     shutil.copytree(pretrained, a, ignore=shutil.ignore_patterns("eval"))
 
+    overrides = [*FINETUNE, f"backbone={{init: '{a}:backbone'}}"]
+
     def begin() -> None:
-        overrides = [*FINETUNE, f"backbone={{init: '{a}:backbone'}}"]
-        assert train(read_recipe("cifar10/rotnet-cpu", overrides, check_files=True, run=tuned), tuned).finished
+        recipe = read_recipe("cifar10/rotnet-cpu", overrides, check_files=True, run_of=lambda seed: tuned)
+        assert recipe.backbone.width == 0.125 and train(recipe, tuned).finished
 
     begin()
     before = load_run(tuned).method.state_dict()
@@ -138,6 +140,7 @@ def test_the_command_goes_on_when_what_it_started_from_is_gone_or_another(pretra
     (a / "recipe.yaml").write_text((pretrained / "recipe.yaml").read_text().replace("width: 0.125", "width: 0.5"))
     cut_short(tuned)
     begin()
+    assert read_recipe("cifar10/rotnet-cpu", overrides).backbone.width == 0.5, "a fresh start takes what is there now"
     after = load_run(tuned).method.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     shutil.rmtree(a)

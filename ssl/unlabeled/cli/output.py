@@ -18,8 +18,7 @@ def safe_streams(*, strict: bool) -> None:
 
     What cannot be written, since the reader has gone, the disk is full or the stream was closed, goes nowhere; that is
     said on standard error, once. strict: standard output is all that the command gives, so that BrokenPipeError or
-    UserError is raised. Streams that were replaced before, by tests or
-    notebooks, only learn to write escapes.
+    UserError is raised. Streams that were replaced before, by tests or notebooks, only learn to write escapes.
     """
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # one was closed: the next file that is opened would be printed to

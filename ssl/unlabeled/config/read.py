@@ -7,7 +7,7 @@ truth value.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ from unlabeled.config import former
 from unlabeled.config.batches import small_batches
 from unlabeled.config.card import Card
 from unlabeled.config.explain import Problem, Roots, did_you_mean, explain, show
-from unlabeled.config.files import default_run, find, shown
+from unlabeled.config.files import find, shown
 from unlabeled.config.protocol import Protocol
 from unlabeled.config.protocols import AnyProtocol
 from unlabeled.config.recipe import MethodConfig, Recipe
@@ -127,18 +127,17 @@ def read_settings(command: str, model: type[T], settings: Sequence[str]) -> T:
 
 
 def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files: bool = False,
-                run: Path | None = None) -> Recipe:
+                run_of: Callable[[int], Path] | None = None) -> Recipe:
     """Read a recipe by name or path; `recipe.method` is an instance of the method's own class.
 
-    check_files: also read the cards and protocols that it names (a run that was moved may be read without them). run:
-    the folder of its run, whose copies of earlier runs count before these; None: the default one.
+    check_files: also read the cards and protocols that it names (a run that was moved may be read without them).
+    run_of: gives the folder of its run by the seed; copies of earlier runs there count before these (not at a fresh start).
     Raises UserError with all errors of all blocks.
     """
-    path = find("recipes", name)
-    values = read_values(path, overrides, shorthand="method")
+    values = read_values(find("recipes", name), overrides, shorthand="method")
     train = values.value.get("train")
     seed = train.get("seed", 0) if isinstance(train, dict) else 0
-    return _recipe(values, check_files, run or default_run(path, seed))
+    return _recipe(values, check_files, None if run_of is None else run_of(seed))
 
 
 def recipe_from(value: dict[str, Any], where: str) -> Recipe:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+import unlabeled.data.formats  # noqa: F401 - with it PIL knows all formats that are installed
 from unlabeled.data.base import SYSTEM_ERRORS, CorruptSample, Pixels
-from unlabeled.data.formats import EXTENSIONS as EXTENSIONS  # with it PIL knows all formats that are installed
 from unlabeled.data.levels import Levels, eight_bits
 
 try:

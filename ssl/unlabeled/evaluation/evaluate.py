@@ -150,12 +150,11 @@ class _Work:
         measured = {name: _health(pair) for name, pair in features.items() if name != "raw_pixels"}
         if splits.test is None:
             job = Job("health", jobs[0].cfg)
-            self.reports["health"] = _report(job, restored, splits, export, used, [], measured)
+            sheet = None
             try:
                 sheet = draw_neighbours(splits.train, features["network"][0], restored.run / "eval", restored.update)
             except UserError as error:  # the numbers count more
                 print(f"no picture of nearest neighbours: {error}")
-                return
             self.reports["health"] = _report(job, restored, splits, export, used, [], measured, sheet)
             return
         for job in jobs:
