@@ -131,7 +131,7 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files:
     """Read a recipe by name or path; `recipe.method` is an instance of the method's own class.
 
     check_files: also read the cards and protocols that it names (a run that was moved may be read without them).
-    run_of: gives the folder of its run by the seed; copies of earlier runs there count before these (not at a fresh start).
+    run_of: gives the folder of its run by the seed; copies of earlier runs there count before these.
     Raises UserError with all errors of all blocks.
     """
     values = read_values(find("recipes", name), overrides, shorthand="method")
