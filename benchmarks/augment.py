@@ -22,7 +22,7 @@ from unlabeled.config.augment import ResizedCrop
 from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.read import read_file
-from unlabeled.data.source import open_source
+from unlabeled.data.sources.open import open_source
 from unlabeled.ops.random import generator, uniforms
 
 QUESTION = "how many SimCLR views does a core make beside torchvision, and are they the same views?"

@@ -15,7 +15,7 @@ from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.protocol import Linear
 from unlabeled.config.read import read_file, read_protocol
-from unlabeled.data.source import open_source
+from unlabeled.data.sources.open import open_source
 from unlabeled.evaluation.linear import Probe, fit, predict
 from unlabeled.evaluation.scores import Scale, accuracy
 from unlabeled.ops import knn

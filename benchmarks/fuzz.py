@@ -34,8 +34,8 @@ from PIL import Image
 
 from benchmarks.fuzz_images import Kind
 from benchmarks.fuzz_sets import kinds
-from unlabeled.data import tar_stream
-from unlabeled.data.base import CorruptSample
+from unlabeled.data.sources.base import CorruptSample
+from unlabeled.data.sources.tar import stream as tar_stream
 from unlabeled.errors import UserError
 
 _FORK = multiprocessing.get_context("fork")

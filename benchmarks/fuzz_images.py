@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from benchmarks.fuzz_bytes import Random, damaged, damaged_text
-from unlabeled.data.base import CorruptSample, Pixels
-from unlabeled.data.decode import decode
+from unlabeled.data.sources.base import CorruptSample, Pixels
+from unlabeled.data.sources.decode import decode
 
 PHOTO = np.linspace(0, 255, 24 * 16 * 3).reshape(24, 16, 3).astype(np.uint8)
 DEEP = (PHOTO[..., 0].astype(np.uint16) << 8) | PHOTO[..., 1]

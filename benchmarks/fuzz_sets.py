@@ -17,9 +17,9 @@ from PIL import Image
 
 from benchmarks.fuzz_images import DEEP, PHOTO, Kind, Wrong, by_pil, image_files, read_image
 from unlabeled.config.card import Card
-from unlabeled.data.base import CorruptSample, Source
-from unlabeled.data.decode import decode
-from unlabeled.data.source import open_source
+from unlabeled.data.sources.base import CorruptSample, Source
+from unlabeled.data.sources.decode import decode
+from unlabeled.data.sources.open import open_source
 
 
 def read_set(kind: dict[str, Any] | str, path: str | None = None, **more: Any) -> Callable[[Path], None]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.workload import BLUR, STRENGTH, Options, Product
-from unlabeled.data.base import Source
+from unlabeled.data.sources.base import Source
 from unlabeled.errors import UserError
 
 

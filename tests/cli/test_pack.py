@@ -12,7 +12,7 @@ from PIL import Image
 from unlabeled.cli.main import main
 from unlabeled.config.card import Card
 from unlabeled.config.read import read_file
-from unlabeled.data.source import open_source
+from unlabeled.data.sources.open import open_source
 
 
 @pytest.fixture

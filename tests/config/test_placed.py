@@ -12,7 +12,7 @@ from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.placed import placed
 from unlabeled.config.read import read_card, read_recipe
-from unlabeled.data.source import open_source
+from unlabeled.data.sources.open import open_source
 from unlabeled.errors import UserError
 
 CARD = Card.model_validate({"name": "mine", "source": {"kind": "folder"}, "splits": {"train": {"path": "."}}})

@@ -14,7 +14,7 @@ from benchmarks.fuzz_images import Kind, Wrong, image_files, read_image
 from benchmarks.fuzz_sets import kinds
 from PIL import Image
 
-from unlabeled.data.base import CorruptSample
+from unlabeled.data.sources.base import CorruptSample
 from unlabeled.errors import UserError
 
 CASES = 30  # of every kind

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from unlabeled.data import parcel, workers
-from unlabeled.data.base import CorruptSample
-from unlabeled.data.folder import FolderSource
 from unlabeled.data.loader import batches
+from unlabeled.data.sources.base import CorruptSample
+from unlabeled.data.sources.folder import FolderSource
 from unlabeled.errors import UserError
 
 Trouble = Callable[[], Any]

@@ -10,8 +10,8 @@ from tests.data.toys import write_shards
 
 from unlabeled.config.card import Card
 from unlabeled.data.overlap import twins
-from unlabeled.data.source import open_source
-from unlabeled.data.subset import Part
+from unlabeled.data.sources.open import open_source
+from unlabeled.data.sources.subset import Part
 
 
 def photos(folder, names):

@@ -20,12 +20,13 @@ from tests.data.toys import Corner, jpeg, write_shards, write_tar
 
 from unlabeled.config.card import Card
 from unlabeled.config.read import read_recipe
-from unlabeled.data import remote, tar_stream
+from unlabeled.data import remote
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.remote import InOrder, StreamSource
-from unlabeled.data.source import open_source
+from unlabeled.data.sources.open import open_source
+from unlabeled.data.sources.tar import stream as tar_stream
+from unlabeled.data.sources.tar.index import make_index
 from unlabeled.data.stream import TrainStream
-from unlabeled.data.tar_index import make_index
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 

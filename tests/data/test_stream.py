@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.data.toys import Corner, Numbered
 
-from unlabeled.data.base import Source
 from unlabeled.data.batch import Batch, Stream
+from unlabeled.data.sources.base import Source
 from unlabeled.data.stream import TrainStream
 from unlabeled.errors import UserError
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from unlabeled.config.card import Card
-from unlabeled.data.base import CorruptSample, Source
+from unlabeled.data.sources.base import CorruptSample, Source
 
 
 class Corner:

@@ -12,7 +12,7 @@ import torch
 from tiny import tiny_recipe
 
 from unlabeled.config.read import read_recipe
-from unlabeled.data.base import CorruptSample, with_reason
+from unlabeled.data.sources.base import CorruptSample, with_reason
 from unlabeled.engine import build, checkpoint
 from unlabeled.engine.checkpoint import Checkpoints
 from unlabeled.engine.chosen import keep_chosen

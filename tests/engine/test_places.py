@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.data.test_folder import write
+from tests.data.sources.test_folder import write
 
 from unlabeled.cli.main import main
 from unlabeled.config.read import read_recipe
-from unlabeled.data.lists import read_lines
-from unlabeled.data.source import open_source
+from unlabeled.data.sources.files.lists import read_lines
+from unlabeled.data.sources.open import open_source
 from unlabeled.engine.build import open_streams
 
 SETTINGS = ["data.train.card=card.yaml", "data.train.root=photos", "data.train.batch=8", "data.workers=0",

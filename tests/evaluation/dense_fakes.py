@@ -13,9 +13,9 @@ from tests.evaluation.fakes import recipe
 from torch import Tensor, nn
 
 from unlabeled.config.card import Card
-from unlabeled.data.base import CorruptSample, Source
-from unlabeled.data.shapes import ShapesSource
-from unlabeled.data.source import open_source
+from unlabeled.data.sources.base import CorruptSample, Source
+from unlabeled.data.sources.open import open_source
+from unlabeled.data.sources.shapes import ShapesSource
 from unlabeled.engine.maps import last_map
 from unlabeled.engine.restore import Restored
 from unlabeled.evaluation.dense import MaskedSplits, Network

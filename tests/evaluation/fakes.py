@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from unlabeled.config.recipe import MethodConfig, Recipe
-from unlabeled.data.base import CorruptSample, Source
+from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.engine.restore import Restored
 from unlabeled.methods.base import Export, Input, Method
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unlabeled.data.base import Objects
+from unlabeled.data.sources.base import Objects
 from unlabeled.evaluation.average_precision import Detections, average_precision, encode
 
 CLASSES = ["a", "b"]

@@ -18,7 +18,7 @@ from unlabeled.config.card import Card
 from unlabeled.config.protocol_detection import Detection
 from unlabeled.config.read import read_protocol, read_recipe
 from unlabeled.config.recipe import Backbone
-from unlabeled.data.source import open_source
+from unlabeled.data.sources.open import open_source
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.run_lock import RunLock
 from unlabeled.engine.train import train

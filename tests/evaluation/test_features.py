@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.evaluation.fakes import FakeMethod, Noise
 
-from unlabeled.data import base as corrupt_rule
+from unlabeled.data.sources import base as corrupt_rule
 from unlabeled.engine import features as module
 from unlabeled.engine.features import Embedder, extract, join, network_embedder
 from unlabeled.errors import UserError

@@ -16,7 +16,7 @@ from unlabeled.backbones.build import build_backbone
 from unlabeled.backbones.intermediate import Intermediate
 from unlabeled.config.recipe import Backbone, Subset
 from unlabeled.data.batch import Batch
-from unlabeled.data.subset import choose
+from unlabeled.data.sources.subset import choose
 from unlabeled.methods.base import Info, Step
 from unlabeled.methods.heads import conv_head, linear_head, mlp_head
 from unlabeled.methods.rotnet import RotNet, rotate_all, rotate_each

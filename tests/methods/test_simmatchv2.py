@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.read import read_file, read_recipe
-from unlabeled.data.source import open_source
+from unlabeled.data.sources.open import open_source
 from unlabeled.engine import build
 from unlabeled.engine.online import Online
 from unlabeled.engine.steps import make_step

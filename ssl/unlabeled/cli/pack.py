@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = read_settings("unlabeled pack", PackSettings, arguments.settings)
 
-    from unlabeled.data.pack import pack
+    from unlabeled.data.packing.split import pack
 
     pack(arguments.source, arguments.out, settings)
     return 0

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from unlabeled.data.annotations import read_objects
-from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.order import Order
+from unlabeled.data.sources.base import CorruptSample, Source
+from unlabeled.data.sources.dense.annotations import read_objects
 from unlabeled.errors import UserError
 from unlabeled.ops.random import uniforms
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from unlabeled.data.base import CorruptKey, CorruptSample, Source
 from unlabeled.data.batch import Batch, Geometry
 from unlabeled.data.crops import TOGETHER, cut
 from unlabeled.data.loader import batches, own_units
+from unlabeled.data.sources.base import CorruptKey, CorruptSample, Source
 
 
 def eval_batches(source: Source, geometry: Geometry, rank: int, world: int, batch: int, workers: int = 0,

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from unlabeled.data.base import Source
-from unlabeled.data.folder import FolderSource
-from unlabeled.data.memory import InMemory
-from unlabeled.data.shards import ShardSource
-from unlabeled.data.subset import Part
+from unlabeled.data.sources.base import Source
+from unlabeled.data.sources.folder import FolderSource
+from unlabeled.data.sources.memory import InMemory
+from unlabeled.data.sources.subset import Part
+from unlabeled.data.sources.tar.shards import ShardSource
 
 Origin = tuple[object, ...]
 

@@ -7,10 +7,10 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 import torch
 
-from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.batch import Batch, Geometry
 from unlabeled.data.crops import cut
 from unlabeled.data.loader import batches, own_units
+from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.ops.random import uniforms
 
 

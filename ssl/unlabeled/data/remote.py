@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from unlabeled.config.card import Card, Streamed
-from unlabeled.data.base import CorruptSample, Names, Source
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.crops import cut_in_turn
-from unlabeled.data.decode import decode
-from unlabeled.data.labels import read_label
 from unlabeled.data.loader import usable
-from unlabeled.data.shards import expand
-from unlabeled.data.tar_stream import Member, read_tar
+from unlabeled.data.sources.base import CorruptSample, Names, Source
+from unlabeled.data.sources.decode import decode
+from unlabeled.data.sources.labels import read_label
+from unlabeled.data.sources.tar.shards import expand
+from unlabeled.data.sources.tar.stream import Member, read_tar
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation, seed_of, uniforms
 

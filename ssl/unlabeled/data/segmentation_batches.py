@@ -11,10 +11,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.loader import batches, own_units, split_evenly
 from unlabeled.data.order import Order
-from unlabeled.data.segmentation import IGNORED, read_mask
+from unlabeled.data.sources.base import CorruptSample, Source
+from unlabeled.data.sources.dense.masks import IGNORED, read_mask
 from unlabeled.ops.random import seed_of
 
 

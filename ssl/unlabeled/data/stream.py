@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from unlabeled.data.base import CorruptSample, Source
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.crops import cut, cut_in_turn
 from unlabeled.data.loader import PATIENCE, batches
 from unlabeled.data.order import Order
 from unlabeled.data.remote import InOrder, StreamSource, Turn
+from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.errors import UserError
 from unlabeled.ops.random import uniforms
 

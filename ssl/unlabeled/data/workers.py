@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import torch
 
 from unlabeled.data import parcel
-from unlabeled.data.base import SYSTEM_ERRORS
+from unlabeled.data.sources.base import SYSTEM_ERRORS
 from unlabeled.errors import UserError
 
 # a scheduler and a terminal send these to all processes: the training process saves, its workers end with it

@@ -13,9 +13,9 @@ from unlabeled.config.card import Card
 from unlabeled.config.read import read_card
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.tables import METHODS
-from unlabeled.data.source import Source, open_source
+from unlabeled.data.sources.open import Source, open_source
+from unlabeled.data.sources.subset import open_part
 from unlabeled.data.stream import TrainStream
-from unlabeled.data.subset import open_part
 from unlabeled.engine.plan import Plan
 from unlabeled.engine.run_record import read_record
 from unlabeled.errors import UserError

@@ -12,9 +12,9 @@ from torch import Tensor
 from unlabeled.augment.geometry import EvalCrop
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.sizes import refuse_images
-from unlabeled.data.base import too_many, with_reason
 from unlabeled.data.evaluation import eval_batches
-from unlabeled.data.source import Source
+from unlabeled.data.sources.base import too_many, with_reason
+from unlabeled.data.sources.open import Source
 from unlabeled.engine.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from unlabeled.config.recipe import Recipe
-from unlabeled.data.base import Source, with_reason
+from unlabeled.data.sources.base import Source, with_reason
 from unlabeled.engine.corrupt import CorruptSamples
 from unlabeled.engine.online import Online, last_measured
 from unlabeled.engine.plan import Plan

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from unlabeled.config.recipe import Recipe
-from unlabeled.data.base import Source
-from unlabeled.data.subset import Part
+from unlabeled.data.sources.base import Source
+from unlabeled.data.sources.subset import Part
 from unlabeled.engine.features import Embedder, Features, extract, network_embedder
 from unlabeled.engine.plan import Plan
 from unlabeled.errors import UserError

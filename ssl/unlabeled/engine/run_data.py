@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from unlabeled.data.base import Source
+from unlabeled.data.sources.base import Source
 from unlabeled.engine.build import OpenStream
 from unlabeled.engine.checkpoint import anew
 from unlabeled.engine.run_folder import RunFolder

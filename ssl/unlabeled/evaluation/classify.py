@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from unlabeled.config.protocol import Protocol
-from unlabeled.data.base import Source
+from unlabeled.data.sources.base import Source
 from unlabeled.engine.features import Features, extract, network_embedder
 from unlabeled.errors import UserError
 from unlabeled.evaluation.scores import Score, accuracy

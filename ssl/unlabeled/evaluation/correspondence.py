@@ -13,7 +13,7 @@ from unlabeled.augment.geometry import RandomResizedCrop
 from unlabeled.augment.photometric import Drawn, Jitter, draw_jitter, render
 from unlabeled.config.protocol_dense import Correspondence
 from unlabeled.data.pairs import fixed_crops
-from unlabeled.data.source import Source, open_source
+from unlabeled.data.sources.open import Source, open_source
 from unlabeled.engine.features import gather_names, refuse_corrupt, refuse_nonfinite
 from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError

@@ -15,7 +15,7 @@ from unlabeled.augment.photometric import to_input
 from unlabeled.augment.resample import crop_resize, crop_resize_batch
 from unlabeled.config.card import Card
 from unlabeled.config.protocol_dense import Dense
-from unlabeled.data.source import Source, open_source
+from unlabeled.data.sources.open import Source, open_source
 from unlabeled.engine.export import open_residuals
 from unlabeled.engine.maps import LastMap, last_map
 from unlabeled.engine.restore import Restored, load_run

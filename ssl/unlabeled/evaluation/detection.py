@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from unlabeled.config.card import Card
 from unlabeled.config.protocol_detection import Detection
-from unlabeled.data.base import Source
 from unlabeled.data.detection_batches import WholeMaker
 from unlabeled.data.loader import batches, own_units
-from unlabeled.data.source import open_source
-from unlabeled.data.subset import Part
+from unlabeled.data.sources.base import Source
+from unlabeled.data.sources.open import open_source
+from unlabeled.data.sources.subset import Part
 from unlabeled.engine.export import open_residuals
 from unlabeled.engine.features import gather_names, refuse_corrupt
 from unlabeled.engine.restore import Restored, load_run

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from unlabeled.config.protocol_detection import Detection
 from unlabeled.config.recipe import Train
-from unlabeled.data.base import Source, too_many
 from unlabeled.data.detection_batches import DetectionBatch, TrainMaker
 from unlabeled.data.loader import batches
+from unlabeled.data.sources.base import Source, too_many
 from unlabeled.engine import launch
 from unlabeled.engine.checkpoint import SaveClock, read_about
 from unlabeled.engine.progress import Meter, ProgressBar

@@ -9,9 +9,9 @@ import numpy as np
 from safetensors.numpy import save
 
 from unlabeled.config.card import Card
-from unlabeled.data.base import with_reason
-from unlabeled.data.lists import write_lines
-from unlabeled.data.source import open_source
+from unlabeled.data.sources.base import with_reason
+from unlabeled.data.sources.files.lists import write_lines
+from unlabeled.data.sources.open import open_source
 from unlabeled.engine.features import extract, network_embedder
 from unlabeled.engine.restore import load_run
 from unlabeled.errors import UserError

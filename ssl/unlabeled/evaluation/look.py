@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.config.look import OF_THE_PAIR, LookSettings
-from unlabeled.data.base import Pixels, with_reason
 from unlabeled.data.batch import Geometry
-from unlabeled.data.folder import FolderSource
-from unlabeled.data.levels import Levels
 from unlabeled.data.pairs import fixed_crops
-from unlabeled.data.source import Source, open_source
-from unlabeled.data.subset import Part
+from unlabeled.data.sources.base import Pixels, with_reason
+from unlabeled.data.sources.files.levels import Levels
+from unlabeled.data.sources.folder import FolderSource
+from unlabeled.data.sources.open import Source, open_source
+from unlabeled.data.sources.subset import Part
 from unlabeled.engine.features import refuse_nonfinite
 from unlabeled.engine.maps import last_map
 from unlabeled.engine.restore import Restored, load_run

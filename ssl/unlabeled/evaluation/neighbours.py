@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from unlabeled.data.source import Source
+from unlabeled.data.sources.open import Source
 from unlabeled.engine.features import Features
 from unlabeled.ops.health import thin
 from unlabeled.ops.knn import neighbors

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.data.segmentation import IGNORED
+from unlabeled.data.sources.dense.masks import IGNORED
 from unlabeled.evaluation.scores import Score
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unlabeled.config.protocol_dense import SegmentationFcn
-from unlabeled.data.segmentation import IGNORED
 from unlabeled.data.segmentation_batches import JointCrop, training_crops, whole_images
+from unlabeled.data.sources.dense.masks import IGNORED
 from unlabeled.engine.features import gather_names, refuse_corrupt
 from unlabeled.engine.maps import LastMap
 from unlabeled.engine.restore import Restored

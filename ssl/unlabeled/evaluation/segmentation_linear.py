@@ -19,8 +19,8 @@ from torch import Tensor
 
 from unlabeled.config.protocol_dense import SegmentationLinear
 from unlabeled.data.evaluation import eval_batches
-from unlabeled.data.segmentation import IGNORED, read_mask
-from unlabeled.data.source import Source
+from unlabeled.data.sources.dense.masks import IGNORED, read_mask
+from unlabeled.data.sources.open import Source
 from unlabeled.engine.features import gather_names, gather_rows, refuse_corrupt, refuse_nonfinite
 from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError

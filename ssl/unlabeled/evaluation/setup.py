@@ -12,9 +12,9 @@ from unlabeled.config.card import Card
 from unlabeled.config.protocol import Classify, Knn, Protocol
 from unlabeled.config.read import read_card
 from unlabeled.config.recipe import StreamData
-from unlabeled.data.levels import Levels
 from unlabeled.data.overlap import twins
-from unlabeled.data.source import Source, open_source
+from unlabeled.data.sources.files.levels import Levels
+from unlabeled.data.sources.open import Source, open_source
 from unlabeled.engine.export import find_export, inner
 from unlabeled.engine.launch import join
 from unlabeled.engine.restore import Restored

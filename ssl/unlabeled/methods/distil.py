@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unlabeled.augment import geometry
 from unlabeled.augment.photometric import to_input
 from unlabeled.data.batch import Batch, Stream
-from unlabeled.data.subset import choose
+from unlabeled.data.sources.subset import choose
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of
 from unlabeled.methods.distil_config import DistilConfig

@@ -1,0 +1,229 @@
+"""Packing a set into tar shards with index and card, or into arrays: parallel, resumable, the same bytes every time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import time
+from contextlib import closing
+from dataclasses import astuple
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unlabeled.config.card import Card
+from unlabeled.config.pack import PackSettings
+from unlabeled.config.read import read_card
+from unlabeled.data.loader import batches, split_evenly
+from unlabeled.data.packing.finish import CARD, SUMS, finish, holds
+from unlabeled.data.packing.parts import Packer, Piece, cannot_write, encode, load, writing
+from unlabeled.data.sources.base import CorruptSample, Source, too_many
+from unlabeled.data.sources.files.formats import EXTENSIONS
+from unlabeled.data.sources.files.listing import class_names
+from unlabeled.data.sources.open import open_source
+from unlabeled.errors import UserError
+from unlabeled.ops.files import sweep
+from unlabeled.ops.random import permutation
+
+RECORD = "pack.jsonl"
+_PROBED = 64  # images from which the number of samples in a shard is estimated
+_PIECE = 4096  # images in a piece of an array
+_SPLITS = ("train", "val", "test")  # folders that are splits, if the first is there
+_EVERY = 10.0  # seconds between lines of progress
+_FREE = {"workers", "max_corrupt", "root", "splits", "classes"}  # change no byte, or show in the source's fingerprint
+
+
+def pack(source: str, out: Path, settings: PackSettings) -> None:
+    """Pack a folder, or the set of a card, into the folder `out`, or go on with a pack there that was cut short.
+
+    Raises UserError for bad input, too many unreadable images, a full disk, or an `out` that holds something else.
+    """
+    card = source_card(source, settings)
+    sources = {split: open_source(card.model_copy(update={"in_memory": False}), split)
+               for split in settings.splits or card.splits}
+    _say_labels(card, sources)
+    parts = [part for split in sources for part in _plan(split, sources[split], settings)]
+    shape = {key: value for key, value in settings.model_dump(mode="json").items() if key not in _FREE}
+    done = _begin(out, {"source": _fingerprint(sources), "files": len(parts), **shape})
+    if settings.store == "array" and holds(out):  # its pieces are gone
+        print(f"{out} is complete: all checksums in {SUMS} hold")
+        return
+    size = _first_size(sources, settings.short_side) if settings.store == "array" else None
+    for part in parts:
+        part.done = done.get(part.file)
+    records = _run(Packer(out, sources, settings, size), parts, out / RECORD, settings)
+    lines = finish(card, out, sources, parts, records, settings.store)
+    _write_record(out / RECORD, [_header(out / RECORD), *records])
+    print("\n".join([*lines, f"use it: data.train.card={out / CARD}"]))
+
+
+def source_card(source: str, settings: PackSettings) -> Card:
+    """Return the card of what is packed: of a folder's own layout, or a card by name or path.
+
+    A folder that holds `train` has the splits train, val and test, as far as they are there; another one is all train.
+    Raises UserError for settings that do not go with it, and for streams.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if settings.root is not None:
+            raise UserError(f"'root' goes with a data card, but {source} is a folder; leave it out")
+        names = [name for name in _SPLITS if (folder / name).is_dir()]
+        splits = {name: {"path": name} for name in names} if "train" in names else {"train": {"path": "."}}
+        classes = settings.classes
+        if classes is None:
+            classes = _has_class_folders(folder / splits["train"]["path"])
+        kind = "classfolder" if classes else "folder"
+        return Card.model_validate({"name": folder.resolve().name, "source": {"kind": kind},
+                                    "root": str(folder.resolve()), "splits": splits})
+    try:
+        card = read_card(source)
+    except UserError as error:
+        raise UserError(f"no folder '{source}', and {error}" if "/" not in source else str(error)) from error
+    if settings.classes is not None:
+        raise UserError(f"'classes' goes with a folder, but {source} is a data card, which says so itself")
+    if card.source.kind == "stream":
+        raise UserError(f"data card '{card.name}' is streamed: its shards are packed already; copy them")
+    return card if settings.root is None else card.model_copy(update={"root": settings.root})
+
+
+def _has_class_folders(folder: Path) -> bool:
+    images = any(entry.suffix[1:].lower() in EXTENSIONS and entry.is_file() and not entry.name.startswith(".")
+                 for entry in folder.iterdir())
+    return not images and len(class_names(folder)) > 1
+
+
+def _say_labels(card: Card, sources: dict[str, Source]) -> None:
+    counts = ", ".join(f"{split} {len(source)}" for split, source in sources.items())
+    first = next(iter(sources.values()))
+    if card.source.kind == "classfolder" and first.classes is not None:
+        print(f"{counts} images; sub-folders are taken as {len(first.classes)} classes (classes=false: no labels)")
+    else:
+        print(f"{counts} images, {'without' if first.labels is None else 'with'} labels")
+    sys.stdout.flush()
+
+
+def _plan(split: str, source: Source, settings: PackSettings) -> list[Piece]:
+    """Deal a split out to files: shards hold a random order, so that reading in order meets all classes."""
+    if settings.store == "array":
+        order, most, ending = np.arange(len(source)), _PIECE, "piece"
+    else:
+        order, ending = permutation(len(source), settings.seed, "pack", split), "tar"
+        most = settings.shard_samples or max(1, int(settings.shard_mb * 1e6 / _mean_bytes(source, order, settings)))
+    bounds = split_evenly(len(source), math.ceil(len(source) / most))
+    return [Piece(split, f"{split}-{number:06d}.{ending}", order[start:stop])
+            for number, (start, stop) in enumerate(pairwise(bounds))]
+
+
+def _mean_bytes(source: Source, order: np.ndarray, settings: PackSettings) -> float:
+    sizes = []
+    for index in order[:_PROBED].tolist():
+        try:
+            stored, _ = encode(*load(source, index, settings.short_side), settings)
+        except CorruptSample:
+            continue
+        sizes.append(1536 + len(stored))  # two headers, and on average a block of padding
+    return float(np.mean(sizes)) if sizes else 1536.0
+
+
+def _first_size(sources: dict[str, Source], short_side: int | None) -> tuple[int, int]:
+    for source in sources.values():
+        for index in range(len(source)):
+            try:
+                image, _ = load(source, index, short_side)
+            except CorruptSample:
+                continue
+            return image.height, image.width
+    raise UserError("none of the images is readable")
+
+
+def _fingerprint(sources: dict[str, Source]) -> str:
+    """Hash names and sizes of the source's files, how they are read, and labels: a pack goes on with what it began."""
+    digest = hashlib.blake2b(digest_size=16)
+    for split, source in sources.items():
+        files = source.made_of()
+        known = [len(source)] if files is None else [(name, size) for name, size, _ in files[1]]
+        digest.update(json.dumps([split, source.classes, known, astuple(source.pixels)]).encode())
+        if source.labels is not None:
+            digest.update(source.labels.tobytes())
+    return digest.hexdigest()
+
+
+def _begin(out: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Create `out` and its record, or return what is recorded there by file, with a line cut off by a crash removed.
+
+    Raises UserError if `out` holds anything but a pack of the same files and settings.
+    """
+    record = out / RECORD
+    sweep(out)  # what killed calls left
+    if not record.exists():
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if any(out.iterdir()):
+                raise UserError(f"{out} is not empty and holds no pack; name a new folder")
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        _write_record(record, [header])
+        return {}
+    lines = []
+    for line in record.read_text("utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    if not lines or lines[0] != header:
+        there = lines[0] if lines else {}
+        differ = [f"{key} {there.get(key)} there, {header.get(key)} now" for key in sorted({*there, *header})
+                  if there.get(key) != header.get(key)]
+        raise UserError(f"{out} holds another pack ({'; '.join(differ)}); name another folder, or delete it")
+    _write_record(record, lines)
+    return {line["file"]: line for line in lines[1:]}
+
+
+def _header(record: Path) -> dict[str, Any]:
+    with open(record, encoding="utf-8") as file:
+        header: dict[str, Any] = json.loads(file.readline())
+    return header
+
+
+def _write_record(record: Path, lines: list[dict[str, Any]]) -> None:
+    with writing(record) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def _run(packer: Packer, parts: list[Piece], record: Path, settings: PackSettings) -> list[dict[str, Any]]:
+    """Write all parts and return their records, in order; each is added to the file of records when it is there."""
+    records: list[dict[str, Any]] = []
+    unreadable = {split: 0 for split in packer.sources}
+    begun = said = time.monotonic()
+    images = 0
+    made_parts = closing(batches(packer, parts, settings.workers, patience=0))
+    with made_parts as made, open(record, "a", encoding="utf-8") as log:
+        for part, found in zip(parts, made, strict=True):
+            if found != part.done:
+                images += found["samples"]
+                try:
+                    print(json.dumps(found), file=log, flush=True)
+                except OSError as error:
+                    raise cannot_write(record, error) from error
+            records.append(found)
+            _refuse_corrupt(part.split, packer, records, unreadable, settings.max_corrupt)
+            if time.monotonic() - said > _EVERY:
+                said = time.monotonic()
+                print(f"{len(records)} of {len(parts)} files, {images / (said - begun):.0f} images/s", file=sys.stderr)
+    return records
+
+
+def _refuse_corrupt(split: str, packer: Packer, records: list[dict[str, Any]], counts: dict[str, int], share: float,
+                    ) -> None:
+    counts[split] += len(records[-1]["unreadable"])
+    total = len(packer.sources[split])
+    if too_many(counts[split], total, share):
+        names = [f"  {key}: {reason}" for found in records if found["split"] == split
+                 for _, key, reason in found["unreadable"]]
+        raise UserError(f"split '{split}': {counts[split]} of {total} images cannot be read, more than max_corrupt "
+                        f"{share:g} allows. The first of them:\n" + "\n".join(names[:10])
+                        + "\nRepair or remove them and pack anew, or raise max_corrupt")

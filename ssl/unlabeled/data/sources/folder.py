@@ -1,0 +1,129 @@
+"""Images in folders, with or without classes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from unlabeled.config.card import Card
+from unlabeled.data.sources.base import CorruptSample, Names, Source, spread, unreadable
+from unlabeled.data.sources.decode import decode
+from unlabeled.data.sources.files.listing import class_names, scan
+from unlabeled.errors import UserError
+
+_MEASURED = 10_000  # files whose sizes are part of the fingerprint: on a network disk each may take a millisecond
+
+
+class FolderSource(Source):
+    """Image files below one folder; a key is the path below it."""
+
+    def __init__(self, name: str, split: str, folder: Path, paths: list[str]) -> None:
+        super().__init__(name, split)
+        self.folder = folder
+        self.paths = Names(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def key(self, index: int) -> str:
+        """Return the path below the folder."""
+        return self.paths[index]
+
+    def raw(self, index: int) -> bytes:
+        """Return the bytes of the file. Raises CorruptSample."""
+        key = self.paths[index]
+        try:
+            with open(os.path.join(self.folder, key), "rb", buffering=0, opener=_at_once) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise CorruptSample(key, "no plain file")
+                return file.read()
+        except OSError as error:
+            raise unreadable(key, error) from error
+
+    def image(self, index: int) -> np.ndarray:
+        """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
+        return decode(self.raw(index), self.paths[index], self.pixels)
+
+    def names(self) -> Names:
+        """Return the paths below the folder."""
+        return self.paths
+
+    def traces(self) -> np.ndarray:
+        """Return the sizes of the files, in large sets of some of them."""
+        sizes = []
+        for i in spread(len(self.paths), _MEASURED).tolist():
+            try:
+                sizes.append(os.stat(os.path.join(self.folder, self.paths[i])).st_size)
+            except OSError:
+                sizes.append(-1)
+        return np.array(sizes, np.int64)
+
+    def made_of(self) -> tuple[Path, list[tuple[str, int, int]]]:
+        """Return the folder and its image files."""
+        files = []
+        for i in range(len(self.paths)):
+            try:
+                found = os.stat(os.path.join(self.folder, self.paths[i]))
+            except OSError:  # unreadable then, and if it comes back another time
+                files.append((self.paths[i], -1, -1))
+            else:
+                files.append((self.paths[i], found.st_size, found.st_mtime_ns))
+        return self.folder, files
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # else the opening of a pipe waits for somebody to write
+
+
+def open_folder(card: Card, split: str, root: str | None) -> Source:
+    """Open a folder without labels."""
+    folder = card.folder(root) / (card.splits[split].path or split)
+    return FolderSource(card.name, split, folder, scan(folder))
+
+
+def open_class_folder(card: Card, split: str, root: str | None) -> Source:
+    """Open a folder of class folders. Raises UserError that says what is there if the split's folder is missing."""
+    folder, place = card.folder(root), card.splits[split].path or split
+    if folder.is_dir() and not (folder / place).exists():
+        raise UserError(_other_layout(card, split, folder, place))
+    return class_folder(card, split, folder)
+
+
+def class_folder(card: Card, split: str, root: Path) -> Source:
+    """Open the class folders of a split.
+
+    Classes are the card's, else the folders of its first split that hold images, sorted. Raises UserError for images
+    outside a class folder and for folders that are no class.
+    """
+    folder = root / (card.splits[split].path or split)
+    paths = scan(folder)
+    first = root / (next(iter(card.splits.values())).path or next(iter(card.splits)))
+    classes = card.classes or class_names(first if first.is_dir() else folder)
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.empty(len(paths), np.int64)
+    for i, path in enumerate(paths):
+        name, slash, _ = path.partition("/")
+        if not slash:
+            raise UserError(f"{folder} holds '{path}' outside a class folder; move it into one, or use card 'folder'")
+        if name not in number:
+            raise UserError(f"{folder / name} is no class of card '{card.name}' ({len(classes)} classes: "
+                            f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''})")
+        labels[i] = number[name]
+    source = FolderSource(card.name, split, folder, paths)
+    source.labels, source.classes = labels, list(classes)
+    return source
+
+
+def _other_layout(card: Card, split: str, root: Path, place: str) -> str:
+    """Return what to tell of a root without the folder of a split: what it holds instead, and what reads that."""
+    known = [name for name, spec in card.splits.items() if (root / (spec.path or name)).is_dir()]
+    names = [] if known else class_names(root)
+    missing = f"data card '{card.name}', split '{split}': no folder {root / place} with a folder per class"
+    if not names:
+        return f"{missing}; {root} holds " + (f"only: {', '.join(known)}" if known else "no class folders either")
+    return (f"{missing}; {root} itself holds {len(names)} folders of images ({', '.join(names[:3])}"
+            f"{', ...' * (len(names) > 3)}). Move them into {root / place}, copy the card and set the split's path to "
+            f"'.', or leave the classes out with card 'folder'")

@@ -1,0 +1,51 @@
+"""From a card to a set of images."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from unlabeled.config.card import Card
+from unlabeled.data.sources.base import Pixels, Source
+from unlabeled.data.sources.memory import InMemory
+from unlabeled.errors import UserError
+
+# kind of source -> its opener, (card, split, root) -> Source
+_OPENERS = {
+    "shards": "unlabeled.data.sources.tar.shards:open_shards",
+    "stream": "unlabeled.data.remote:open_stream",
+    "folder": "unlabeled.data.sources.folder:open_folder",
+    "classfolder": "unlabeled.data.sources.folder:open_class_folder",
+    "torchvision": "unlabeled.data.sources.torchvision_sets:open_torchvision",
+    "array": "unlabeled.data.sources.arrays:open_array",
+    "digits": "unlabeled.data.sources.arrays:open_digits",
+    "shapes": "unlabeled.data.sources.shapes:open_shapes",
+    "voc-masks": "unlabeled.data.sources.dense.masks:open_voc",
+    "cityscapes-masks": "unlabeled.data.sources.dense.masks:open_cityscapes",
+    "voc-boxes": "unlabeled.data.sources.dense.boxes:open_voc",
+    "coco-boxes": "unlabeled.data.sources.dense.coco:open_coco",
+}
+
+
+def open_source(card: Card, split: str, root: str | None = None, *, in_order: bool = False) -> Source:
+    """Open one split of a card; `root` overrides the card's folder; in_order: a split without random access will do.
+
+    Raises UserError if the split is not in the card, or if files are missing or not as many as the card says.
+    """
+    if split not in card.splits:
+        near = difflib.get_close_matches(split, card.splits, 1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"data card '{card.name}' has no split '{split}' (it has: {', '.join(card.splits)}).{hint}")
+    if card.source.kind == "stream" and not in_order:
+        raise UserError(f"data card '{card.name}', split '{split}', is streamed: that serves training, but evaluation "
+                        "needs random access. Evaluate on another card, with card=CARD root=FOLDER")
+    module, name = _OPENERS[card.source.kind].split(":")
+    source: Source = getattr(importlib.import_module(module), name)(card, split, root)
+    source.pixels = Pixels(card.levels, card.upright)
+    expected = card.splits[split].samples
+    if expected is not None and len(source) != expected:
+        raise UserError(
+            f"data card '{card.name}', split '{split}': {len(source)} images found, but the card says {expected}; "
+            "complete the files, or correct 'samples' in the card"
+        )
+    return InMemory(source, card) if card.in_memory and source.images is None else source

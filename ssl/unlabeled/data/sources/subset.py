@@ -1,0 +1,133 @@
+"""Parts of a split: a few labels per class, published lists of images, or any samples by their places."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from unlabeled.config.card import Card
+from unlabeled.config.recipe import Subset
+from unlabeled.data.sources.base import Objects, Source, digest
+from unlabeled.data.sources.files.reading import reading
+from unlabeled.errors import UserError
+from unlabeled.ops.random import permutation
+
+
+class Part(Source):
+    """The samples of `source` at the places `indices` int64 [n], in that order."""
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        super().__init__(source.name, source.split)
+        self.source, self.indices, self.classes = source, indices, source.classes
+        self.labels = None if source.labels is None else source.labels[indices]
+        self.images = None if source.images is None else source.images[indices]
+        self.unreadable = {i: source.unreadable[j] for i, j in enumerate(indices.tolist()) if j in source.unreadable}
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def key(self, index: int) -> str:
+        """Return the name under which people find the sample again."""
+        return self.source.key(int(self.indices[index]))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return that of the whole split, with the number of its samples that are here and a digest of their places."""
+        return {**self.source.fingerprint(), "n": len(self), "of": len(self.source), "places": digest(self.indices)}
+
+    def image(self, index: int) -> np.ndarray:
+        """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
+        return self.source.image(int(self.indices[index]))
+
+    def objects(self, index: int, *, masks: bool = False) -> Objects:
+        """Return the objects of an image, with their masks if asked for."""
+        return self.source.objects(int(self.indices[index]), masks=masks)
+
+
+def open_part(source: Source, card: Card, rule: Subset, root: str | None = None) -> Part:
+    """Return the part of an opened split of `card` that the rule describes. Raises UserError for a bad rule or list."""
+    if rule.list is not None:
+        chosen = listed(source, read_list(card, rule.list, root))
+    else:
+        labels = np.empty(0, np.int64) if source.labels is None else source.labels
+        chosen = choose(labels, rule, source.classes)
+    return Part(source, np.setdiff1d(np.arange(len(source)), chosen) if rule.complement else chosen)
+
+
+def choose(labels: np.ndarray, rule: Subset, names: list[str] | None = None) -> np.ndarray:
+    """Return the sorted places that a rule by class chooses, int64; labels int64 [n], -1 (unknown) is never chosen.
+
+    Raises UserError if a class has fewer labels than are asked, naming it by `names`.
+    """
+    if not (labels >= 0).any():
+        raise UserError("a subset by class needs labels, and the split has none")
+    chosen = []
+    for each in range(len(names)) if names else np.unique(labels[labels >= 0]).tolist():
+        places = np.flatnonzero(labels == each)
+        count = rule.per_class or max(1, round((rule.share or 0.0) * len(places)))
+        if count > len(places):
+            name = names[each] if names else str(each)
+            raise UserError(f"subset.per_class is {count}, but class '{name}' has only {len(places)} labelled images")
+        if rule.order == "random":
+            places = places[permutation(len(places), rule.seed, "subset", each)]
+        chosen.append(places[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def read_list(card: Card, name: str, root: str | None = None) -> list[str]:
+    """Return the names of a list of the card, checked by its SHA-256.
+
+    Raises UserError for an unknown list, a missing file, or one whose sum differs.
+    """
+    if name not in card.lists:
+        near = difflib.get_close_matches(name, card.lists, 1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        known = ", ".join(card.lists) or "none"
+        raise UserError(f"data card '{card.name}' has no list '{name}' (it has: {known}).{hint}")
+    entry = card.lists[name]
+    path = Path(card.folder(root)) / entry.file
+    if not path.is_file():
+        raise UserError(f"list '{name}' of data card '{card.name}' is missing: {path}. {entry.about}".rstrip())
+    with reading(path, "no list of names"):
+        data = path.read_bytes()
+    lines = data.decode("utf-8", "surrogateescape").split("\n")  # of whatever else it is, the sum differs
+    names = [line for line in map(str.strip, lines) if line]
+    if hashlib.sha256(data).hexdigest() != entry.sha256 or len(names) != entry.samples:
+        raise UserError(f"{path} is not the list '{name}' of data card '{card.name}': {len(names)} names instead of "
+                        f"{entry.samples}, or other ones (its SHA-256 differs). {entry.about}".rstrip())
+    return names
+
+
+def listed(source: Source, names: list[str]) -> np.ndarray:
+    """Return the sorted places of the samples with these file names, int64; folder and extension do not count.
+
+    Raises UserError if a name is not in the split, or if the classes' counts differ by more than one.
+    """
+    places: dict[str, int] = {}
+    twice: dict[str, int] = {}
+    for i in range(len(source)):
+        stem = PurePosixPath(source.key(i)).stem
+        if places.setdefault(stem, i) != i:
+            twice[stem] = i
+    stems = [PurePosixPath(name).stem for name in names]
+    unknown = [name for name, stem in zip(names, stems, strict=True) if stem not in places]
+    if unknown:
+        raise UserError(f"{len(unknown)} of {len(names)} names of the list are not in split '{source.split}' of data "
+                        f"'{source.name}', the first: {', '.join(unknown[:3])}; its samples are named like "
+                        f"'{source.key(0)}'")
+    if twice:
+        doubt = next((stem for stem in stems if stem in twice), None)
+        if doubt is not None:
+            raise UserError(f"the list names '{doubt}', which split '{source.split}' of data '{source.name}' holds "
+                            f"twice: '{source.key(places[doubt])}' and '{source.key(twice[doubt])}'; rename one")
+    chosen = np.unique(np.array([places[stem] for stem in stems], np.int64))
+    if source.labels is not None and source.classes is not None:
+        counts = np.bincount(source.labels[chosen], minlength=len(source.classes))
+        if counts.max() - counts.min() > 1:
+            low, high = source.classes[int(counts.argmin())], source.classes[int(counts.argmax())]
+            raise UserError(f"the list has unequal classes: {counts.min()} of '{low}', {counts.max()} of '{high}'; it "
+                            "belongs to another set or version")
+    return chosen
