@@ -13,7 +13,7 @@ from benchmarks import measure
 from unlabeled.backbones.build import build_backbone
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
-from unlabeled.engine.optimizer import build_optimizer, set_learning_rate
+from unlabeled.engine.optim.optimizer import build_optimizer, set_learning_rate
 from unlabeled.methods.base import Info, Losses, Step
 from unlabeled.methods.pixpro import PixPro
 from unlabeled.ops.cells import distances

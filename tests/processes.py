@@ -51,7 +51,7 @@ def _join(rank: int, count: int, port: int, folder: str, work: Callable[..., Any
 def lock_held_by_another(folder: Path) -> Iterator[int]:
     """Hold the lock of a run's folder in a process of its own, and give its number."""
     code = (
-        "import sys, pathlib, time; from unlabeled.engine.run_lock import RunLock; "
+        "import sys, pathlib, time; from unlabeled.engine.run.lock import RunLock; "
         "RunLock(pathlib.Path(sys.argv[1])).take(); print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE,

@@ -19,10 +19,10 @@ from unlabeled.config.write import to_yaml
 from unlabeled.data.batch import Batch
 from unlabeled.data.stream import TrainStream
 from unlabeled.engine import build, launch
-from unlabeled.engine.export import write_exports
+from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.method import build_method
 from unlabeled.engine.plan import make_plan
-from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.steps import make_step
 from unlabeled.engine.updater import Updater
 from unlabeled.ops.distributed import rank, world

@@ -13,8 +13,8 @@ from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Backbone
 from unlabeled.config.schema import recipe_schema
 from unlabeled.config.write import to_yaml
-from unlabeled.engine.export_names import write_named
-from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.exports.names import write_named
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from unlabeled.engine.export import inner
+from unlabeled.engine.exports.networks import inner
 from unlabeled.engine.maps import last_map
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input

@@ -10,7 +10,7 @@ from processes import run_processes
 from tiny import differing, snapshot, tiny_recipe, tiny_run
 from torch import nn
 
-from unlabeled.engine.optimizer import clip_and_norm
+from unlabeled.engine.optim.optimizer import clip_and_norm
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Group
 from unlabeled.ops.ema import ema_update

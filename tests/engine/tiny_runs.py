@@ -10,7 +10,7 @@ from tests.tiny import tiny_recipe
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.engine.restore import load_run
-from unlabeled.engine.run_record import read_record
+from unlabeled.engine.run.record import read_record
 
 SHORT = ["train.checkpoint_every=2", "train.log_every=1"]
 

@@ -20,7 +20,7 @@ from unlabeled.config.read import read_protocol, read_recipe
 from unlabeled.config.recipe import Backbone
 from unlabeled.data.sources.open import open_source
 from unlabeled.engine.restore import load_run
-from unlabeled.engine.run_lock import RunLock
+from unlabeled.engine.run.lock import RunLock
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation import detection

@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.evaluation.fakes import FakeRuns
 from torch import nn
 
-from unlabeled.engine.export import open_residuals
+from unlabeled.engine.exports.networks import open_residuals
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as module
 from unlabeled.evaluation.evaluate import evaluate, evaluate_many

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from tests.evaluation.fakes import FakeRuns
 
 from unlabeled.cli.main import main
-from unlabeled.engine.preparation import preparation, preparing_lines
+from unlabeled.engine.exports.preparation import preparation, preparing_lines
 from unlabeled.errors import UserError
 from unlabeled.evaluation import export_features as module
 from unlabeled.methods.base import Input

@@ -12,7 +12,7 @@ from tests.tiny import tiny_recipe
 from unlabeled.config.read import read_recipe
 from unlabeled.config.sources import copy_of
 from unlabeled.engine.restore import load_run
-from unlabeled.engine.sources import adopt
+from unlabeled.engine.run.sources import adopt
 from unlabeled.engine.train import train
 from unlabeled.engine.updater import Updater
 from unlabeled.errors import UserError

@@ -12,7 +12,7 @@ from golden_files import Case, close, tensor
 from torch import Tensor, nn
 
 from unlabeled.config.recipe import LearningRate, Optim
-from unlabeled.engine.lars import LARS
+from unlabeled.engine.optim.lars import LARS
 from unlabeled.engine.plan import learning_rate
 from unlabeled.methods import pixpro
 from unlabeled.methods.base import Info, Step

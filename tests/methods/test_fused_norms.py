@@ -13,9 +13,9 @@ from tiny import tiny_recipe, tiny_run
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.write import to_yaml
 from unlabeled.engine.build import info_record, make_info, open_streams
-from unlabeled.engine.export import write_exports
+from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.method import load_export
-from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.ops.batchnorm import unsynchronised_buffers
 from unlabeled.ops.distributed import rank
 

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
 from unlabeled.config.recipe import Optim
-from unlabeled.engine.optimizer import build_optimizer
+from unlabeled.engine.optim.optimizer import build_optimizer
 from unlabeled.evaluation.detection_train import _groups
 from unlabeled.methods.base import Method
 from unlabeled.ops.norms import is_norm, norm_parameters, statistics, tracking_batchnorms

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file and print how it is loaded."""
     existing(arguments.run)
 
-    from unlabeled.engine.export_names import write_named
+    from unlabeled.engine.exports.names import write_named
     from unlabeled.engine.restore import load_run
     from unlabeled.evaluation.setup import pick_export
 

@@ -17,7 +17,7 @@ from unlabeled.data.sources.open import Source, open_source
 from unlabeled.data.sources.subset import open_part
 from unlabeled.data.stream import TrainStream
 from unlabeled.engine.plan import Plan
-from unlabeled.engine.run_record import read_record
+from unlabeled.engine.run.record import read_record
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Info, Method, StreamInfo
 from unlabeled.ops.distributed import rank, world

@@ -15,7 +15,7 @@ from unlabeled.backbones.sizes import refuse_images
 from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.sources.base import too_many, with_reason
 from unlabeled.data.sources.open import Source
-from unlabeled.engine.progress import LongPass
+from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
 from unlabeled.ops.distributed import max_over_ranks, raise_together, rank, sum_over_ranks, world

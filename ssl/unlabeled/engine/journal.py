@@ -6,12 +6,12 @@ import torch
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.sources.base import Source, with_reason
-from unlabeled.engine.corrupt import CorruptSamples
 from unlabeled.engine.online import Online, last_measured
 from unlabeled.engine.plan import Plan
-from unlabeled.engine.progress import Meter, ProgressBar
-from unlabeled.engine.run_folder import RunFolder
-from unlabeled.engine.sinks import Metrics
+from unlabeled.engine.run.corrupt import CorruptSamples
+from unlabeled.engine.run.folder import RunFolder
+from unlabeled.engine.run.progress import Meter, ProgressBar
+from unlabeled.engine.run.sinks import Metrics
 from unlabeled.engine.updater import Outcome
 from unlabeled.methods.base import Method
 from unlabeled.ops.distributed import on_rank0, rank, sum_over_ranks, world

@@ -17,8 +17,8 @@ from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.sources import split_source
 from unlabeled.engine.build import method_class, stored_info
-from unlabeled.engine.export import find_export, inner, open_residuals
-from unlabeled.engine.sources import adopt, refuse_bad_export
+from unlabeled.engine.exports.networks import find_export, inner, open_residuals
+from unlabeled.engine.run.sources import adopt, refuse_bad_export
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export, Info, Method

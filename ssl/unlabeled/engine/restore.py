@@ -11,10 +11,10 @@ import torch
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.engine.build import stored_info
-from unlabeled.engine.checkpoint import read_about, read_checkpoint
 from unlabeled.engine.method import build_method
-from unlabeled.engine.run_folder import RunFolder
-from unlabeled.engine.same_recipe import differences, kept_recipe
+from unlabeled.engine.run.checkpoint import read_about, read_checkpoint
+from unlabeled.engine.run.folder import RunFolder
+from unlabeled.engine.run.same_recipe import differences, kept_recipe
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
 from unlabeled.ops.distributed import rank

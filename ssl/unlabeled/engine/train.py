@@ -19,19 +19,19 @@ from unlabeled.config.placed import placed
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.batch import Batch
 from unlabeled.engine import build, launch
-from unlabeled.engine.checkpoint import SaveClock, vanished
-from unlabeled.engine.chosen import keep_chosen
-from unlabeled.engine.export import write_exports
+from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.features import gather_names
 from unlabeled.engine.journal import Journal
 from unlabeled.engine.method import build_method
 from unlabeled.engine.plan import Plan, describe, make_plan
-from unlabeled.engine.preview import views_png
 from unlabeled.engine.restore import load_state
-from unlabeled.engine.run_data import changed_data, counts_only, data_record, keep_names, refuse_changed
-from unlabeled.engine.run_folder import RunFolder
-from unlabeled.engine.run_record import read_record
-from unlabeled.engine.signals import Signals
+from unlabeled.engine.run.checkpoint import SaveClock, vanished
+from unlabeled.engine.run.chosen import keep_chosen
+from unlabeled.engine.run.data import changed_data, counts_only, data_record, keep_names, refuse_changed
+from unlabeled.engine.run.folder import RunFolder
+from unlabeled.engine.run.preview import views_png
+from unlabeled.engine.run.record import read_record
+from unlabeled.engine.run.signals import Signals
 from unlabeled.engine.updater import Updater
 from unlabeled.engine.watch import watch
 from unlabeled.errors import UserError

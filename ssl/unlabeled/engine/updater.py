@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.batch import Batch
-from unlabeled.engine.optimizer import build_optimizer, clip_and_norm, set_learning_rate
+from unlabeled.engine.optim.optimizer import build_optimizer, clip_and_norm, set_learning_rate
 from unlabeled.engine.plan import Plan
 from unlabeled.engine.steps import make_step, seed_everything
 from unlabeled.errors import UserError

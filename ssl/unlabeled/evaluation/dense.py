@@ -16,7 +16,7 @@ from unlabeled.augment.resample import crop_resize, crop_resize_batch
 from unlabeled.config.card import Card
 from unlabeled.config.protocol_dense import Dense
 from unlabeled.data.sources.open import Source, open_source
-from unlabeled.engine.export import open_residuals
+from unlabeled.engine.exports.networks import open_residuals
 from unlabeled.engine.maps import LastMap, last_map
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError

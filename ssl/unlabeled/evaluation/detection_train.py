@@ -19,10 +19,10 @@ from unlabeled.data.detection_batches import DetectionBatch, TrainMaker
 from unlabeled.data.loader import batches
 from unlabeled.data.sources.base import Source, too_many
 from unlabeled.engine import launch
-from unlabeled.engine.checkpoint import SaveClock, read_about
-from unlabeled.engine.progress import Meter, ProgressBar
-from unlabeled.engine.run_folder import RunFolder
-from unlabeled.engine.signals import Signals
+from unlabeled.engine.run.checkpoint import SaveClock, read_about
+from unlabeled.engine.run.folder import RunFolder
+from unlabeled.engine.run.progress import Meter, ProgressBar
+from unlabeled.engine.run.signals import Signals
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
 from unlabeled.ops.batchnorm import convert

@@ -19,7 +19,7 @@ from unlabeled.config.protocol_dense import Dense
 from unlabeled.config.read import read_protocol
 from unlabeled.config.tables import PROTOCOLS
 from unlabeled.data.sources.open import Source
-from unlabeled.engine.export import open_residuals
+from unlabeled.engine.exports.networks import open_residuals
 from unlabeled.engine.features import Features, extract, network_embedder
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError

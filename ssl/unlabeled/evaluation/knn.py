@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unlabeled.config.protocol import Knn
 from unlabeled.engine.features import Features
-from unlabeled.engine.progress import LongPass
+from unlabeled.engine.run.progress import LongPass
 from unlabeled.evaluation.scores import Score, accuracy, plain
 from unlabeled.ops import knn
 

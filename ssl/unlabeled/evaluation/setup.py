@@ -15,7 +15,7 @@ from unlabeled.config.recipe import StreamData
 from unlabeled.data.overlap import twins
 from unlabeled.data.sources.files.levels import Levels
 from unlabeled.data.sources.open import Source, open_source
-from unlabeled.engine.export import find_export, inner
+from unlabeled.engine.exports.networks import find_export, inner
 from unlabeled.engine.launch import join
 from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError

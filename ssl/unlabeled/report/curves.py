@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError
 from unlabeled.ops.files import write_atomically
 

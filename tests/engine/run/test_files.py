@@ -13,11 +13,12 @@ from tiny import tiny_recipe
 
 from unlabeled.config.read import read_recipe
 from unlabeled.data.sources.base import CorruptSample, with_reason
-from unlabeled.engine import build, checkpoint
-from unlabeled.engine.checkpoint import Checkpoints
-from unlabeled.engine.chosen import keep_chosen
-from unlabeled.engine.corrupt import CorruptSamples
-from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine import build
+from unlabeled.engine.run import checkpoint
+from unlabeled.engine.run.checkpoint import Checkpoints
+from unlabeled.engine.run.chosen import keep_chosen
+from unlabeled.engine.run.corrupt import CorruptSamples
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError
 
 STATE = {"weights": torch.arange(10.0)}

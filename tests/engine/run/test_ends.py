@@ -15,7 +15,7 @@ from tiny import UPDATES, tiny_recipe
 
 from unlabeled.data.stream import TrainStream
 from unlabeled.engine import train as loop
-from unlabeled.engine.signals import Signals
+from unlabeled.engine.run.signals import Signals
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 

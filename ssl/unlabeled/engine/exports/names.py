@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unlabeled.backbones import naming
 from unlabeled.backbones.build import loading_lines
 from unlabeled.config.recipe import Backbone
-from unlabeled.engine.preparation import preparing_lines
+from unlabeled.engine.exports.preparation import preparing_lines
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input
 from unlabeled.ops.files import write_atomically

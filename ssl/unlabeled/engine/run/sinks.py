@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from unlabeled.engine.run_folder import RunFolder
-from unlabeled.engine.run_record import read_record
+from unlabeled.engine.run.folder import RunFolder
+from unlabeled.engine.run.record import read_record
 from unlabeled.errors import UserError
 
 

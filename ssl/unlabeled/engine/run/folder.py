@@ -9,11 +9,11 @@ from typing import Any
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.write import to_yaml
-from unlabeled.engine.checkpoint import Checkpoints, anew, vanished
-from unlabeled.engine.run_lock import RunLock
-from unlabeled.engine.run_record import NAME, new_id, read_record, this_start, what_changed
-from unlabeled.engine.same_recipe import as_begun, differences, flat, kept_recipe, stored_recipe
-from unlabeled.engine.sources import export_problem
+from unlabeled.engine.run.checkpoint import Checkpoints, anew, vanished
+from unlabeled.engine.run.lock import RunLock
+from unlabeled.engine.run.record import NAME, new_id, read_record, this_start, what_changed
+from unlabeled.engine.run.same_recipe import as_begun, differences, flat, kept_recipe, stored_recipe
+from unlabeled.engine.run.sources import export_problem
 from unlabeled.errors import UserError
 from unlabeled.ops.files import disk_error, sweep, write_atomically
 

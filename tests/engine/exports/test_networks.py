@@ -9,9 +9,9 @@ import torch
 
 from unlabeled.backbones.build import build_backbone
 from unlabeled.config.recipe import Backbone
-from unlabeled.engine.export import write_exports
+from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.method import build_method
-from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Info, StreamInfo
 

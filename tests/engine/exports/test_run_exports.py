@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from tests.engine.tiny_runs import assert_same, rotnet
 
-from unlabeled.engine import run_folder
 from unlabeled.engine.method import load_export
+from unlabeled.engine.run import folder as run_folder
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 

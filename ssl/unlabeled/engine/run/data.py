@@ -7,9 +7,9 @@ from typing import Any
 
 from unlabeled.data.sources.base import Source
 from unlabeled.engine.build import OpenStream
-from unlabeled.engine.checkpoint import anew
-from unlabeled.engine.run_folder import RunFolder
-from unlabeled.engine.same_recipe import flat
+from unlabeled.engine.run.checkpoint import anew
+from unlabeled.engine.run.folder import RunFolder
+from unlabeled.engine.run.same_recipe import flat
 from unlabeled.errors import UserError
 
 _LISTED = 10_000  # samples up to which the names are kept, to say which ones are new or gone

@@ -14,8 +14,8 @@ from torch import nn
 from unlabeled.backbones.build import loading_lines
 from unlabeled.backbones.intermediate import Intermediate
 from unlabeled.config.recipe import Recipe
-from unlabeled.engine.preparation import preparation, preparing_lines
-from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.exports.preparation import preparation, preparing_lines
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Method
 

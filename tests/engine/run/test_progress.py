@@ -2,8 +2,8 @@
 
 import pytest
 
-from unlabeled.engine import progress
-from unlabeled.engine.progress import LongPass, ProgressBar, duration
+from unlabeled.engine.run import progress
+from unlabeled.engine.run.progress import LongPass, ProgressBar, duration
 
 VALUES = {"loss": 1.23456, "lr": 0.1, "images_per_s": 321.0, "data_wait": 0.25}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.distributed as dist
 
 from unlabeled.data.sources.base import CorruptKey, too_many, with_reason
-from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0, rank, world
 

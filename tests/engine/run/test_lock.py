@@ -16,9 +16,9 @@ import torch.multiprocessing as mp
 from processes import lock_held_by_another
 from tiny import tiny_recipe
 
-from unlabeled.engine import run_lock
-from unlabeled.engine.run_folder import RunFolder
-from unlabeled.engine.run_lock import RunLock
+from unlabeled.engine.run import lock as run_lock
+from unlabeled.engine.run.folder import RunFolder
+from unlabeled.engine.run.lock import RunLock
 from unlabeled.errors import UserError
 
 

@@ -11,8 +11,8 @@ from tiny import tiny_recipe
 from torch import nn
 
 from unlabeled.config.recipe import LearningRate, Optim
-from unlabeled.engine.lars import LARS
-from unlabeled.engine.optimizer import build_optimizer, clip_and_norm, set_learning_rate
+from unlabeled.engine.optim.lars import LARS
+from unlabeled.engine.optim.optimizer import build_optimizer, clip_and_norm, set_learning_rate
 from unlabeled.engine.plan import describe, learning_rate, make_plan
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Group, Method

@@ -11,7 +11,7 @@ from unlabeled.config.read import read_recipe, recipe_from
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.sources import copy_of, split_source
 from unlabeled.config.yaml_lines import parse_file
-from unlabeled.engine.sources import digests
+from unlabeled.engine.run.sources import digests
 from unlabeled.errors import UserError
 
 # what may change between a start and its resume without changing what is learned

@@ -5,8 +5,8 @@ from __future__ import annotations
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.sources.files.lists import read_lines, write_lines
 from unlabeled.engine.build import OpenStream
-from unlabeled.engine.checkpoint import anew
-from unlabeled.engine.run_folder import RunFolder
+from unlabeled.engine.run.checkpoint import anew
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError
 
 

@@ -16,10 +16,10 @@ from tests.engine.tiny_runs import SHORT, assert_same, older, rotnet
 from tests.tiny import tiny_recipe
 
 from unlabeled.engine import train as training
-from unlabeled.engine.checkpoint import Checkpoints
 from unlabeled.engine.restore import load_run
-from unlabeled.engine.run_folder import RunFolder
-from unlabeled.engine.run_record import read_record
+from unlabeled.engine.run.checkpoint import Checkpoints
+from unlabeled.engine.run.folder import RunFolder
+from unlabeled.engine.run.record import read_record
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 
@@ -348,7 +348,7 @@ def test_what_killed_processes_left_is_removed_and_the_rest_is_not(run: Path) ->
 def test_checkpoints_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = training.SaveClock(None)
     now = [100.0]
-    monkeypatch.setattr("unlabeled.engine.checkpoint.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("unlabeled.engine.run.checkpoint.time", types.SimpleNamespace(monotonic=lambda: now[0]))
     clock = training.SaveClock(None)
     assert not clock.due(1)
     now[0] = 105.0

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from processes import free_port, lock_held_by_another
 
-from unlabeled.engine.run_lock import RunLock
+from unlabeled.engine.run.lock import RunLock
 from unlabeled.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 UPDATES = 15  # three epochs of 60 images in batches of 12
 
 

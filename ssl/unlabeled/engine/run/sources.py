@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from unlabeled.config.sources import copy_of, split_source
-from unlabeled.engine.checkpoint import anew
+from unlabeled.engine.run.checkpoint import anew
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0
 from unlabeled.ops.files import disk_error, sha256, temporary

@@ -13,7 +13,7 @@ from torch import nn
 from unlabeled.backbones.build import build_backbone
 from unlabeled.backbones.naming import from_detectron2, to_detectron2
 from unlabeled.config.recipe import Backbone
-from unlabeled.engine.export_names import write_named
+from unlabeled.engine.exports.names import write_named
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled.config.recipe import Optim
-from unlabeled.engine.lars import LARS
+from unlabeled.engine.optim.lars import LARS
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Group, Method
 from unlabeled.ops.norms import norm_parameters

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.engine.tiny_runs import older, rotnet
 
 from unlabeled.config.recipe import Recipe
-from unlabeled.engine.run_record import read_record
+from unlabeled.engine.run.record import read_record
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 
