@@ -16,8 +16,8 @@ from unlabeled.config.files import find
 from unlabeled.config.protocol import Linear
 from unlabeled.config.read import read_file, read_protocol
 from unlabeled.data.sources.open import open_source
-from unlabeled.evaluation.linear import Probe, fit, predict
-from unlabeled.evaluation.scores import Scale, accuracy
+from unlabeled.evaluation.vectors.linear import Probe, fit, predict
+from unlabeled.evaluation.vectors.scores import Scale, accuracy
 from unlabeled.ops import knn
 
 QUESTION = "what do kNN and the linear probe cost, beside the least they could and beside doing it plainly?"

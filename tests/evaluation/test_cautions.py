@@ -15,9 +15,9 @@ from unlabeled.engine.run import progress
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as module
-from unlabeled.evaluation import knn as knn_module
 from unlabeled.evaluation.evaluate import evaluate, evaluate_many
-from unlabeled.evaluation.knn import own_rows
+from unlabeled.evaluation.vectors import knn as knn_module
+from unlabeled.evaluation.vectors.knn import own_rows
 
 QUICK = ["workers=0", "random_init=false"]
 

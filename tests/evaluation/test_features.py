@@ -9,7 +9,7 @@ from unlabeled.data.sources import base as corrupt_rule
 from unlabeled.engine import features as module
 from unlabeled.engine.features import Embedder, extract, join, network_embedder
 from unlabeled.errors import UserError
-from unlabeled.evaluation.pixels import drop_equal_channels, pixel_embedder
+from unlabeled.evaluation.vectors.pixels import drop_equal_channels, pixel_embedder
 
 CPU = torch.device("cpu")
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.evaluation.dense_fakes import Blocks, MapRuns
+from tests.evaluation.dense.fakes import Blocks, MapRuns
 from tests.evaluation.fakes import FakeRuns
 
 from unlabeled.config.look import LookSettings
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as evaluating
 from unlabeled.evaluation import export_features as exporting
-from unlabeled.evaluation import look as looking
+from unlabeled.evaluation.dense.networks import look as looking
 
 
 @pytest.fixture

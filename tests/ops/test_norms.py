@@ -12,7 +12,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from unlabeled.config.recipe import Optim
 from unlabeled.engine.optim.optimizer import build_optimizer
-from unlabeled.evaluation.detection_train import _groups
+from unlabeled.evaluation.dense.detection_train import _groups
 from unlabeled.methods.base import Method
 from unlabeled.ops.norms import is_norm, norm_parameters, statistics, tracking_batchnorms
 

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         if key in settings.model_fields_set:
             raise UserError(f"'{key}' has no effect with {'image files' if key in OF_THE_SET else '--pca'}")
 
-    from unlabeled.evaluation.look import look
+    from unlabeled.evaluation.dense.look import look
 
     look(run, images, settings, method=method, pca=arguments.pca)
     return 0

@@ -39,12 +39,12 @@ BACKBONE_OPTIONS: dict[str, tuple[str, ...]] = {
 
 # protocol name -> runner; its settings are the class of `config.protocol` that has this name
 PROTOCOLS: dict[str, str] = {
-    "knn": "unlabeled.evaluation.knn:run",
-    "linear": "unlabeled.evaluation.linear:run",
-    "few-labels": "unlabeled.evaluation.few_labels:run",
-    "logistic": "unlabeled.evaluation.logistic:run",
-    "segmentation-linear": "unlabeled.evaluation.segmentation_linear:run",
-    "segmentation-fcn": "unlabeled.evaluation.segmentation_fcn:run",
-    "correspondence": "unlabeled.evaluation.correspondence:run",
-    "detection": "unlabeled.evaluation.detection:run",
+    "knn": "unlabeled.evaluation.vectors.knn:run",
+    "linear": "unlabeled.evaluation.vectors.linear:run",
+    "few-labels": "unlabeled.evaluation.vectors.few_labels:run",
+    "logistic": "unlabeled.evaluation.vectors.logistic:run",
+    "segmentation-linear": "unlabeled.evaluation.dense.segmentation_linear:run",
+    "segmentation-fcn": "unlabeled.evaluation.dense.segmentation_fcn:run",
+    "correspondence": "unlabeled.evaluation.dense.correspondence:run",
+    "detection": "unlabeled.evaluation.dense.detection:run",
 }

@@ -10,7 +10,7 @@ from unlabeled.config.protocol import Protocol
 from unlabeled.data.sources.base import Source
 from unlabeled.engine.features import Features, extract, network_embedder
 from unlabeled.errors import UserError
-from unlabeled.evaluation.scores import Score, accuracy
+from unlabeled.evaluation.vectors.scores import Score, accuracy
 from unlabeled.methods.base import Method
 from unlabeled.ops.distributed import rank
 

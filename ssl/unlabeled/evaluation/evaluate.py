@@ -26,10 +26,10 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.cautions import cautions
 from unlabeled.evaluation.classify import score_classifiers
 from unlabeled.evaluation.neighbours import draw_neighbours
-from unlabeled.evaluation.pixels import drop_equal_channels, pixel_embedder
-from unlabeled.evaluation.scores import Score
 from unlabeled.evaluation.setup import Splits, open_splits, other_cards, pick_device, pick_export
 from unlabeled.evaluation.trained import train_and_score
+from unlabeled.evaluation.vectors.pixels import drop_equal_channels, pixel_embedder
+from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.ops.distributed import rank
 from unlabeled.ops.health import collapse_warning, health
 from unlabeled.report.report import Number, Report, Split

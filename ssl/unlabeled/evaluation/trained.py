@@ -14,8 +14,8 @@ from unlabeled.engine.restore import Restored, load_run
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation.classify import score_classifiers
-from unlabeled.evaluation.scores import Score
 from unlabeled.evaluation.setup import Splits, pick_export, scored_stream
+from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.ops.distributed import world
 
 # keys of the recipe that `recipe_on` makes, and of the protocol

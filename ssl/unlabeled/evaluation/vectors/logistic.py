@@ -9,9 +9,9 @@ import torch
 
 from unlabeled.config.protocol import Logistic
 from unlabeled.engine.features import Features
-from unlabeled.evaluation.few_labels import logistic
-from unlabeled.evaluation.linear import hold_out
-from unlabeled.evaluation.scores import Scale, Score, accuracy
+from unlabeled.evaluation.vectors.few_labels import logistic
+from unlabeled.evaluation.vectors.linear import hold_out
+from unlabeled.evaluation.vectors.scores import Scale, Score, accuracy
 
 
 def run(cfg: Logistic, train: Features, test: Features, classes: int, device: torch.device) -> dict[str, Score]:

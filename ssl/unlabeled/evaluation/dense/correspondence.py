@@ -17,9 +17,9 @@ from unlabeled.data.sources.open import Source, open_source
 from unlabeled.engine.features import gather_names, refuse_corrupt, refuse_nonfinite
 from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError
-from unlabeled.evaluation.dense import Network, dense_report, networks
-from unlabeled.evaluation.scores import Score, plain
+from unlabeled.evaluation.dense.networks import Network, dense_report, networks
 from unlabeled.evaluation.setup import find_card, scored_split
+from unlabeled.evaluation.vectors.scores import Score, plain
 from unlabeled.ops.distributed import rank, sum_over_ranks, world
 from unlabeled.ops.precision import full_precision
 from unlabeled.ops.random import generator

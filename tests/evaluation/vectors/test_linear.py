@@ -7,8 +7,8 @@ import torch
 from unlabeled.config.protocol import Linear
 from unlabeled.engine.features import Features
 from unlabeled.errors import UserError
-from unlabeled.evaluation import linear
-from unlabeled.evaluation.scores import Scale
+from unlabeled.evaluation.vectors import linear
+from unlabeled.evaluation.vectors.scores import Scale
 
 CPU = torch.device("cpu")
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.evaluation.dense_fakes import Blocks, MapRuns, Still, scenes
+from tests.evaluation.dense.fakes import Blocks, MapRuns, Still, scenes
 from tests.processes import run_processes
 
 from unlabeled.augment.geometry import RandomResizedCrop
 from unlabeled.data.pairs import fixed_crops
 from unlabeled.errors import UserError
-from unlabeled.evaluation import dense as dense_module
 from unlabeled.evaluation import evaluate as evaluate_module
-from unlabeled.evaluation.correspondence import tally
+from unlabeled.evaluation.dense.correspondence import tally
+from unlabeled.evaluation.dense.networks import networks as dense_module
 from unlabeled.evaluation.evaluate import evaluate
 
 QUICK = ["workers=0", "card=scenes.yaml"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unlabeled.config.protocol import Linear
 from unlabeled.engine.features import Features
-from unlabeled.evaluation.scores import Scale, Score, accuracy
+from unlabeled.evaluation.vectors.scores import Scale, Score, accuracy
 from unlabeled.ops.precision import full_precision
 from unlabeled.ops.random import permutation
 

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.evaluation.dense_fakes import Blocks, MapRuns, Still, painted, scenes
+from tests.evaluation.dense.fakes import Blocks, MapRuns, Still, painted, scenes
 from tests.processes import run_processes
 
 from unlabeled.config.protocol_dense import SegmentationFcn, SegmentationLinear
 from unlabeled.errors import UserError
-from unlabeled.evaluation import dense as dense_module
 from unlabeled.evaluation import evaluate as evaluate_module
-from unlabeled.evaluation import segmentation_fcn, segmentation_linear
+from unlabeled.evaluation.dense.networks import networks as dense_module
+from unlabeled.evaluation.dense.networks import segmentation_fcn, segmentation_linear
+from unlabeled.evaluation.dense.segmentation import class_iou, confusion, constant_miou, score
+from unlabeled.evaluation.dense.segmentation_linear import Maps
 from unlabeled.evaluation.evaluate import evaluate
-from unlabeled.evaluation.segmentation import class_iou, confusion, constant_miou, score
-from unlabeled.evaluation.segmentation_linear import Maps
 from unlabeled.ops.random import generator, permutation
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.data.sources.dense.masks import IGNORED
-from unlabeled.evaluation.scores import Score
+from unlabeled.evaluation.vectors.scores import Score
 
 
 def confusion(predicted: Tensor, mask: Tensor, classes: int) -> Tensor:

@@ -24,11 +24,11 @@ from unlabeled.data.sources.open import Source
 from unlabeled.engine.features import gather_names, gather_rows, refuse_corrupt, refuse_nonfinite
 from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError
-from unlabeled.evaluation.dense import MaskedSplits, Network, Whole, dense_report, networks, open_masked
-from unlabeled.evaluation.linear import Probe, descend
-from unlabeled.evaluation.scores import Score
-from unlabeled.evaluation.segmentation import class_iou, confusion, constant_miou, score, upsampled_classes
+from unlabeled.evaluation.dense.networks import MaskedSplits, Network, Whole, dense_report, networks, open_masked
+from unlabeled.evaluation.dense.segmentation import class_iou, confusion, constant_miou, score, upsampled_classes
 from unlabeled.evaluation.setup import count_twins, pick_export
+from unlabeled.evaluation.vectors.linear import Probe, descend
+from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.ops.distributed import rank, sum_over_ranks, world
 from unlabeled.ops.precision import full_precision
 from unlabeled.ops.random import generator, permutation

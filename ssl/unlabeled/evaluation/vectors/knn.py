@@ -8,7 +8,7 @@ from torch import Tensor
 from unlabeled.config.protocol import Knn
 from unlabeled.engine.features import Features
 from unlabeled.engine.run.progress import LongPass
-from unlabeled.evaluation.scores import Score, accuracy, plain
+from unlabeled.evaluation.vectors.scores import Score, accuracy, plain
 from unlabeled.ops import knn
 
 _AT_ONCE = 8192  # test images between two looks at the clock

@@ -21,8 +21,8 @@ from unlabeled.engine.maps import LastMap, last_map
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cautions import cautions
-from unlabeled.evaluation.scores import Score
 from unlabeled.evaluation.setup import find_card, open_train, pick_export, scored_split
+from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.methods.base import Input
 from unlabeled.report.report import Number, Report, Split
 

@@ -23,7 +23,7 @@ from unlabeled.engine.features import refuse_nonfinite
 from unlabeled.engine.maps import last_map
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
-from unlabeled.evaluation.dense import Network, Whole
+from unlabeled.evaluation.dense.networks import Network, Whole
 from unlabeled.evaluation.setup import find_card, own_levels, pick_device, pick_export, scored_split
 from unlabeled.ops.cells import centres, coordinates, distances
 from unlabeled.ops.files import refuse_unwritable

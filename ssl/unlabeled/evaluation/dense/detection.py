@@ -23,12 +23,12 @@ from unlabeled.engine.features import gather_names, refuse_corrupt
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
-from unlabeled.evaluation.average_precision import Detections, average_precision, encode, require_pycocotools
-from unlabeled.evaluation.dense import dense_report
-from unlabeled.evaluation.detection_network import build_detector
-from unlabeled.evaluation.detection_train import train_detector
-from unlabeled.evaluation.scores import Score
+from unlabeled.evaluation.dense.average_precision import Detections, average_precision, encode, require_pycocotools
+from unlabeled.evaluation.dense.detection_network import build_detector
+from unlabeled.evaluation.dense.detection_train import train_detector
+from unlabeled.evaluation.dense.networks import dense_report
 from unlabeled.evaluation.setup import count_twins, find_card, open_train, pick_export, scored_split
+from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.ops.distributed import rank, world
 from unlabeled.ops.precision import full_precision
 from unlabeled.report.report import Report, Split

@@ -11,14 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from matplotlib.patches import ConnectionPatch, Rectangle
-from tests.evaluation.dense_fakes import Blocks, MapRuns, Painted, painted
+from tests.evaluation.dense.fakes import Blocks, MapRuns, Painted, painted
 from torch import nn
 
 from unlabeled.augment.geometry import RandomResizedCrop
 from unlabeled.config.look import LookSettings
 from unlabeled.errors import UserError
-from unlabeled.evaluation import look as module
-from unlabeled.evaluation.look import Colours, Seen, look, pair_of, see, similarity
+from unlabeled.evaluation.dense.look import Colours, Seen, look, pair_of, see, similarity
+from unlabeled.evaluation.dense.networks import look as module
 from unlabeled.report.look import draw_pairs, lines, write_figure
 
 CPU = torch.device("cpu")

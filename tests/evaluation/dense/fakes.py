@@ -18,7 +18,7 @@ from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.shapes import ShapesSource
 from unlabeled.engine.maps import last_map
 from unlabeled.engine.restore import Restored
-from unlabeled.evaluation.dense import MaskedSplits, Network
+from unlabeled.evaluation.dense.networks import MaskedSplits, Network
 from unlabeled.methods.base import Export, Input, Method
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unlabeled.data.sources.base import Objects
-from unlabeled.evaluation.average_precision import Detections, average_precision, encode
+from unlabeled.evaluation.dense.average_precision import Detections, average_precision, encode
 
 CLASSES = ["a", "b"]
 

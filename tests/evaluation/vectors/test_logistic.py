@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from unlabeled.config.protocol import Logistic
 from unlabeled.engine.features import Features
-from unlabeled.evaluation.logistic import run
+from unlabeled.evaluation.vectors.logistic import run
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unlabeled.config.protocol import FewLabels
 from unlabeled.engine.features import Features
-from unlabeled.evaluation.scores import Scale, Score, accuracy, plain
+from unlabeled.evaluation.vectors.scores import Scale, Score, accuracy, plain
 from unlabeled.ops.random import permutation
 
 _ELEMENTS = 1 << 26  # numbers of drawn features held at once (512 MB); more draws are solved in groups

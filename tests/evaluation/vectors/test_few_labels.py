@@ -7,8 +7,8 @@ import torch
 from unlabeled.config.protocol import FewLabels
 from unlabeled.engine.features import Features
 from unlabeled.errors import UserError
-from unlabeled.evaluation import few_labels
-from unlabeled.evaluation.scores import Scale
+from unlabeled.evaluation.vectors import few_labels
+from unlabeled.evaluation.vectors.scores import Scale
 
 CPU = torch.device("cpu")
 

@@ -20,10 +20,10 @@ from unlabeled.engine.features import gather_names, refuse_corrupt
 from unlabeled.engine.maps import LastMap
 from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError
-from unlabeled.evaluation.dense import MaskedSplits, Network, dense_report, networks, open_masked
-from unlabeled.evaluation.scores import Score
-from unlabeled.evaluation.segmentation import confusion, constant_miou, score, upsampled_classes
+from unlabeled.evaluation.dense.networks import MaskedSplits, Network, dense_report, networks, open_masked
+from unlabeled.evaluation.dense.segmentation import confusion, constant_miou, score, upsampled_classes
 from unlabeled.evaluation.setup import count_twins, pick_export
+from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.ops.batchnorm import convert
 from unlabeled.ops.distributed import max_over_ranks, rank, sum_over_ranks, world
 from unlabeled.ops.precision import full_precision

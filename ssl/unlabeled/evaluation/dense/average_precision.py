@@ -12,7 +12,7 @@ import numpy as np
 
 from unlabeled.data.sources.base import Objects
 from unlabeled.errors import UserError
-from unlabeled.evaluation.scores import Score
+from unlabeled.evaluation.vectors.scores import Score
 
 
 @dataclass(frozen=True)
