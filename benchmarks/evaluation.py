@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from benchmarks import measure
 from unlabeled.config.card import Card
 from unlabeled.config.files import find
-from unlabeled.config.protocol import Linear
+from unlabeled.config.protocols.vectors import Linear
 from unlabeled.config.read import read_file, read_protocol
 from unlabeled.data.sources.open import open_source
 from unlabeled.evaluation.vectors.linear import Probe, fit, predict
 from unlabeled.evaluation.vectors.scores import Scale, accuracy
-from unlabeled.ops import knn
+from unlabeled.ops.measures import knn
 
 QUESTION = "what do kNN and the linear probe cost, beside the least they could and beside doing it plainly?"
 KNN_BAR, PROBE_BAR, ACCURACY_BAR = 1.8, 0.2, 0.2

@@ -15,7 +15,7 @@ import torch
 
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
-from unlabeled.config.write import to_yaml
+from unlabeled.config.yaml.write import to_yaml
 from unlabeled.data.batch import Batch
 from unlabeled.data.stream import TrainStream
 from unlabeled.engine import build, launch

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unlabeled.augment.color import OPERATIONS, compile_operations, draw_jitter, jitter
-from unlabeled.ops.compiler import compiler_problem
+from unlabeled.ops.machine.compiler import compiler_problem
 from unlabeled.ops.random import generator
 
 

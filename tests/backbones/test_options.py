@@ -12,7 +12,7 @@ from unlabeled.backbones.build import build_backbone, loading_lines
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Backbone
 from unlabeled.config.schema import recipe_schema
-from unlabeled.config.write import to_yaml
+from unlabeled.config.yaml.write import to_yaml
 from unlabeled.engine.exports.names import write_named
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError

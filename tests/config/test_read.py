@@ -8,7 +8,7 @@ from unlabeled.config.augment import AffineCrop, ResizedCrop
 from unlabeled.config.files import find
 from unlabeled.config.read import read_file, read_protocol, read_recipe
 from unlabeled.config.recipe import Strict
-from unlabeled.config.write import to_yaml
+from unlabeled.config.yaml.write import to_yaml
 from unlabeled.errors import UserError
 
 

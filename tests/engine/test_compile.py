@@ -14,7 +14,7 @@ from unlabeled.backbones.build import build_backbone
 from unlabeled.backbones.maps import maps
 from unlabeled.config.recipe import Backbone
 from unlabeled.engine import launch
-from unlabeled.ops import compiler
+from unlabeled.ops.machine import compiler
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from unlabeled.engine.online import ACCURACY_NAME, KNN_NAME, Online, last_measur
 from unlabeled.engine.plan import make_plan
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
-from unlabeled.ops.health import health
+from unlabeled.ops.measures.health import health
 
 
 def online(source, *extra):

@@ -18,7 +18,7 @@ from unlabeled.config.recipe import Backbone, Subset
 from unlabeled.data.batch import Batch
 from unlabeled.data.sources.subset import choose
 from unlabeled.methods.base import Info, Step
-from unlabeled.methods.heads import conv_head, linear_head, mlp_head
+from unlabeled.methods.probe.heads import conv_head, linear_head, mlp_head
 from unlabeled.methods.rotnet import RotNet, rotate_all, rotate_each
 from unlabeled.methods.rotnet_config import RotNetConfig
 from unlabeled.ops.curves import table_rate

@@ -11,7 +11,7 @@ from processes import run_processes
 from tiny import tiny_recipe, tiny_run
 
 from unlabeled.config.recipe import Recipe
-from unlabeled.config.write import to_yaml
+from unlabeled.config.yaml.write import to_yaml
 from unlabeled.engine.build import info_record, make_info, open_streams
 from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.method import load_export

@@ -10,7 +10,7 @@ from tiny import tiny_recipe, tiny_run
 
 from unlabeled.backbones.nin import Nin
 from unlabeled.errors import UserError
-from unlabeled.methods.heads import conv_head
+from unlabeled.methods.probe.heads import conv_head
 from unlabeled.methods.rotnet import rotate_all, rotate_each
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from unlabeled.backbones.options import constructor_options, written
-from unlabeled.config.explain import did_you_mean, show
 from unlabeled.config.recipe import RESERVED_OPTIONS, Backbone
 from unlabeled.config.tables import BACKBONE_OPTIONS, BACKBONES
+from unlabeled.config.yaml.explain import did_you_mean, show
 from unlabeled.errors import UserError
-from unlabeled.ops.convolutions import avoid_broken_kernels
+from unlabeled.ops.machine.convolutions import avoid_broken_kernels
 
 
 def build_backbone(cfg: Backbone) -> nn.Module:

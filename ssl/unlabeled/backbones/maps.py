@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
-from unlabeled.ops.compiler import features
+from unlabeled.ops.machine.compiler import features
 
 
 def maps(backbone: nn.Module, x: Tensor, blocks: Sequence[str] = ()) -> list[Tensor]:

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def resolved(recipe: Recipe) -> str:
     """Return the recipe as YAML, with what follows from it and from the size of its data as comments."""
-    from unlabeled.config.write import to_yaml
+    from unlabeled.config.yaml.write import to_yaml
     from unlabeled.engine.build import method_class, open_streams
     from unlabeled.engine.plan import describe, make_plan
 

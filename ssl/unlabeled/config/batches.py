@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unlabeled.config.recipe import Data, MethodConfig
-from unlabeled.config.yaml_lines import Key
+from unlabeled.config.yaml.lines import Key
 
 
 def small_batches(method: MethodConfig, data: Data, processes: int = 1, *, sync_bn: bool = True) -> dict[Key, str]:

@@ -15,17 +15,17 @@ from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
-from unlabeled.config import former
 from unlabeled.config.batches import small_batches
 from unlabeled.config.card import Card
-from unlabeled.config.explain import Problem, Roots, did_you_mean, explain, show
 from unlabeled.config.files import find, shown
-from unlabeled.config.protocol import Protocol
-from unlabeled.config.protocols import AnyProtocol
+from unlabeled.config.protocols.all import AnyProtocol
+from unlabeled.config.protocols.vectors import Protocol
 from unlabeled.config.recipe import MethodConfig, Recipe
 from unlabeled.config.sources import copy_of, split_source
 from unlabeled.config.tables import BACKBONES, METHODS
-from unlabeled.config.yaml_lines import Key, dotted, parse, parse_file
+from unlabeled.config.yaml import former
+from unlabeled.config.yaml.explain import Problem, Roots, did_you_mean, explain, show
+from unlabeled.config.yaml.lines import Key, dotted, parse, parse_file
 from unlabeled.errors import UserError
 
 T = TypeVar("T")

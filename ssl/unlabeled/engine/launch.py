@@ -18,8 +18,8 @@ from unlabeled.augment import photometric
 from unlabeled.config.recipe import Train
 from unlabeled.engine.watch import PATIENCE, group_timeout, watch
 from unlabeled.errors import UserError
-from unlabeled.ops.compiler import compiler_problem
-from unlabeled.ops.memory import keep_freed_memory
+from unlabeled.ops.machine.compiler import compiler_problem
+from unlabeled.ops.machine.memory import keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HOW = (

@@ -18,9 +18,9 @@ from unlabeled.engine.features import Embedder, Features, extract, network_embed
 from unlabeled.engine.plan import Plan
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
-from unlabeled.ops import knn
 from unlabeled.ops.distributed import rank
-from unlabeled.ops.health import collapse_warning, health
+from unlabeled.ops.measures import knn
+from unlabeled.ops.measures.health import collapse_warning, health
 from unlabeled.ops.random import permutation
 
 K, TEMPERATURE = 20, 0.07

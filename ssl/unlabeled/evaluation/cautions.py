@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unlabeled.config.protocol import Knn, Protocol
+from unlabeled.config.protocols.vectors import Knn, Protocol
 
 
 def cautions(cfg: Protocol, train: str, test: str, shared: int, scored: int, trained: str | None = None) -> list[str]:

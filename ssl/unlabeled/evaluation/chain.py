@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unlabeled.config.chain import Chain, Link
-from unlabeled.config.protocol import Trained
+from unlabeled.config.protocols.vectors import Trained
 from unlabeled.config.read import read_protocol, read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.engine.restore import load_run

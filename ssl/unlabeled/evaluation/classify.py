@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from unlabeled.config.protocol import Protocol
+from unlabeled.config.protocols.vectors import Protocol
 from unlabeled.data.sources.base import Source
 from unlabeled.engine.features import Features, extract, network_embedder
 from unlabeled.errors import UserError

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from unlabeled.config.files import find
-from unlabeled.config.protocol import Classify, Protocol, Trained
-from unlabeled.config.protocol_dense import Dense
+from unlabeled.config.protocols.dense import Dense
+from unlabeled.config.protocols.vectors import Classify, Protocol, Trained
 from unlabeled.config.read import read_protocol
 from unlabeled.config.tables import PROTOCOLS
 from unlabeled.data.sources.open import Source
@@ -31,7 +31,7 @@ from unlabeled.evaluation.trained import train_and_score
 from unlabeled.evaluation.vectors.pixels import drop_equal_channels, pixel_embedder
 from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.ops.distributed import rank
-from unlabeled.ops.health import collapse_warning, health
+from unlabeled.ops.measures.health import collapse_warning, health
 from unlabeled.report.report import Number, Report, Split
 from unlabeled.report.table import print_reports
 

@@ -17,7 +17,7 @@ from unlabeled.engine.restore import load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.setup import own_levels, pick_device, pick_export
 from unlabeled.ops.distributed import rank
-from unlabeled.ops.files import refuse_unwritable, write_atomically
+from unlabeled.ops.machine.files import refuse_unwritable, write_atomically
 
 
 def export_features(run: Path, folder: Path, out: Path, *, export: str | None = None, batch: int = 256,

@@ -8,8 +8,8 @@ import torch
 
 from unlabeled.data.sources.open import Source
 from unlabeled.engine.features import Features
-from unlabeled.ops.health import thin
-from unlabeled.ops.knn import neighbors
+from unlabeled.ops.measures.health import thin
+from unlabeled.ops.measures.knn import neighbors
 from unlabeled.report.sheet import neighbour_sheet
 
 QUERIES, NEIGHBOURS = 12, 7

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from unlabeled.config.protocol import Classify, Knn, Trained
+from unlabeled.config.protocols.vectors import Classify, Knn, Trained
 from unlabeled.config.read import read_protocol
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate

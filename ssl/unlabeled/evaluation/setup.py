@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from unlabeled.config.card import Card
-from unlabeled.config.protocol import Classify, Knn, Protocol
+from unlabeled.config.protocols.vectors import Classify, Knn, Protocol
 from unlabeled.config.read import read_card
 from unlabeled.config.recipe import StreamData
 from unlabeled.data.overlap import twins

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unlabeled.config.protocol import Trained
+from unlabeled.config.protocols.vectors import Trained
 from unlabeled.config.recipe import Data, Eval, Recipe, StreamData, Train
 from unlabeled.engine.features import Features
 from unlabeled.engine.restore import Restored, load_run

@@ -9,7 +9,7 @@ from typing import Any
 
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError
-from unlabeled.ops.files import write_atomically
+from unlabeled.ops.machine.files import write_atomically
 
 _HIDDEN = ("update", "epoch", "images_per_s", "data_wait", "eta", "seconds", "dropped")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled import __version__
-from unlabeled.ops.files import write_atomically
+from unlabeled.ops.machine.files import write_atomically
 
 
 @dataclass(frozen=True)

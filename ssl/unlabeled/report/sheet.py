@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unlabeled.ops.files import write_atomically
+from unlabeled.ops.machine.files import write_atomically
 
 _CELL, _GAP = 96, 4
 

@@ -22,7 +22,7 @@ from tests.data.toys import jpeg, shard_card, write_shards
 from unlabeled.config.card import Card
 from unlabeled.config.pack import PackSettings
 from unlabeled.config.read import read_file
-from unlabeled.config.write import to_yaml
+from unlabeled.config.yaml.write import to_yaml
 from unlabeled.data.packing import parts as pack_parts
 from unlabeled.data.packing.split import pack
 from unlabeled.data.sources.base import Source

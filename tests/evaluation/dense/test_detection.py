@@ -15,7 +15,7 @@ from torch import nn
 
 from unlabeled.backbones.build import build_backbone
 from unlabeled.config.card import Card
-from unlabeled.config.protocol_detection import Detection
+from unlabeled.config.protocols.detection import Detection
 from unlabeled.config.read import read_protocol, read_recipe
 from unlabeled.config.recipe import Backbone
 from unlabeled.data.sources.open import open_source

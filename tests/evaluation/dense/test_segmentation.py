@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tests.evaluation.dense.fakes import Blocks, MapRuns, Still, painted, scenes
 from tests.processes import run_processes
 
-from unlabeled.config.protocol_dense import SegmentationFcn, SegmentationLinear
+from unlabeled.config.protocols.dense import SegmentationFcn, SegmentationLinear
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as evaluate_module
 from unlabeled.evaluation.dense.networks import networks as dense_module

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unlabeled.config.protocol import FewLabels
+from unlabeled.config.protocols.vectors import FewLabels
 from unlabeled.engine.features import Features
 from unlabeled.errors import UserError
 from unlabeled.evaluation.vectors import few_labels

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unlabeled.config.protocol import Linear
+from unlabeled.config.protocols.vectors import Linear
 from unlabeled.engine.features import Features
 from unlabeled.errors import UserError
 from unlabeled.evaluation.vectors import linear

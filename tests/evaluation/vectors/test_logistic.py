@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from unlabeled.config.protocol import Logistic
+from unlabeled.config.protocols.vectors import Logistic
 from unlabeled.engine.features import Features
 from unlabeled.evaluation.vectors.logistic import run
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from unlabeled.config.card import Card
 from unlabeled.config.read import read_file
-from unlabeled.config.write import to_yaml
+from unlabeled.config.yaml.write import to_yaml
 from unlabeled.data.packing.parts import Piece, writing
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.files.lists import one_line
 from unlabeled.data.sources.open import open_source
-from unlabeled.ops.files import sha256, sweep
+from unlabeled.ops.machine.files import sha256, sweep
 
 SUMS, CARD, UNREADABLE = "SHA256SUMS", "card.yaml", "unreadable.txt"
 

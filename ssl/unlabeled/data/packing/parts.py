@@ -22,7 +22,7 @@ from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.data.sources.decode import decode
 from unlabeled.data.sources.tar.index import load_index
 from unlabeled.errors import UserError
-from unlabeled.ops.files import sha256, temporary
+from unlabeled.ops.machine.files import sha256, temporary
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of PIL's formats; the others are called as their format
 _LONGEST = 90  # a tar header holds names of 100 bytes

@@ -26,7 +26,7 @@ from unlabeled.data.sources.files.formats import EXTENSIONS
 from unlabeled.data.sources.files.listing import class_names
 from unlabeled.data.sources.open import open_source
 from unlabeled.errors import UserError
-from unlabeled.ops.files import sweep
+from unlabeled.ops.machine.files import sweep
 from unlabeled.ops.random import permutation
 
 RECORD = "pack.jsonl"

@@ -19,7 +19,7 @@ from unlabeled.config.recipe import Backbone
 from unlabeled.engine.exports.preparation import preparing_lines
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input
-from unlabeled.ops.files import write_atomically
+from unlabeled.ops.machine.files import write_atomically
 
 State = dict[str, Tensor]
 

@@ -14,7 +14,7 @@ import torch
 
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0, rank
-from unlabeled.ops.files import disk_error, sha256, write_atomically
+from unlabeled.ops.machine.files import disk_error, sha256, write_atomically
 
 _NAME = re.compile(r"update-(\d{8,})\.(pt|json)")
 _SHARE = 0.02  # of the time that saving may take, where the interval is not given

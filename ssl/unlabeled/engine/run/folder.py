@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.config.recipe import Recipe
-from unlabeled.config.write import to_yaml
+from unlabeled.config.yaml.write import to_yaml
 from unlabeled.engine.run.checkpoint import Checkpoints, anew, vanished
 from unlabeled.engine.run.lock import RunLock
 from unlabeled.engine.run.record import NAME, new_id, read_record, this_start, what_changed
 from unlabeled.engine.run.same_recipe import as_begun, differences, flat, kept_recipe, stored_recipe
 from unlabeled.engine.run.sources import export_problem
 from unlabeled.errors import UserError
-from unlabeled.ops.files import disk_error, sweep, write_atomically
+from unlabeled.ops.machine.files import disk_error, sweep, write_atomically
 
 _ROOMS = ("checkpoints", "export", "sources")  # in which nobody writes but who holds the lock
 _SHARED = ("", "eval", "look", "features")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from unlabeled.errors import UserError
-from unlabeled.ops.files import disk_error
+from unlabeled.ops.machine.files import disk_error
 
 PATIENCE = 60.0  # seconds; one that was told to end first finishes its update and saves
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from unlabeled.config.read import read_recipe, recipe_from
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.sources import copy_of, split_source
-from unlabeled.config.yaml_lines import parse_file
+from unlabeled.config.yaml.lines import parse_file
 from unlabeled.engine.run.sources import digests
 from unlabeled.errors import UserError
 

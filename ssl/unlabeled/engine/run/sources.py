@@ -15,7 +15,7 @@ from unlabeled.config.sources import copy_of, split_source
 from unlabeled.engine.run.checkpoint import anew
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0
-from unlabeled.ops.files import disk_error, sha256, temporary
+from unlabeled.ops.machine.files import disk_error, sha256, temporary
 
 _SUMS = "SHA256SUMS"  # of a copy; it is written last
 _AGAIN = "give the command of that run again, which writes it from its last checkpoint"

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unlabeled.config.card import Card
-from unlabeled.config.protocol_detection import Detection
+from unlabeled.config.protocols.detection import Detection
 from unlabeled.data.detection_batches import WholeMaker
 from unlabeled.data.loader import batches, own_units
 from unlabeled.data.sources.base import Source

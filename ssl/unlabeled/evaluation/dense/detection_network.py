@@ -17,7 +17,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from unlabeled.backbones.intermediate import names, outputs
 from unlabeled.backbones.sizes import REFUSALS, refusal
-from unlabeled.config.protocol_detection import Detection
+from unlabeled.config.protocols.detection import Detection
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Input
 

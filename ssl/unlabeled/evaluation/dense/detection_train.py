@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from unlabeled.config.protocol_detection import Detection
+from unlabeled.config.protocols.detection import Detection
 from unlabeled.config.recipe import Train
 from unlabeled.data.detection_batches import DetectionBatch, TrainMaker
 from unlabeled.data.loader import batches

@@ -26,8 +26,8 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.dense.networks import Network, Whole
 from unlabeled.evaluation.setup import find_card, own_levels, pick_device, pick_export, scored_split
 from unlabeled.ops.cells import centres, coordinates, distances
-from unlabeled.ops.files import refuse_unwritable
-from unlabeled.ops.health import thin
+from unlabeled.ops.machine.files import refuse_unwritable
+from unlabeled.ops.measures.health import thin
 from unlabeled.ops.precision import full_precision
 from unlabeled.report.look import Panel, draw_colours, draw_pairs, write_figure
 

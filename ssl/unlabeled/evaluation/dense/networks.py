@@ -14,7 +14,7 @@ from torch import Tensor
 from unlabeled.augment.photometric import to_input
 from unlabeled.augment.resample import crop_resize, crop_resize_batch
 from unlabeled.config.card import Card
-from unlabeled.config.protocol_dense import Dense
+from unlabeled.config.protocols.dense import Dense
 from unlabeled.data.sources.open import Source, open_source
 from unlabeled.engine.exports.networks import open_residuals
 from unlabeled.engine.maps import LastMap, last_map

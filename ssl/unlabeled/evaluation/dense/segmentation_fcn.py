@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from unlabeled.config.protocol_dense import SegmentationFcn
+from unlabeled.config.protocols.dense import SegmentationFcn
 from unlabeled.data.segmentation_batches import JointCrop, training_crops, whole_images
 from unlabeled.data.sources.dense.masks import IGNORED
 from unlabeled.engine.features import gather_names, refuse_corrupt

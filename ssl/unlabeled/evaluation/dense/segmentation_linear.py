@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.config.protocol_dense import SegmentationLinear
+from unlabeled.config.protocols.dense import SegmentationLinear
 from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.sources.dense.masks import IGNORED, read_mask
 from unlabeled.data.sources.open import Source

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.config.protocol import FewLabels
+from unlabeled.config.protocols.vectors import FewLabels
 from unlabeled.engine.features import Features
 from unlabeled.evaluation.vectors.scores import Scale, Score, accuracy, plain
 from unlabeled.ops.random import permutation

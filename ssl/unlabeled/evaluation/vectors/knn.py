@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unlabeled.config.protocol import Knn
+from unlabeled.config.protocols.vectors import Knn
 from unlabeled.engine.features import Features
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.evaluation.vectors.scores import Score, accuracy, plain
-from unlabeled.ops import knn
+from unlabeled.ops.measures import knn
 
 _AT_ONCE = 8192  # test images between two looks at the clock
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.config.protocol import Linear
+from unlabeled.config.protocols.vectors import Linear
 from unlabeled.engine.features import Features
 from unlabeled.evaluation.vectors.scores import Scale, Score, accuracy
 from unlabeled.ops.precision import full_precision

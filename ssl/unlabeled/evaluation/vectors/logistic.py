@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unlabeled.config.protocol import Logistic
+from unlabeled.config.protocols.vectors import Logistic
 from unlabeled.engine.features import Features
 from unlabeled.evaluation.vectors.few_labels import logistic
 from unlabeled.evaluation.vectors.linear import hold_out

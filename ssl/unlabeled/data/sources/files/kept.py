@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from unlabeled.ops.files import sweep, temporary
+from unlabeled.ops.machine.files import sweep, temporary
 
 
 def places(beside: Path) -> list[Path]:

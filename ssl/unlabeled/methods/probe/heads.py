@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unlabeled.backbones.nin import WIDTH, third_block
 from unlabeled.errors import UserError
-from unlabeled.methods.probe_config import ConvHead, LinearHead, MlpHead
+from unlabeled.methods.probe.config import ConvHead, LinearHead, MlpHead
 
 
 def build_head(cfg: LinearHead | MlpHead | ConvHead, shape: tuple[int, ...], classes: int) -> nn.Sequential:

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from unlabeled.config.protocol import Positive
-from unlabeled.config.protocol_dense import Dense, Rate
+from unlabeled.config.protocols.dense import Dense, Rate
+from unlabeled.config.protocols.vectors import Positive
 
 
 class Detection(Dense):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unlabeled.errors import UserError
-from unlabeled.ops import knn
+from unlabeled.ops.measures import knn
 
 CLASSES = 5
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from unlabeled.config.augment import AreaRange, ScaleRange
-from unlabeled.config.protocol import Positive, Protocol
+from unlabeled.config.protocols.vectors import Positive, Protocol
 
 Rate = Annotated[float, Field(gt=0)]
 

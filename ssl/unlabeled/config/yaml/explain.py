@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from unlabeled.config.yaml_lines import Key, dotted
+from unlabeled.config.yaml.lines import Key, dotted
 
 Problem = tuple[Key, str]
 Roots = Mapping[Key, Any]  # where a model (or another annotation) stands in the file: {(): Recipe, ("method",): Config}

@@ -6,7 +6,7 @@ import yaml
 from unlabeled.config.read import read_recipe
 from unlabeled.config.schema import recipe_schema
 from unlabeled.config.tables import METHODS
-from unlabeled.config.write import to_yaml
+from unlabeled.config.yaml.write import to_yaml
 
 OVERRIDES = [
     [],

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "ssl"
+SOURCE = Path(__file__).parents[3] / "ssl"
 COUNT = """
 import ctypes, resource, sys
-from unlabeled.ops.memory import keep_freed_memory
+from unlabeled.ops.machine.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 libc = ctypes.CDLL(None)

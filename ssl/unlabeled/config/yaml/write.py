@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from unlabeled.config.yaml_lines import Key, Loader, parse
+from unlabeled.config.yaml.lines import Key, Loader, parse
 
 
 class _Dumper(yaml.SafeDumper):

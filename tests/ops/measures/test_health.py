@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from unlabeled.ops.health import alignment, collapse_warning, effective_rank, feature_std, health, uniformity
+from unlabeled.ops.measures.health import alignment, collapse_warning, effective_rank, feature_std, health, uniformity
 
 
 def noise(n: int, width: int) -> torch.Tensor:

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from unlabeled.config.protocol import Classify, FewLabels, Knn, Linear, Logistic, Trained
-from unlabeled.config.protocol_dense import Correspondence, SegmentationFcn, SegmentationLinear
-from unlabeled.config.protocol_detection import Detection
+from unlabeled.config.protocols.dense import Correspondence, SegmentationFcn, SegmentationLinear
+from unlabeled.config.protocols.detection import Detection
+from unlabeled.config.protocols.vectors import Classify, FewLabels, Knn, Linear, Logistic, Trained
 
 AnyProtocol = Annotated[
     Knn | Linear | FewLabels | Logistic | Classify | Trained | SegmentationLinear | SegmentationFcn | Correspondence

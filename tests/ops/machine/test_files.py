@@ -13,13 +13,13 @@ from typing import BinaryIO
 import pytest
 
 from unlabeled.errors import UserError
-from unlabeled.ops import files
-from unlabeled.ops.files import refuse_unwritable, sweep, temporary, write_atomically
+from unlabeled.ops.machine import files
+from unlabeled.ops.machine.files import refuse_unwritable, sweep, temporary, write_atomically
 
 
 def test_a_write_that_is_killed_leaves_the_old_file_and_the_next_write_clears_the_rest(tmp_path: Path) -> None:
     code = (
-        "import sys, os, pathlib; from unlabeled.ops.files import write_atomically; "
+        "import sys, os, pathlib; from unlabeled.ops.machine.files import write_atomically; "
         "write_atomically(pathlib.Path(sys.argv[1]), lambda file: (file.write(b'half'), os.kill(os.getpid(), 9)))"
     )
     path = tmp_path / "new" / "model.pt"

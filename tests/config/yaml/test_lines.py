@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from unlabeled.config.yaml_lines import dotted, parse, parse_file
+from unlabeled.config.yaml.lines import dotted, parse, parse_file
 from unlabeled.errors import UserError
 
 

@@ -19,8 +19,8 @@ from unlabeled.backbones.intermediate import outputs, refuse_unknown
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of
-from unlabeled.methods.heads import build_head, feature_shape
-from unlabeled.methods.probe_config import ProbeConfig
+from unlabeled.methods.probe.config import ProbeConfig
+from unlabeled.methods.probe.heads import build_head, feature_shape
 from unlabeled.ops.frozen import Frozen
 from unlabeled.ops.labels import known, known_accuracy, known_cross_entropy
 

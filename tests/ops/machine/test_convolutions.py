@@ -4,7 +4,7 @@ from torch import nn
 
 from unlabeled.backbones.build import build_backbone
 from unlabeled.config.recipe import Backbone
-from unlabeled.ops.convolutions import StridedPointwise, avoid_broken_kernels
+from unlabeled.ops.machine.convolutions import StridedPointwise, avoid_broken_kernels
 
 
 @pytest.mark.parametrize(("channels", "side"), [(4, 56), (8, 56), (8, 57), (3, 24)])
