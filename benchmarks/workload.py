@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks import pictures
 from unlabeled.config.read import read_recipe
 from unlabeled.data.batch import Batch
+from unlabeled.data.sources.streams import open_streams
 from unlabeled.engine import build, launch
 from unlabeled.engine.method import build_method
 from unlabeled.engine.plan import make_plan
@@ -74,7 +75,7 @@ class Product:
         ))
         recipe = read_recipe(str(path))
         self.accelerator = launch.start(recipe.train)
-        opened = build.open_streams(recipe)
+        opened = open_streams(recipe)
         plan = make_plan(recipe, "train", len(opened["train"].source), world())
         method = build_method(recipe, build.make_info(recipe, opened))
         self.updater = Updater(method, recipe, plan, self.accelerator)

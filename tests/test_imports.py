@@ -9,6 +9,15 @@ SOURCE = Path(__file__).resolve().parents[1] / "ssl"
 # from below to above; packages of one tier do not import one another
 TIERS = [{"errors"}, {"config"}, {"ops"}, {"data", "augment", "backbones"}, {"methods"}, {"engine"}, {"report"},
          {"evaluation"}, {"cli"}]  # fmt: skip
+# the rooms of a package from below to above ("" for its own files); one folder holds files of one subject
+ROOMS = {
+    "config": [{"yaml"}, {"", "protocols"}],
+    "ops": [{"machine"}, {""}, {"measures"}],
+    "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense"}, {""}, {"packing"}],
+    "methods": [{""}, {"probe"}],
+    "engine": [{"optim"}, {"run"}, {"exports"}, {""}],
+    "evaluation": [{"vectors"}, {""}, {"dense"}],
+}
 TIER = {package: number for number, packages in enumerate(TIERS) for package in packages}
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "numpy", "sklearn", "webdataset", "PIL", "matplotlib", "rich"}
 # all that others see of a method; the rest is reached through the table
@@ -44,13 +53,41 @@ def own(tree):
     return {name for name in imports(tree) if name.startswith("unlabeled")}
 
 
+def is_folder(module):
+    """Return whether a module is the empty __init__ of a folder."""
+    return (SOURCE / module.replace(".", "/")).is_dir()
+
+
 def package(module):
     """Return the part of the package that a module belongs to; the package itself is 'unlabeled'."""
     return [*module.split("."), "unlabeled"][1]
 
 
+def room(module):
+    """Return the folders between a package and a module of it, dotted; "" for the package's own files."""
+    return ".".join(module.split(".")[2:-1])
+
+
 def test_every_part_has_its_tier():
     assert {package(name) for name in MODULES} - {"unlabeled"} == set(TIER)
+    rooms = {(package(n), room(n)) for n in MODULES if not is_folder(n) and room(n)}
+    assert rooms == {(part, name) for part, tiers in ROOMS.items() for tier in tiers for name in tier if name}
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if package(n) in ROOMS and not is_folder(n)])
+def test_imports_between_rooms_go_down(name):
+    tier = {inner: number for number, rooms in enumerate(ROOMS[package(name)]) for inner in rooms}
+    for other in own(MODULES[name]):
+        if package(other) == package(name) and room(other) != room(name):
+            assert tier[room(other)] <= tier[room(name)], f"{name} imports {other}"
+
+
+def test_a_folder_holds_files_of_one_subject():
+    files = {}
+    for path in SOURCE.rglob("*.py"):
+        files.setdefault(path.parent, []).append(path.name)
+    kinds = {"methods", "cli"}  # as many as there are methods and commands
+    assert {f.name: len(n) - 1 for f, n in files.items() if len(n) - 1 > 14 and f.name not in kinds} == {}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -85,7 +122,10 @@ def test_no_circle():
         visit(name)
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if package(n) in ("errors", "config") or n.endswith("_config")])
+CONFIGURATION = [n for n in MODULES if package(n) in ("errors", "config") or n.endswith(("_config", ".config"))]
+
+
+@pytest.mark.parametrize("name", CONFIGURATION)
 def test_configuration_needs_no_torch(name):
     heavy = {other.split(".")[0] for other in imports(MODULES[name])} & HEAVY
     assert not heavy

@@ -17,6 +17,7 @@ from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.yaml.write import to_yaml
 from unlabeled.data.batch import Batch
+from unlabeled.data.sources.streams import open_streams
 from unlabeled.data.stream import TrainStream
 from unlabeled.engine import build, launch
 from unlabeled.engine.exports.networks import write_exports
@@ -159,7 +160,7 @@ def teacher() -> Path:
     run = Path(tempfile.mkdtemp(prefix="teacher-"))
     Finalize(None, shutil.rmtree, [run, True], exitpriority=0)  # also runs where a process of multiprocessing ends
     recipe = tiny_recipe("finetune", "plain")
-    info = build.make_info(recipe, build.open_streams(recipe))
+    info = build.make_info(recipe, open_streams(recipe))
     method = build_method(recipe, info)
     torch.nn.init.normal_(method.classifier.linear.weight)
     (run / "recipe.yaml").write_text(to_yaml(recipe))
@@ -199,7 +200,7 @@ class Tiny:
 def tiny_run(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Tiny:
     """Build the run in this process, which may be one of several."""
     accelerator = launch.start(recipe.train)
-    opened = build.open_streams(recipe)
+    opened = open_streams(recipe)
     clock = build.method_class(recipe).clock
     plan = make_plan(recipe, clock, len(opened[clock].source), world())
     method = build_method(recipe, build.make_info(recipe, opened)).to(dtype)

@@ -11,6 +11,7 @@ from tiny import tiny_recipe
 from unlabeled.backbones.build import build_backbone
 from unlabeled.backbones.sizes import own_size, try_image
 from unlabeled.config.recipe import Backbone
+from unlabeled.data.sources.streams import open_streams
 from unlabeled.engine import build
 from unlabeled.engine.features import network_embedder
 from unlabeled.engine.maps import last_map
@@ -31,7 +32,7 @@ def vit(options: str) -> str:
 
 def method_of(method: str, variant: str, *overrides: str) -> Method:
     recipe = tiny_recipe(method, variant, overrides)
-    return build_method(recipe, build.make_info(recipe, build.open_streams(recipe)))
+    return build_method(recipe, build.make_info(recipe, open_streams(recipe)))
 
 
 @pytest.mark.parametrize(("method", "variant", "overrides", "message"), [

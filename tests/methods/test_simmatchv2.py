@@ -17,6 +17,7 @@ from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.read import read_file, read_recipe
 from unlabeled.data.sources.open import open_source
+from unlabeled.data.sources.streams import OpenStream, open_streams
 from unlabeled.engine import build
 from unlabeled.engine.online import Online
 from unlabeled.engine.steps import make_step
@@ -341,7 +342,7 @@ def test_labelled_images_come_equally_often_and_unlabelled_ones_are_the_clock() 
     seen = torch.cat([tiny.micros(u)[0]["labeled"].index for u in range(40)])
     assert torch.bincount(seen, minlength=40).tolist() == [12] * 40  # 40 updates of 12, from 40 images
     batch = tiny.micros(0)[0]["labeled"]
-    label = torch.from_numpy(build.open_streams(recipe)["labeled"].source.labels)
+    label = torch.from_numpy(open_streams(recipe)["labeled"].source.labels)
     assert torch.equal(batch.label, label[batch.index])
     assert torch.equal(tiny.updater.method.labeled_bank.label, label)
 
@@ -349,7 +350,7 @@ def test_labelled_images_come_equally_often_and_unlabelled_ones_are_the_clock() 
 def test_while_training_the_classifier_is_measured() -> None:
     recipe = tiny_recipe("simmatchv2", "plain", ["eval.every=1", "eval.queries=50"])
     tiny = tiny_run(recipe)
-    source = build.open_streams(recipe)["unlabeled"].source
+    source = open_streams(recipe)["unlabeled"].source
     online = Online(recipe, tiny.updater.plan, source, torch.device("cpu"))
     found = online.measure(tiny.updater.method)
     assert list(found) == ["online_train_accuracy"]
@@ -399,7 +400,7 @@ def test_labels_that_are_missing() -> None:
 
 def test_a_missing_folder_is_told_by_its_stream() -> None:
     with pytest.raises(UserError, match=r"data.labeled.root=FOLDER"):
-        build.open_streams(read_recipe("simmatchv2", ["data.labeled.root=/nowhere", "train.precision=auto"]))
+        open_streams(read_recipe("simmatchv2", ["data.labeled.root=/nowhere", "train.precision=auto"]))
 
 
 def test_a_first_strong_view_of_another_size() -> None:
@@ -419,9 +420,9 @@ def test_streams_of_other_methods() -> None:
 
 def test_a_streamed_set_has_no_places() -> None:
     recipe = tiny_recipe("simmatchv2", "plain")
-    opened = build.open_streams(recipe)
+    opened = open_streams(recipe)
     source = open_source(read_file(find("data", "digits"), Card), "train")
     source.random_access = False
-    opened["labeled"] = build.OpenStream(opened["labeled"].card, source)
+    opened["labeled"] = OpenStream(opened["labeled"].card, source)
     with pytest.raises(UserError, match=r"data.labeled: every image needs its place, .* is streamed"):
         build.train_streams(recipe, opened, tiny_run(recipe).updater.plan)

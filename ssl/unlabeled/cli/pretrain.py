@@ -67,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
 def resolved(recipe: Recipe) -> str:
     """Return the recipe as YAML, with what follows from it and from the size of its data as comments."""
     from unlabeled.config.yaml.write import to_yaml
-    from unlabeled.engine.build import method_class, open_streams
+    from unlabeled.data.sources.streams import open_streams
+    from unlabeled.engine.build import method_class
     from unlabeled.engine.plan import describe, make_plan
 
     clock = method_class(recipe).clock

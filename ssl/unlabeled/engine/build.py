@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unlabeled.config.card import Card
-from unlabeled.config.read import read_card
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.tables import METHODS
-from unlabeled.data.sources.open import Source, open_source
-from unlabeled.data.sources.subset import open_part
+from unlabeled.data.sources.streams import OpenStream
 from unlabeled.data.stream import TrainStream
 from unlabeled.engine.plan import Plan
 from unlabeled.engine.run.record import read_record
@@ -23,34 +19,11 @@ from unlabeled.methods.base import Info, Method, StreamInfo
 from unlabeled.ops.distributed import rank, world
 
 
-@dataclass(frozen=True)
-class OpenStream:
-    """A stream's card and the opened split."""
-
-    card: Card
-    source: Source
-
-
 def method_class(recipe: Recipe) -> type[Method]:
     """Return the class that the recipe's method names: of the table, or `module:Class` of one's own."""
     name = recipe.method.name
     module, _, attribute = (METHODS[name][1] if name in METHODS else name).partition(":")
     return getattr(import_module(module), attribute)
-
-
-def open_streams(recipe: Recipe) -> dict[str, OpenStream]:
-    """Open the split of every stream of the recipe."""
-    opened = {}
-    for name, stream in recipe.data.streams().items():
-        card = read_card(stream.card)
-        try:
-            source = open_source(card, stream.split, stream.root, in_order=True)
-            if stream.subset is not None:
-                source = open_part(source, card, stream.subset, stream.root)
-        except UserError as error:  # sources name the keys of the usual stream
-            raise UserError(str(error).replace("data.train.", f"data.{name}.")) from None
-        opened[name] = OpenStream(card, source)
-    return opened
 
 
 def train_streams(

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from unlabeled.config.placed import placed
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.batch import Batch
+from unlabeled.data.sources.streams import OpenStream, open_streams
 from unlabeled.engine import build, launch
 from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.features import gather_names
@@ -54,7 +55,7 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
     dry_run: build everything, do two updates, report memory and speed, write nothing. Raises UserError for bad input.
     """
     accelerator = launch.start(recipe.train)
-    opened = build.open_streams(recipe)
+    opened = open_streams(recipe)
     recipe = placed(recipe)  # what is said of the data shows paths as they were given
     method_class = build.method_class(recipe)
     plan = make_plan(recipe, method_class.clock, len(opened[method_class.clock].source), world())
@@ -92,7 +93,7 @@ def _is_finished(folder: RunFolder, total: int) -> bool:
 
 
 def _check_data(
-    folder: RunFolder, recipe: Recipe, record: dict[str, Any], opened: dict[str, build.OpenStream]
+    folder: RunFolder, recipe: Recipe, record: dict[str, Any], opened: dict[str, OpenStream]
 ) -> list[str]:
     """Return what differs of the data, for the record. Raises UserError if that is not allowed."""
     lines: list[str] = []
@@ -125,7 +126,7 @@ class Trainer:
         plan: Plan,
         folder: RunFolder,
         accelerator: Accelerator,
-        opened: dict[str, build.OpenStream],
+        opened: dict[str, OpenStream],
         method: Any,
         record: dict[str, Any],
         notes: list[str],

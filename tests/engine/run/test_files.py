@@ -13,7 +13,7 @@ from tiny import tiny_recipe
 
 from unlabeled.config.read import read_recipe
 from unlabeled.data.sources.base import CorruptSample, with_reason
-from unlabeled.engine import build
+from unlabeled.data.sources.streams import open_streams
 from unlabeled.engine.run import checkpoint
 from unlabeled.engine.run.checkpoint import Checkpoints
 from unlabeled.engine.run.chosen import keep_chosen
@@ -136,7 +136,7 @@ def test_why_samples_are_corrupt_is_kept_and_said(tmp_path: Path) -> None:
 
 def test_the_chosen_images_are_kept_with_the_run_and_a_changed_set_is_refused(tmp_path: Path) -> None:
     recipe = read_recipe("demo/simmatchv2")
-    opened = build.open_streams(recipe)
+    opened = open_streams(recipe)
     folder = RunFolder(tmp_path)
     keep_chosen(folder, recipe, opened)
     keys = (tmp_path / "subset-labeled.txt").read_text().split()
@@ -144,7 +144,7 @@ def test_the_chosen_images_are_kept_with_the_run_and_a_changed_set_is_refused(tm
     assert keys == [source.key(i) for i in range(40)] and not (tmp_path / "subset-unlabeled.txt").exists()
     saved(folder.checkpoints, 5)
     keep_chosen(folder, recipe, opened)
-    other = build.open_streams(read_recipe("demo/simmatchv2", ["data.labeled.subset.seed=1"]))
+    other = open_streams(read_recipe("demo/simmatchv2", ["data.labeled.subset.seed=1"]))
     with pytest.raises(UserError, match=r"data\.labeled\.subset chooses other images.*the data has changed"):
         keep_chosen(folder, recipe, other)
     (tmp_path / "subset-labeled.txt").unlink()

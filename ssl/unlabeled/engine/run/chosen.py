@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.sources.files.lists import read_lines, write_lines
-from unlabeled.engine.build import OpenStream
+from unlabeled.data.sources.streams import OpenStream
 from unlabeled.engine.run.checkpoint import anew
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError

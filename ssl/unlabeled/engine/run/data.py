@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from unlabeled.data.sources.base import Source
-from unlabeled.engine.build import OpenStream
+from unlabeled.data.sources.streams import OpenStream
 from unlabeled.engine.run.checkpoint import anew
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.run.same_recipe import flat
