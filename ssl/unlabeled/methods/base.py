@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unlabeled.config.recipe import MethodConfig
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
-from unlabeled.ops.distributed import counts_per_part
+from unlabeled.ops.distributed import Share, counts_per_part
 
 
 class BackboneModule(nn.Module):
@@ -53,6 +53,13 @@ class Info:
     streams: dict[str, StreamInfo]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+    def share(self, rows: int) -> Share:
+        """Return this process's share of a global batch in which every process has `rows`.
+
+        What is drawn for all of it from `step.shared`, and then cut to `mine`, is the same on any number of processes.
+        """
+        return Share(rows * self.world, slice(self.rank * rows, (self.rank + 1) * rows))
 
 
 @dataclass(frozen=True)

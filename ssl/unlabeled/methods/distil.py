@@ -21,6 +21,7 @@ from unlabeled.methods.distil_config import DistilConfig
 from unlabeled.methods.finetune import Classifier
 from unlabeled.ops.frozen import Frozen
 from unlabeled.ops.labels import known, known_accuracy, known_cross_entropy
+from unlabeled.ops.precision import at_least_float32
 
 # ---- loss (equation 2)
 
@@ -30,14 +31,10 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, *, s
 
     scale_by_t2: times the squared temperature, as in the published code. Computed in at least float32.
     """
-    student, teacher = _wide(student), _wide(teacher)
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
     target = (teacher / temperature).softmax(1)
     loss = -(target * (student / temperature).log_softmax(1)).sum(1).mean()
     return loss * temperature**2 if scale_by_t2 else loss
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 # ---- the method

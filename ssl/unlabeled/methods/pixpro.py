@@ -25,6 +25,7 @@ from unlabeled.methods.pixpro_config import Byol, Contrast, Fpn, InfoNce, PixPro
 from unlabeled.ops.cells import coordinates, distances
 from unlabeled.ops.distributed import gather, rank
 from unlabeled.ops.ema import ema_update, rising_momentum
+from unlabeled.ops.precision import at_least_float32
 
 SMALLEST = 4  # cells along a side of the map below which there is little to compare
 
@@ -128,12 +129,12 @@ class Network(nn.Module):
 
 def cells(x: Tensor) -> Tensor:
     """Return the unit vectors of the cells of a map [b, D, H, W], row by row, in at least float32: [b, D, H W]."""
-    return F.normalize((x if x.dtype == torch.float64 else x.float()).flatten(2), dim=1, eps=1e-12)
+    return F.normalize(at_least_float32(x).flatten(2), dim=1, eps=1e-12)
 
 
 def pooled(x: Tensor) -> Tensor:
     """Return the unit vector of the mean of a map [b, D, H, W], in at least float32: [b, D]."""
-    return cells((x if x.dtype == torch.float64 else x.float()).mean((2, 3), keepdim=True)).squeeze(2)
+    return cells(at_least_float32(x).mean((2, 3), keepdim=True)).squeeze(2)
 
 
 class PixelPropagation(nn.Module):
@@ -235,14 +236,14 @@ class PixPro(Method):
         return {"view1": self._view(crop1, 0, step), "view2": self._view(crop2, 1, step), **places}
 
     def _view(self, crop: Tensor, i: int, step: Step) -> Tensor:
-        # drawn for the global batch, so that an image looks the same on any number of processes
-        aug, n, total, random = self.cfg.augment, len(crop), len(crop) * self.info.world, step.shared
+        aug, random = self.cfg.augment, step.shared
+        total, mine = self.info.share(len(crop))
         drawn = photometric.Drawn(
             photometric.draw_jitter(total, aug.brightness, aug.contrast, aug.saturation, aug.hue, aug.jitter_p, random),
             photometric.draw_chosen(total, aug.gray_p, random),
             photometric.draw_blur(total, aug.blur_p[i], aug.blur_sigma, random),
             photometric.draw_chosen(total, aug.solarize_p[i], random),
-        ).rows(slice(self.info.rank * n, (self.info.rank + 1) * n))
+        ).rows(mine)
         return photometric.render(crop, drawn, mean=self.input.mean, std=self.input.std)
 
     def _positive(self, i: int, views: dict[str, Tensor]) -> Tensor:

@@ -33,6 +33,7 @@ from unlabeled.methods.simclrv2_config import Augment, Head, SimCLRv2Config
 from unlabeled.ops.distributed import gather, gather_with_grad, rank
 from unlabeled.ops.ema import ema_update
 from unlabeled.ops.labels import known, known_accuracy, known_cross_entropy
+from unlabeled.ops.precision import at_least_float32
 
 # ---- network (section 3: the projection head is three layers deep, and its first layer is kept for fine-tuning)
 
@@ -90,7 +91,7 @@ class Contrast(NamedTuple):
 
 def normalize(x: Tensor) -> Tensor:
     """Scale the rows of x [n, d] to unit length in at least float32; rows near zero stay small instead of exploding."""
-    x = _wide(x)
+    x = at_least_float32(x)
     return x * x.square().sum(1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
@@ -106,7 +107,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Contrast:
     of the ranks' losses is that of one process with the whole batch.
     """
     with torch.autocast(a.device.type, enabled=False):
-        a, b = _wide(a), _wide(b)
+        a, b = at_least_float32(a), at_least_float32(b)
         all_a, all_b = gather_with_grad(a), gather_with_grad(b)
         own = own_columns(len(a), a.device)
         ab, ba = a @ all_b.T / temperature, b @ all_a.T / temperature
@@ -166,10 +167,6 @@ def contrast_metrics(logits: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 # ---- the method
 
 
@@ -209,9 +206,8 @@ class SimCLRv2(Method):
         return made if train.label is None else {**made, "label": train.label}
 
     def _view(self, crop: Tensor, step: Step) -> Tensor:
-        # drawn for the global batch, so that an image looks the same on any number of processes
         aug: Augment = self.cfg.augment
-        n, total = len(crop), len(crop) * self.info.world
+        total, mine = self.info.share(len(crop))
         jitter = gray = blur = None
         if aug.jitter > 0:
             s = aug.jitter
@@ -219,7 +215,6 @@ class SimCLRv2(Method):
             gray = photometric.draw_chosen(total, aug.gray_p, step.shared)
         if aug.blur_p > 0:
             blur = photometric.draw_blur(total, aug.blur_p, aug.blur_sigma, step.shared, one_sigma=True)
-        mine = slice(self.info.rank * n, (self.info.rank + 1) * n)
         drawn = photometric.Drawn(jitter, gray, blur).rows(mine)
         mean, std = (self.info.mean, self.info.std) if aug.normalize else (None, None)
         return photometric.render(crop, drawn, aug.convention, mean=mean, std=std)

@@ -25,6 +25,7 @@ from unlabeled.methods.simmatchv2_config import RandAugment, SimMatchV2Config
 from unlabeled.ops.batchnorm import unsynchronised_buffers
 from unlabeled.ops.distributed import gather, world
 from unlabeled.ops.ema import ema_update, rising_momentum
+from unlabeled.ops.precision import at_least_float32
 
 # ---- network
 
@@ -50,16 +51,12 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Seen:
         """Return logits and embeddings."""
         h = self.norm(self.backbone(x))
-        return Seen(_wide(self.classifier(h)), F.normalize(_wide(self.head(h)), dim=1, eps=1e-12))
+        return Seen(at_least_float32(self.classifier(h)), F.normalize(at_least_float32(self.head(h)), dim=1, eps=1e-12))
 
     def without_head(self) -> nn.Module:
         """Return a copy that gives logits alone, in evaluation mode."""
         parts: dict[str, nn.Module] = {"backbone": self.backbone, "norm": self.norm, "classifier": self.classifier}
         return copy.deepcopy(nn.Sequential(OrderedDict(parts))).eval()
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 # ---- what is remembered: the same on every process, written with gathered values after the update
@@ -245,9 +242,7 @@ class SimMatchV2(Method):
         return {name: self._normalised(x) for name, x in made.items()} | {"label": few.label, "index": few.index}
 
     def _strong(self, crop: Tensor, step: Step) -> Tensor:
-        # drawn for the global batch, so that an image looks the same on any number of processes
-        aug, n, total = self.cfg.augment, len(crop), len(crop) * self.info.world
-        mine = slice(self.info.rank * n, (self.info.rank + 1) * n)
+        aug, (total, mine) = self.cfg.augment, self.info.share(len(crop))
         if isinstance(aug, RandAugment):
             return randaugment.apply(crop, randaugment.draw(total, aug.operations, aug.square, step.shared).rows(mine))
         drawn = photometric.Drawn(
@@ -309,8 +304,8 @@ class SimMatchV2(Method):
         """
         if self.cfg.ema.kind == "eman" or world() == 1 or not unsynchronised_buffers(self.teacher):
             return self.teacher(x)
-        mine = slice(self.info.rank * len(x), (self.info.rank + 1) * len(x))
-        order = torch.randperm(len(x) * self.info.world, generator=step.shared)
+        total, mine = self.info.share(len(x))
+        order = torch.randperm(total, generator=step.shared)
         seen = self.teacher(gather(x.contiguous())[order[mine].to(x.device)])
         back = order.argsort()[mine].to(x.device)
         return Seen(*(gather(part)[back] for part in seen))
