@@ -20,6 +20,7 @@ from unlabeled.methods import simmatchv2
 from unlabeled.methods.base import Info, StreamInfo
 from unlabeled.methods.simmatchv2 import SimMatchV2
 from unlabeled.methods.simmatchv2_config import SimMatchV2Config
+from unlabeled.ops.curves import value_at
 from unlabeled.ops.distributed import rank, world
 
 KINDS = ("simmatchv2_step", "simmatchv2_fresh_bank", "simmatchv2_dist2", "simmatchv2_schedules")
@@ -244,7 +245,8 @@ def test_ema_momentum(case: Case) -> None:
     assert names
     for name in names:
         base, values = float(name.rpartition("base")[2].replace("p", ".")), case[name]
-        found = [simmatchv2.ema_momentum(base, update, len(values)) for update in range(len(values))]
+        rule, total = simmatchv2.teacher_momentum(base), len(values)
+        found = [value_at(rule, update + 1, total, 1) for update in range(total)]
         close(np.array(found), values, rel=1e-12)
 
 
