@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from unlabeled.config.curve import CountFrom, Decay, Every, Portion, Shape, Table, WarmupRule, rising_ends
-from unlabeled.config.strict import Strict
+from unlabeled.config.base.curve import CountFrom, Decay, Every, Portion, Shape, Table, WarmupRule, rising_ends
+from unlabeled.config.base.strict import Strict
 from unlabeled.config.tables import BACKBONE_OPTIONS, NOT_TIMMS
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from unlabeled.config.curve import CurveRule
+from unlabeled.config.base.curve import CurveRule
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.sources.base import Source, with_reason
 from unlabeled.engine.online import Online, last_measured

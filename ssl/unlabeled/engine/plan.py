@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from unlabeled.config.base.curve import CurveRule, Table, curves
 from unlabeled.config.batches import small_batches
-from unlabeled.config.curve import CurveRule, Table, curves
 from unlabeled.config.recipe import Optim, Recipe
 from unlabeled.errors import UserError
 from unlabeled.ops.curves import Curve, curve_of, table_rate, value_at

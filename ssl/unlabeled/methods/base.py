@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from unlabeled.config.curve import CurveRule
+from unlabeled.config.base.curve import CurveRule
 from unlabeled.config.recipe import MethodConfig
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from unlabeled.config.augment import Crop, ResizedCrop
-from unlabeled.config.curve import Temperature
+from unlabeled.config.base.curve import Temperature
 from unlabeled.config.recipe import MethodConfig, Subset
 
 

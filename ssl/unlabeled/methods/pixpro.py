@@ -297,8 +297,7 @@ class PixPro(Method):
         with torch.autocast(query[0].device.type, enabled=False):
             z1, z2, k1, k2 = (pooled(x) for x in [*query, *(s.instance for s in keys)])
             if isinstance(cfg, InfoNce):
-                t = step.value(cfg.temperature)
-                return info_nce(z1, k2, t) + info_nce(z2, k1, t)
+                return info_nce(z1, k2, step.value(cfg.temperature)) + info_nce(z2, k1, step.value(cfg.temperature))
             return -2 * ((z1 * k2).sum(1).mean() + (z2 * k1).sum(1).mean())
 
     def after_step(self, step: Step, carry: dict[str, Tensor]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from unlabeled.config.augment import ResizedCrop
-from unlabeled.config.curve import Momentum, Temperature
+from unlabeled.config.base.curve import Momentum, Temperature
 from unlabeled.config.recipe import MethodConfig, Smallest, Strict
 
 
@@ -78,9 +78,7 @@ class PixProConfig(MethodConfig):
     threshold: float = Field(0.7, gt=0, description="cells nearer than this agree; unit: diagonal of the larger cell")
     instance: Annotated[Byol | InfoNce, Field(discriminator="kind")] | None = None
     fpn: Fpn | None = None
-    key_momentum: Momentum = Field(
-        0.99, description="a number is the start, which rises to 1 by a half cosine; or any curve: {start, end, ...}"
-    )
+    key_momentum: Momentum = Field(0.99, description="at the start; it rises to 1 by a half cosine; or any curve of it")
     crop: ResizedCrop = ResizedCrop(interpolation="bilinear")
     augment: Augment = Augment()
 

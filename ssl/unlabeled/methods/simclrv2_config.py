@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from unlabeled.config.augment import Crop, ResizedCrop
-from unlabeled.config.curve import Momentum, Temperature
+from unlabeled.config.base.curve import Momentum, Temperature
 from unlabeled.config.recipe import MethodConfig, Smallest, Strict
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unlabeled.augment import geometry, photometric, randaugment
 from unlabeled.augment.photometric import normalise, to_float
-from unlabeled.config.curve import CurveRule
+from unlabeled.config.base.curve import CurveRule
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export, Info, Input, Losses, MakeBackbone, Method, Step

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from unlabeled.config.curve import CurveRule
+from unlabeled.config.base.curve import CurveRule
 
 
 @dataclass(frozen=True)

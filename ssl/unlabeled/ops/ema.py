@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from unlabeled.config.curve import CurveRule
+from unlabeled.config.base.curve import CurveRule
 
 
 def rising(momentum: float | CurveRule) -> CurveRule:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unlabeled.config.curve import CurveRule
+from unlabeled.config.base.curve import CurveRule
 from unlabeled.config.recipe import Optim
 from unlabeled.engine.optim.lars import LARS
 from unlabeled.errors import UserError

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from unlabeled.config.strict import Strict
+from unlabeled.config.base.strict import Strict
 
 # what learning rates and all other curves have in common
 Shape = Literal["cosine", "quarter_cosine", "linear", "constant"]
