@@ -284,8 +284,8 @@ class PixPro(Method):
             back = positive.transpose(1, 2)
             q1, q2, k1, k2 = (cells(x) for x in [*query, *(s.pixels[i] for s in keys)])
             if isinstance(cfg, Contrast):
-                both = [pixel_contrast(*x, step.value(cfg.temperature)) for x in ((q1, k2, positive), (q2, k1, back))]
-                loss = mean_of_pairs(*both, positive, images)
+                a, b = (pixel_contrast(*x, step.value(cfg.temperature)) for x in ((q1, k2, positive), (q2, k1, back)))
+                loss = mean_of_pairs(a, b, positive, images)
             else:
                 loss = consistency(q1, k2, positive) + consistency(q2, k1, back)
             return {"loss": loss, **watch(q1, k2, positive, pairs, others)}
