@@ -237,6 +237,20 @@ def test_a_resume_amid_curves_and_a_frozen_group_is_bit_for_bit() -> None:
         assert not differing(snapshot(whole), snapshot(second))
 
 
+def test_the_state_of_an_optimizer_of_earlier_versions_goes_on() -> None:
+    """Its groups do not say whether they follow a curve, nor how they are frozen: there was one way of each."""
+    recipe = tiny_recipe("rotnet", "all")
+    whole, first, second = (tiny_run(recipe) for _ in range(3))
+    losses = whole.train(0, 4)
+    first.train(0, 2)
+    state = first.updater.optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["follows_decay"], group["frozen"]
+    second.updater.method.load_state_dict(first.updater.method.state_dict())
+    second.updater.optimizer.load_state_dict(state)
+    assert second.train(2, 4) == losses[2:]
+
+
 def on_rank(number: int) -> dict[str, Tensor]:
     tiny = frozen_run()
     tiny.train(0, 4)

@@ -90,12 +90,12 @@ def _split(
     group: Group, named: Mapping[str, Tensor], optim: Optim, no_decay: set[str], no_lars: set[str]
 ) -> list[dict[str, Any]]:
     given = optim.weight_decay
-    recipes = (0.0, True) if isinstance(given, CurveRule) else (given, False)  # the curve's value comes with the update
+    common = (0.0, True) if isinstance(given, CurveRule) else (given, False)  # the curve's value comes with the update
     kinds: dict[tuple[float, bool, bool], list[Tensor]] = {}
     for name in group.names:
         own = group.decay if group.decay is not None else 0.0 if name in no_decay else None
         adapt = group.lars if group.lars is not None else name not in no_lars
-        kinds.setdefault((*(recipes if own is None else (own, False)), adapt), []).append(named[name])
+        kinds.setdefault((*(common if own is None else (own, False)), adapt), []).append(named[name])
     return [
         {
             "params": params,
