@@ -20,6 +20,7 @@ from unlabeled.methods import simmatchv2
 from unlabeled.methods.base import Info, StreamInfo
 from unlabeled.methods.simmatchv2 import SimMatchV2
 from unlabeled.methods.simmatchv2_config import SimMatchV2Config
+from unlabeled.ops.curves import value_at
 from unlabeled.ops.distributed import rank, world
 
 KINDS = ("simmatchv2_step", "simmatchv2_fresh_bank", "simmatchv2_dist2", "simmatchv2_schedules")
@@ -121,6 +122,11 @@ def views_of(case: Case, dtype: torch.dtype, prefix: str = "") -> dict[str, Tens
     return made | {name: torch.from_numpy(value) for name, value in numbers.items()}
 
 
+def teach(method: SimMatchV2, case: Case, dtype: torch.dtype, prefix: str) -> tuple:
+    views = views_of(case, dtype, prefix)
+    return method._teach(views["labeled"], views["weak"], make_step(plan(), 0, 0, 0, rank()))
+
+
 def step_and_losses(method: SimMatchV2, case: Case, dtype: torch.dtype, prefix: str = "") -> tuple[dict, dict]:
     """One forward and backward pass and what follows the update, which the arrays do not make; views and values."""
     views, step = views_of(case, dtype, prefix), make_step(plan(), 0, 0, 0, rank())
@@ -140,7 +146,7 @@ def expected(case: Case, name: str, dtype: torch.dtype) -> np.ndarray:
 def check_step(method: SimMatchV2, case: Case, dtype: torch.dtype, prefix: str = "", exact: float = 1e-10) -> None:
     """Compare losses, gradients and state after one step with the arrays `prefix...`."""
     near = {"abs": exact} if dtype == torch.float64 else {"rel": 1e-4, "abs": 1e-5}
-    told, _ = method._teach(*(views_of(case, dtype, prefix)[name] for name in ("labeled", "weak")), None)
+    told, _ = teach(method, case, dtype, prefix)
     check_targets(method, told, case, dtype, prefix, near)
     method.zero_grad()
     views, values = step_and_losses(method, case, dtype, prefix)
@@ -204,7 +210,7 @@ def on_rank(number: int, case: Case, steps: int) -> list[dict]:
     method, found = method_of(case, torch.float32), []
     for step in range(steps):
         prefix = f"step{step}_rank{number}_"
-        told, _ = method._teach(*(views_of(case, torch.float32, prefix)[x] for x in ("labeled", "weak")), None)
+        told, _ = teach(method, case, torch.float32, prefix)
         _, values = step_and_losses(method, case, torch.float32, prefix)
         found.append({"values": values, "state": banks(method), "told": [x.numpy() for x in told[:3]]})
     return found
@@ -244,7 +250,8 @@ def test_ema_momentum(case: Case) -> None:
     assert names
     for name in names:
         base, values = float(name.rpartition("base")[2].replace("p", ".")), case[name]
-        found = [simmatchv2.ema_momentum(base, update, len(values)) for update in range(len(values))]
+        rule, total = simmatchv2.teacher_momentum(base), len(values)
+        found = [value_at(rule, update + 1, total, 1) for update in range(total)]
         close(np.array(found), values, rel=1e-12)
 
 

@@ -26,7 +26,8 @@ from unlabeled.methods.base import Info, Step
 from unlabeled.methods.pixpro import PixelPropagation, PixPro, cells, consistency, mean_of_pairs, pixel_contrast
 from unlabeled.methods.pixpro_config import PixProConfig, Propagation
 from unlabeled.ops.cells import centres, coordinates, distances
-from unlabeled.ops.ema import rising_momentum
+from unlabeled.ops.curves import value_at
+from unlabeled.ops.ema import rising
 
 ROOT = Path(__file__).parents[2]
 GRID = (7, 7)
@@ -239,7 +240,7 @@ def test_the_key_network_follows_one_update_behind() -> None:
     after = {n: p.detach().clone() for n, p in method.online.named_parameters()}
     tiny.train(1, 2)
     handle.remove()
-    m = rising_momentum(method.cfg.key_momentum, 1, tiny.updater.plan.horizon)
+    m = tiny.updater.plan.value(rising(method.cfg.key_momentum), 1)
     assert method.cfg.key_momentum < m < 1
     for name, first in seen[0].items():
         old = start[f"key.{name}"]
@@ -255,7 +256,7 @@ def test_the_key_networks_statistics_are_its_own() -> None:
 
 
 def test_the_key_momentum_rises_from_its_start_and_stays_below_1() -> None:
-    found = [rising_momentum(0.99, k, 500) for k in range(500)]
+    found = [value_at(rising(0.99), k, 500, 1) for k in range(500)]
     assert found[0] == pytest.approx(0.99, rel=1e-15) and found == sorted(found) and found[-1] < 1
 
 
@@ -348,7 +349,7 @@ def test_hierarchical_networks_of_timm_are_trained_whole(name: str, options: dic
     method = made(HIERARCHICAL[name](), 128, **options).train()
     x = random(4, 3, 128, 128).float()
     views = {"view1": x[:2], "view2": x[2:], "place1": torch.tensor([WHOLE] * 2), "place2": torch.tensor([WHOLE] * 2)}
-    step = Step(0, 10, 10, 0, 1, 0, torch.Generator(), torch.Generator())
+    step = Step(0, 10, 10, 0, 1, 10, 0.0, 0, torch.Generator(), torch.Generator())
     method(views, step).terms["pixel"].backward()
     trained = {n: p for n, p in method.online.named_parameters() if p.requires_grad}
     assert all(p.grad is not None for p in trained.values())

@@ -95,7 +95,8 @@ class Distil(Method):
         logits, taught = self.student(views["view"]), self.teacher(views["teacher_view"])
         alpha, losses = self.cfg.alpha, Losses({})
         if alpha > 0:
-            loss = distillation_loss(logits, taught, self.cfg.temperature, scale_by_t2=self.cfg.scale_by_t2)
+            temperature = step.value(self.cfg.temperature)
+            loss = distillation_loss(logits, taught, temperature, scale_by_t2=self.cfg.scale_by_t2)
             losses.terms["teacher"] = alpha * loss
         if alpha < 1:
             count = self.mean_counts(views, step)["labels"]

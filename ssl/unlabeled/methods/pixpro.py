@@ -24,7 +24,7 @@ from unlabeled.methods.base import BackboneModule, Export, Info, Losses, MakeBac
 from unlabeled.methods.pixpro_config import Byol, Contrast, Fpn, InfoNce, PixProConfig, Propagation
 from unlabeled.ops.cells import coordinates, distances
 from unlabeled.ops.distributed import gather, rank
-from unlabeled.ops.ema import ema_update, rising_momentum
+from unlabeled.ops.ema import ema_update, rising
 from unlabeled.ops.precision import at_least_float32
 
 SMALLEST = 4  # cells along a side of the map below which there is little to compare
@@ -270,7 +270,7 @@ class PixPro(Method):
         mean = {name: torch.stack([found[name] for found in levels]).mean() for name in levels[0]}
         losses = Losses({"pixel": mean.pop("loss")}, metrics=mean)
         if self.cfg.instance is not None:
-            losses.terms["instance"] = self.cfg.instance.weight * self._instance(seen, keys)
+            losses.terms["instance"] = self.cfg.instance.weight * self._instance(seen, keys, step)
         return losses
 
     def _pixels(
@@ -285,24 +285,24 @@ class PixPro(Method):
             back = positive.transpose(1, 2)
             q1, q2, k1, k2 = (cells(x) for x in [*query, *(s.pixels[i] for s in keys)])
             if isinstance(cfg, Contrast):
-                both = pixel_contrast(q1, k2, positive, cfg.temperature), pixel_contrast(q2, k1, back, cfg.temperature)
-                loss = mean_of_pairs(*both, positive, images)
+                a, b = (pixel_contrast(*x, step.value(cfg.temperature)) for x in ((q1, k2, positive), (q2, k1, back)))
+                loss = mean_of_pairs(a, b, positive, images)
             else:
                 loss = consistency(q1, k2, positive) + consistency(q2, k1, back)
             return {"loss": loss, **watch(q1, k2, positive, pairs, others)}
 
-    def _instance(self, seen: list[Seen], keys: list[Seen]) -> Tensor:
+    def _instance(self, seen: list[Seen], keys: list[Seen], step: Step) -> Tensor:
         """Compare the views as wholes: the mean over places comes after the heads, which work on maps."""
         cfg, query = self.cfg.instance, [self.predictor(s.instance) for s in seen]
         with torch.autocast(query[0].device.type, enabled=False):
             z1, z2, k1, k2 = (pooled(x) for x in [*query, *(s.instance for s in keys)])
             if isinstance(cfg, InfoNce):
-                return info_nce(z1, k2, cfg.temperature) + info_nce(z2, k1, cfg.temperature)
+                return info_nce(z1, k2, step.value(cfg.temperature)) + info_nce(z2, k1, step.value(cfg.temperature))
             return -2 * ((z1 * k2).sum(1).mean() + (z2 * k1).sum(1).mean())
 
     def after_step(self, step: Step, carry: dict[str, Tensor]) -> dict[str, float]:
         """Move the key network: the published code does so before the next update's pass, with the same numbers."""
-        momentum = rising_momentum(self.cfg.key_momentum, step.update + 1, step.horizon)
+        momentum = step.value(rising(self.cfg.key_momentum), ahead=1)
         ema_update(self.key, self.online, momentum, "keep")
         return {"key_momentum": momentum}
 

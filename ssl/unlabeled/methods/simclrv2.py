@@ -228,12 +228,12 @@ class SimCLRv2(Method):
         h = self.backbone(torch.cat([views["view1"], views["view2"]]))
         hidden1, hidden2 = self.head(h).chunk(2)
         unit1, unit2 = normalize(hidden1), normalize(hidden2)
-        carry = {}
+        carry, temperature = {}, step.value(self.cfg.temperature)
         if self.cfg.memory:
             carry = self._keys(views)
-            contrast = memory_contrast(unit1, unit2, carry["key1"], carry["key2"], self.queue, self.cfg.temperature)
+            contrast = memory_contrast(unit1, unit2, carry["key1"], carry["key2"], self.queue, temperature)
         else:
-            contrast = nt_xent(unit1, unit2, self.cfg.temperature)
+            contrast = nt_xent(unit1, unit2, temperature)
         losses = Losses({"contrast": contrast.loss}, carry, contrast_metrics(contrast.logits))
         if self.cfg.online_probe:
             self._add_probe(losses, h, views["label"], self.mean_counts(views, step)["labels"])
@@ -254,8 +254,9 @@ class SimCLRv2(Method):
         """Queue the keys of view 1, then of view 2, then move the EMA network."""
         if self.cfg.memory:
             self.queue.push(torch.cat([carry["key1"], carry["key2"]]))
+            decay = step.value(self.cfg.memory.decay)
             for teacher, student in ((self.momentum_backbone, self.backbone), (self.momentum_head, self.head)):
-                ema_update(teacher, student, self.cfg.memory.decay, buffers="copy")
+                ema_update(teacher, student, decay, buffers="copy")
         return {}
 
     def param_groups(self) -> list[Group]:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from unlabeled.augment import geometry, photometric, randaugment
 from unlabeled.augment.photometric import normalise, to_float
+from unlabeled.config.base.curve import CurveRule
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export, Info, Input, Losses, MakeBackbone, Method, Step
 from unlabeled.methods.simmatchv2_config import RandAugment, SimMatchV2Config
 from unlabeled.ops.batchnorm import unsynchronised_buffers
 from unlabeled.ops.distributed import gather, world
-from unlabeled.ops.ema import ema_update, rising_momentum
+from unlabeled.ops.ema import ema_update, rising
 from unlabeled.ops.precision import at_least_float32
 
 # ---- network
@@ -178,11 +179,9 @@ def or_nothing(loss: Tensor, moves: Tensor) -> Tensor:
     return loss if bool(loss.detach().isfinite()) else 0 * moves.sum()
 
 
-def ema_momentum(base: float, update: int, horizon: int) -> float:
-    """Return the teacher's momentum of `update`: `base`, which up to 0.996 rises to 1 at `horizon` (published code)."""
-    if base > 0.996:
-        return base
-    return rising_momentum(base, update + 1, horizon)
+def teacher_momentum(momentum: float | CurveRule) -> float | CurveRule:
+    """Return how the teacher's momentum runs: a number above 0.996 stays, a smaller one rises (published code)."""
+    return momentum if isinstance(momentum, float) and momentum > 0.996 else rising(momentum)
 
 
 # ---- the method
@@ -263,7 +262,7 @@ class SimMatchV2(Method):
 
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """Labels, then the consistencies, each the mean over all strong views and times its weight."""
-        cfg, n = self.cfg, len(views["labeled"])
+        cfg, n, temperature = self.cfg, len(views["labeled"]), step.value(self.cfg.temperature)
         told, carry = self._teach(views["labeled"], views["weak"], step)
         # BatchNorm sees labelled images and the first strong views together, further views by themselves
         first = self.student(torch.cat([views["labeled"], views["strong0"]]))
@@ -272,7 +271,7 @@ class SimMatchV2(Method):
         label = views["label"]
         with torch.autocast(label.device.type, enabled=False):
             supervised = F.cross_entropy(first.logits[:n], label)
-            parts = zip(*(consistency(s, told, self.unlabeled_bank, cfg.temperature) for s in seen), strict=True)
+            parts = zip(*(consistency(s, told, self.unlabeled_bank, temperature) for s in seen), strict=True)
             node_node, edge_edge, edge_node = (torch.stack(part).mean() for part in parts)
         terms = {
             "supervised": supervised,
@@ -286,14 +285,14 @@ class SimMatchV2(Method):
 
     @torch.no_grad()
     def _teach(self, labeled: Tensor, weak: Tensor, step: Step) -> tuple[Told, dict[str, Tensor]]:
-        cfg, n = self.cfg, len(labeled)
+        cfg, n, temperature = self.cfg, len(labeled), step.value(self.cfg.temperature)
         logits, embedding = self._teacher(torch.cat([labeled, weak]), step)
         with torch.autocast(weak.device.type, enabled=False):
             raw, weak_embedding = logits[n:].softmax(1), embedding[n:]
             prob = align(raw, self.running) if cfg.align else raw
-            label = propagate(weak_embedding, prob, self.labeled_bank, cfg.topn, cfg.alpha, cfg.temperature)
+            label = propagate(weak_embedding, prob, self.labeled_bank, cfg.topn, cfg.alpha, temperature)
             mask = (prob.amax(1) >= cfg.threshold).to(prob.dtype)
-            edge = (weak_embedding @ self.unlabeled_bank.feature.T / cfg.temperature).softmax(1)
+            edge = (weak_embedding @ self.unlabeled_bank.feature.T / temperature).softmax(1)
         carry = {"labeled": embedding[:n], "weak": torch.cat([weak_embedding, prob, raw], 1)}
         return Told(prob, label, mask, edge), carry
 
@@ -322,7 +321,7 @@ class SimMatchV2(Method):
         self.unlabeled_bank.push(embedding, prob)
         if cfg.align:
             self.running.lerp_(raw.mean(0).to(self.running.dtype), 1 - cfg.align_momentum)
-        momentum = ema_momentum(cfg.ema.momentum, step.update, step.horizon)
+        momentum = step.value(teacher_momentum(cfg.ema.momentum), ahead=1)
         ema_update(self.teacher, self.student, momentum, "average" if cfg.ema.kind == "eman" else "keep")
         return {}
 
