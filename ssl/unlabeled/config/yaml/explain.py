@@ -93,28 +93,29 @@ def _path(location: tuple[int | str, ...], value: Any, kind: str) -> Key:
     return tuple(path)
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def blocks(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the classes of the blocks that a field of this type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
-        yield from _models(part)
+        yield from blocks(part)
 
 
 def _fields(annotation: Any, location: tuple[int | str, ...]) -> dict[str, Any]:
     """Return the fields of the block at a location of pydantic's, following union members by their tag."""
-    models = list(_models(annotation))
+    models = list(blocks(annotation))
     for part in location:
         named = [model.model_fields[part].annotation for model in models if part in model.model_fields]
         tagged = [model for model in models if any(part in get_args(f.annotation) for f in model.model_fields.values())]
         if named:
-            models = [model for annotation in named for model in _models(annotation)]
+            models = [model for annotation in named for model in blocks(annotation)]
         elif tagged:
             models = tagged
     return {name: field for model in models for name, field in model.model_fields.items()}
 
 
 def _keys(annotation: Any, prefix: Key) -> Iterator[Key]:
-    for model in _models(annotation):
+    for model in blocks(annotation):
         for name, field in model.model_fields.items():
             yield (*prefix, name)
             yield from _keys(field.annotation, (*prefix, name))
@@ -140,7 +141,7 @@ def _unknown(path: Key, siblings: Mapping[str, Any], roots: Roots) -> tuple[str,
 def _missing(path: Key, field: Any) -> str:
     if isinstance(path[-1], int):
         return f"'{dotted(path[:-1])}' has too few values: number {path[-1] + 1} is missing"
-    block = field is not None and any(True for _ in _models(field.annotation))
+    block = field is not None and any(True for _ in blocks(field.annotation))
     description = f" ({field.description})" if field is not None and field.description else ""
     allowed = [str(choice) for choice in get_args(field.annotation)] if field is not None and not block else []
     choices = f"; allowed: {', '.join(allowed)}" if _is_literal(field) else ""
