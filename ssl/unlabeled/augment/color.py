@@ -56,18 +56,19 @@ def draw_jitter(
 ) -> Jitter:
     """Draw colour jitter for n samples: factors from max(0, 1 - strength) to 1 + strength, hue from -hue to hue."""
     uniform = torch.rand(n, 9, dtype=torch.float64, generator=generator)
+    active, u_brightness, u_contrast, u_saturation, u_hue, *u_order = uniform.unbind(1)
 
-    def factor(column: int, strength: float) -> Tensor:
+    def factor(u: Tensor, strength: float) -> Tensor:
         low, high = max(0.0, 1 - strength), 1 + strength
-        return low + (high - low) * uniform[:, column]
+        return low + (high - low) * u
 
     return Jitter(
-        active=uniform[:, 0] < p,
-        order=uniform[:, 5:].argsort(1),
-        brightness=factor(1, brightness),
-        contrast=factor(2, contrast),
-        saturation=factor(3, saturation),
-        hue=hue * (2 * uniform[:, 4] - 1),
+        active=active < p,
+        order=torch.stack(u_order, 1).argsort(1),
+        brightness=factor(u_brightness, brightness),
+        contrast=factor(u_contrast, contrast),
+        saturation=factor(u_saturation, saturation),
+        hue=hue * (2 * u_hue - 1),
     )
 
 

@@ -15,6 +15,7 @@ from unlabeled.augment import affine
 from unlabeled.augment.plain_crops import RandomPaddedCrop, RandomSquareCrop
 from unlabeled.augment.resample import Interpolation, crop_resize, crop_resize_batch
 from unlabeled.config.augment import AffineCrop, Crop, PaddedCrop, SquareCrop
+from unlabeled.ops.boxes import crop_boxes
 
 _TRIES = 10
 
@@ -47,7 +48,7 @@ class RandomResizedCrop:
         central = _largest(sizes, self.aspect)
         extent = np.where(found, extent, central)
         place = np.where(found, place, (sizes - central) // 2)
-        return np.concatenate([place, extent, sizes, uniforms[:, -1:] < self.flip], 1)
+        return crop_boxes(place, extent, sizes, uniforms[:, -1] < self.flip)
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
@@ -79,10 +80,8 @@ class EvalCrop:
 
     def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Turn image sizes [n, 2] into boxes [n, 7]; `uniforms` [n, 0] is not looked at."""
-        boxes = central_boxes(sizes, self.share)
-        whole = (sizes == self.size).all(1)
-        boxes[whole, :4] = [0, 0, self.size, self.size]
-        return boxes
+        whole = (sizes == self.size).all(1, keepdims=True)
+        return central_boxes(sizes, np.where(whole, 1.0, self.share))
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
@@ -112,14 +111,14 @@ class RandomAffine:
 
     def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Turn uniforms [n, 5] (angle, two shifts, scale, shear) and image sizes [n, 2] into maps [n, 6]."""
-        signed = 2 * uniforms - 1
+        angle, across, down, scale, shear = uniforms.T
         low, high = self.scale
         return affine.inverse_maps(
             sizes,
-            angle=np.deg2rad(self.degrees * signed[:, 0]),
-            shift=self.translate * signed[:, 1:3],
-            scale=low + (high - low) * uniforms[:, 3],
-            shear=np.deg2rad(self.shear * signed[:, 4]),
+            angle=np.deg2rad(self.degrees * (2 * angle - 1)),
+            shift=self.translate * (2 * np.stack([across, down], 1) - 1),
+            scale=low + (high - low) * scale,
+            shear=np.deg2rad(self.shear * (2 * shear - 1)),
         )
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
@@ -142,15 +141,15 @@ def build(cfg: Crop) -> RandomResizedCrop | RandomPaddedCrop | RandomSquareCrop 
     return RandomResizedCrop(cfg.size, cfg.area, cfg.aspect, cfg.flip, cfg.interpolation)
 
 
-def central_boxes(sizes: np.ndarray, proportion: float) -> np.ndarray:
+def central_boxes(sizes: np.ndarray, proportion: float | np.ndarray) -> np.ndarray:
     """Return the central square boxes [n, 7] with `proportion` of the shorter side of images of sizes [n, 2].
 
-    Rounding and offsets are those of SimCLR (tf2/data_util.py `center_crop`).
+    proportion: one number, or [n, 1].     Rounding and offsets are those of SimCLR (tf2/data_util.py `center_crop`).
     """
     sizes = sizes.astype(np.float64)
     side = np.maximum(np.rint(proportion * sizes.min(1, keepdims=True)), 1)
     place = (sizes - side + 1) // 2
-    return np.concatenate([place, side, side, sizes, np.zeros_like(side)], 1)
+    return crop_boxes(place, side.repeat(2, 1), sizes, np.zeros(len(sizes)))
 
 
 def _candidates(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
 from torch import Tensor, nn
 
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 
 class Intermediate(nn.Module):
@@ -56,9 +55,8 @@ def refuse_unknown(backbone: nn.Module, name: str) -> None:
     """Raise UserError, with the nearest names, if the backbone has no module `name`."""
     modules = [inner for inner, _ in backbone.named_modules() if inner]
     if name not in modules:
-        near = difflib.get_close_matches(name, modules, 3)
-        hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(f"the backbone has no module '{name}'. {hint}Its blocks: {', '.join(names(backbone))}")
+        question = did_you_mean(nearest(name, modules, 3))
+        raise UserError(f"the backbone has no module '{name}'.{question} Its blocks: {', '.join(names(backbone))}")
 
 
 def _tensor(backbone: nn.Module, name: str, found: Mapping[str, object]) -> Tensor:

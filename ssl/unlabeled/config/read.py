@@ -24,9 +24,9 @@ from unlabeled.config.recipe import MethodConfig, Recipe
 from unlabeled.config.sources import copy_of, split_source
 from unlabeled.config.tables import BACKBONES, METHODS
 from unlabeled.config.yaml import former
-from unlabeled.config.yaml.explain import Problem, Roots, did_you_mean, explain, show
+from unlabeled.config.yaml.explain import Problem, Roots, explain, show
 from unlabeled.config.yaml.lines import Key, dotted, parse, parse_file
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 T = TypeVar("T")
 
@@ -219,7 +219,8 @@ def method_config(name: Any) -> type[MethodConfig]:
     if isinstance(name, str) and ":" in name:
         found = _import(name)
         return getattr(found, "Config", found)
-    raise UserError(f"no method {show(name)}. {did_you_mean(str(name), METHODS)}")
+    question = did_you_mean(nearest(str(name), METHODS), f"Known: {', '.join(METHODS)}")
+    raise UserError(f"no method {show(name)}.{question}")
 
 
 def _import(path: str) -> Any:
@@ -306,7 +307,8 @@ def _wrong_files(value: dict[str, Any]) -> list[Problem]:
                 cards.append(card)
                 if split not in card.splits:
                     problems.append((("data", name, "split"), f"data card '{card.name}' has no split '{split}' "
-                                     f"(it has: {', '.join(card.splits)})"))
+                                     f"(it has: {', '.join(card.splits)})."
+                                     f"{did_you_mean(nearest(str(split), card.splits))}"))
             except UserError as error:
                 problems.append((("data", name, "card"), str(error)))
     for i, protocol in enumerate((value.get("eval") or {}).get("at_end", ())):

@@ -12,6 +12,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from unlabeled.config.base.curve import CountFrom, Decay, Every, Portion, Shape, Table, WarmupRule, rising_ends
 from unlabeled.config.base.strict import Strict
+from unlabeled.config.marks import Free
 from unlabeled.config.tables import BACKBONE_OPTIONS, NOT_TIMMS
 
 
@@ -134,7 +135,7 @@ class StreamData(Strict):
     """Where one stream of training samples comes from."""
 
     card: str = Field(description="name of a data card, or the path of one")
-    root: str | None = Field(None, description="folder of the data; overrides the card's own")
+    root: Free[str | None] = Field(None, description="folder of the data; overrides the card's own")
     split: str = "train"
     subset: Subset | None = Field(None, description="use only a part of the split")
     batch: int = Field(gt=0, description="images per update, over all processes")
@@ -146,8 +147,12 @@ class StreamData(Strict):
 class Data(Strict):
     """The streams of the run and how they are read."""
 
-    workers: int = Field(4, ge=0, description="loader processes per training process; 0 reads in the training process")
-    max_corrupt: float = Field(0.001, ge=0, le=1, description="share of unreadable samples above which the run stops")
+    workers: Free[int] = Field(
+        4, ge=0, description="loader processes per training process; 0 reads in the training process"
+    )
+    max_corrupt: Free[float] = Field(
+        0.001, ge=0, le=1, description="share of unreadable samples above which the run stops"
+    )
     train: StreamData | None = None
     labeled: StreamData | None = None
     unlabeled: StreamData | None = None
@@ -300,8 +305,8 @@ class Train(Strict):
     updates: int | None = Field(None, gt=0, description="instead of epochs: the number of optimizer updates")
     schedule_scale: float = Field(1.0, gt=0, description="schedules run over total / schedule_scale updates")
     seed: int = Field(0, ge=0)
-    processes: int | None = Field(None, gt=0, description="refuse to start with another number of processes")
-    patience: float = Field(
+    processes: Free[int | None] = Field(None, gt=0, description="refuse to start with another number of processes")
+    patience: Free[float] = Field(
         600, gt=0, description="seconds after which a process that does not answer is given up; loader processes get a "
         "quarter of it, then are started anew, and again a quarter"
     )
@@ -311,14 +316,18 @@ class Train(Strict):
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile backbones, their momentum copies and, on a GPU, jitter")
     deterministic: bool = Field(False, description="bit-reproducible kernels on a GPU (slower)")
-    nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or infinity in loss or gradient does")
-    checkpoint_every: int | None = Field(
+    nonfinite: Free[Literal["stop", "skip"]] = Field(
+        "stop", description="what a NaN or infinity in loss or gradient does"
+    )
+    checkpoint_every: Free[int | None] = Field(
         1000, gt=0, description="updates between checkpoints; null: by time, so often that saving takes 2 % of it"
     )
-    keep: int = Field(2, gt=1, description="checkpoints kept; the newest may be damaged, so at least 2")
-    log_every: int = Field(10, gt=0, description="updates between lines of metrics.jsonl")
-    sinks: list[Literal["tensorboard", "wandb"]] = Field([], description="where metrics go besides metrics.jsonl")
-    allow_changed_data: bool = Field(False, description="go on although the data is not what the run began with")
+    keep: Free[int] = Field(2, gt=1, description="checkpoints kept; the newest may be damaged, so at least 2")
+    log_every: Free[int] = Field(10, gt=0, description="updates between lines of metrics.jsonl")
+    sinks: Free[list[Literal["tensorboard", "wandb"]]] = Field(
+        [], description="where metrics go besides metrics.jsonl"
+    )
+    allow_changed_data: Free[bool] = Field(False, description="go on although the data is not what the run began with")
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -345,4 +354,4 @@ class Recipe(Strict):
     data: Data
     optim: Optim
     train: Train
-    eval: Eval = Eval()
+    eval: Free[Eval] = Eval()

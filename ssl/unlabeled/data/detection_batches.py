@@ -14,6 +14,7 @@ from unlabeled.data.order import Order
 from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.data.sources.dense.annotations import read_objects
 from unlabeled.errors import UserError
+from unlabeled.ops.boxes import Edges, edge_columns
 from unlabeled.ops.random import uniforms
 
 _STREAM = "detection"  # name under which everything random is drawn
@@ -89,7 +90,8 @@ class TrainMaker:
         boxes = objects.boxes[kept] * scale
         if flip:
             image = image[:, ::-1]
-            boxes[:, [0, 2]] = new_width - boxes[:, [2, 0]]
+            edge = edge_columns(boxes)
+            boxes = np.stack(Edges(new_width - edge.right, edge.top, new_width - edge.left, edge.bottom), 1)
         target = {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(objects.kinds[kept] + 1)}
         if objects.masks is not None:
             masks = torch.from_numpy(objects.masks[kept].astype(np.uint8))

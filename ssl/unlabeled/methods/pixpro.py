@@ -79,12 +79,12 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the last map [b, C, H, W] and the maps to compare, the finest first."""
-        found = maps(self.backbone, x, self.blocks)
+        stages = maps(self.backbone, x, self.blocks)
         if self.fpn is None:
-            return found[-1], found
-        pyramid = self.fpn(OrderedDict((str(6 - len(found) + i), y) for i, y in enumerate(found)))
+            return stages[-1], stages
+        pyramid = self.fpn(OrderedDict((str(6 - len(stages) + i), y) for i, y in enumerate(stages)))
         pyramid["6"] = F.max_pool2d(pyramid["5"], 1, 2)
-        return found[-1], [pyramid[str(level)] for level in self.levels]
+        return stages[-1], [pyramid[str(level)] for level in self.levels]
 
 
 class Finest(nn.Module):
@@ -99,7 +99,7 @@ class Finest(nn.Module):
         return self.encoder(x)[1][0]
 
 
-class Seen(NamedTuple):
+class Projections(NamedTuple):
     """What a network makes of images: a projected map [b, dim, H, W] per level, and one for the instance branch."""
 
     pixels: list[Tensor]
@@ -107,7 +107,7 @@ class Seen(NamedTuple):
 
 
 class Network(nn.Module):
-    """Encoder, a projector per level and one for the instance branch, all on maps: [b, 3, S, S] -> Seen."""
+    """Encoder, a projector per level and one for the instance branch, all on maps: [b, 3, S, S] -> Projections."""
 
     def __init__(self, encoder: Encoder, cfg: PixProConfig) -> None:
         super().__init__()
@@ -117,11 +117,11 @@ class Network(nn.Module):
         self.instance = heads.pop() if cfg.instance else None
         self.projectors = nn.ModuleList(heads)
 
-    def forward(self, x: Tensor) -> Seen:
+    def forward(self, x: Tensor) -> Projections:
         """Return the projections."""
         last, compared = self.encoder(x)
         pixels = [head(y) for head, y in zip(self.projectors, compared, strict=True)]
-        return Seen(pixels, None if self.instance is None else self.instance(last))
+        return Projections(pixels, None if self.instance is None else self.instance(last))
 
 
 # ---- pixel propagation (section 3.2 of the paper)
@@ -263,21 +263,21 @@ class PixPro(Method):
 
         The key network is in training mode: its BatchNorm takes the statistics of each batch. Levels are averaged.
         """
-        seen = [self.online(views[name]) for name in ("view1", "view2")]
+        projections = [self.online(views[name]) for name in ("view1", "view2")]
         with torch.no_grad():
             keys = [self.key(views[name]) for name in ("view1", "view2")]
-        levels = [self._pixels(i, seen, keys, views, step) for i in range(len(self.queries))]
-        mean = {name: torch.stack([found[name] for found in levels]).mean() for name in levels[0]}
+        levels = [self._pixels(i, projections, keys, views, step) for i in range(len(self.queries))]
+        mean = {name: torch.stack([level[name] for level in levels]).mean() for name in levels[0]}
         losses = Losses({"pixel": mean.pop("loss")}, metrics=mean)
         if self.cfg.instance is not None:
-            losses.terms["instance"] = self.cfg.instance.weight * self._instance(seen, keys, step)
+            losses.terms["instance"] = self.cfg.instance.weight * self._instance(projections, keys, step)
         return losses
 
     def _pixels(
-        self, i: int, seen: list[Seen], keys: list[Seen], views: dict[str, Tensor], step: Step
+        self, i: int, projections: list[Projections], keys: list[Projections], views: dict[str, Tensor], step: Step
     ) -> dict[str, Tensor]:
         """Return loss and metrics of level i."""
-        cfg, query = self.cfg.pixel, [self.queries[i](s.pixels[i]) for s in seen]
+        cfg, query = self.cfg.pixel, [self.queries[i](s.pixels[i]) for s in projections]
         counts = self.mean_counts(views, step)
         images, pairs, others = (counts[f"{name}{i}"] for name in ("images", "pairs", "others"))
         with torch.autocast(views["place1"].device.type, enabled=False):
@@ -291,9 +291,9 @@ class PixPro(Method):
                 loss = consistency(q1, k2, positive) + consistency(q2, k1, back)
             return {"loss": loss, **watch(q1, k2, positive, pairs, others)}
 
-    def _instance(self, seen: list[Seen], keys: list[Seen], step: Step) -> Tensor:
+    def _instance(self, projections: list[Projections], keys: list[Projections], step: Step) -> Tensor:
         """Compare the views as wholes: the mean over places comes after the heads, which work on maps."""
-        cfg, query = self.cfg.instance, [self.predictor(s.instance) for s in seen]
+        cfg, query = self.cfg.instance, [self.predictor(s.instance) for s in projections]
         with torch.autocast(query[0].device.type, enabled=False):
             z1, z2, k1, k2 = (pooled(x) for x in [*query, *(s.instance for s in keys)])
             if isinstance(cfg, InfoNce):

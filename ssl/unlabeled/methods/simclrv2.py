@@ -202,8 +202,8 @@ class SimCLRv2(Method):
     def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
         """Two views [b, 3, S, S] of this rank's images, in [0, 1] unless `augment.normalize`."""
         train = batch["train"]
-        made = {f"view{i}": self._view(crop, step) for i, crop in enumerate(train.crops, 1)}
-        return made if train.label is None else {**made, "label": train.label}
+        views = {f"view{i}": self._view(crop, step) for i, crop in enumerate(train.crops, 1)}
+        return views if train.label is None else {**views, "label": train.label}
 
     def _view(self, crop: Tensor, step: Step) -> Tensor:
         aug: Augment = self.cfg.augment

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +12,7 @@ from unlabeled.config.card import Card
 from unlabeled.config.recipe import Subset
 from unlabeled.data.sources.base import Objects, Source, digest
 from unlabeled.data.sources.files.reading import reading
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 from unlabeled.ops.random import permutation
 
 
@@ -83,10 +82,9 @@ def read_list(card: Card, name: str, root: str | None = None) -> list[str]:
     Raises UserError for an unknown list, a missing file, or one whose sum differs.
     """
     if name not in card.lists:
-        near = difflib.get_close_matches(name, card.lists, 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        question = did_you_mean(nearest(name, card.lists))
         known = ", ".join(card.lists) or "none"
-        raise UserError(f"data card '{card.name}' has no list '{name}' (it has: {known}).{hint}")
+        raise UserError(f"data card '{card.name}' has no list '{name}' (it has: {known}).{question}")
     entry = card.lists[name]
     path = Path(card.folder(root)) / entry.file
     if not path.is_file():

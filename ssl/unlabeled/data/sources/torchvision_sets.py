@@ -23,7 +23,7 @@ from unlabeled.data.sources.files.mat import read_mat
 from unlabeled.data.sources.files.reading import reading
 from unlabeled.data.sources.folder import class_folder
 from unlabeled.data.sources.labels import class_numbers
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 _CLASS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10", "svhn": "SVHN",
           "fashionmnist": "FashionMNIST"}
@@ -194,7 +194,8 @@ def _idx(path: Path, dimensions: int) -> tuple[Path, np.ndarray]:
 
 def _one_of(part: str, *allowed: str) -> str:
     if part not in allowed:
-        raise UserError(f"torchvision has no part '{part}' of this set; allowed: {', '.join(allowed)}")
+        raise UserError(f"torchvision has no part '{part}' of this set (it has: {', '.join(allowed)})."
+                        f"{did_you_mean(nearest(part, allowed))}")
     return part
 
 

@@ -13,6 +13,11 @@ import numpy as np
 from unlabeled.data.sources.base import Objects
 from unlabeled.errors import UserError
 from unlabeled.evaluation.vectors.scores import Score
+from unlabeled.ops.boxes import Edges
+
+# the axes of pycocotools' arrays: IoU thresholds in percent, and sizes of objects
+_OVERLAPS = range(50, 100, 5)
+_SIZES = ("all", "small", "medium", "large")
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,13 @@ def average_precision(truth: Mapping[int, Objects], found: Mapping[int, Detectio
     scores: dict[str, Score] = {}
     for kind, prefix in (("bbox", ""), *([("segm", "mask ")] if masks else [])):
         precision = _precision(kind, truth, found, len(classes), recall_levels)
-        by_class = {name: _mean(precision[:, :, k, 0]) for k, name in enumerate(classes)}
-        sizes = {f"AP {size}": _mean(precision[..., 1 + i]) for i, size in enumerate(("small", "medium", "large"))}
+        whole = precision[..., _SIZES.index("all")]
+        by_class = {name: _mean(whole[:, :, k]) for k, name in enumerate(classes)}
+        sizes = {f"AP {size}": _mean(precision[..., _SIZES.index(size)]) for size in ("small", "medium", "large")}
         known = {name: round(value, 2) for name, value in sizes.items() if value is not None}
-        scores[f"{prefix}AP"] = Score(_mean(precision[..., 0]) or 0.0, details={**known, "by_class": by_class})
-        scores[f"{prefix}AP50"] = Score(_mean(precision[0, ..., 0]) or 0.0)
-        scores[f"{prefix}AP75"] = Score(_mean(precision[5, ..., 0]) or 0.0)
+        scores[f"{prefix}AP"] = Score(_mean(whole) or 0.0, details={**known, "by_class": by_class})
+        scores[f"{prefix}AP50"] = Score(_mean(whole[_OVERLAPS.index(50)]) or 0.0)
+        scores[f"{prefix}AP75"] = Score(_mean(whole[_OVERLAPS.index(75)]) or 0.0)
     return scores
 
 
@@ -128,17 +134,18 @@ def _detected(found: Detections, kind: str) -> list[dict[str, Any]]:
 
     rows = []
     for i in range(len(found.kinds)):
-        box = _sides(found.boxes[i])
+        left, top, width, height = _sides(found.boxes[i])
         shape = found.masks[i] if kind == "segm" and found.masks is not None else None
-        area = box[2] * box[3] if shape is None else float(mask.area(shape))
-        rows.append({"category_id": int(found.kinds[i]) + 1, "bbox": box, "area": area, "iscrowd": 0,
-                     "score": float(found.scores[i]), "segmentation": shape})
+        area = width * height if shape is None else float(mask.area(shape))
+        rows.append({"category_id": int(found.kinds[i]) + 1, "bbox": [left, top, width, height],
+                     "area": area, "iscrowd": 0, "score": float(found.scores[i]), "segmentation": shape})
     return rows
 
 
 def _sides(box: np.ndarray) -> list[float]:
-    left, top, right, bottom = (float(x) for x in box)
-    return [left, top, right - left, bottom - top]
+    """Return left, top, width and height of a box [4], as COCO writes them."""
+    edge = Edges(*(float(x) for x in box))
+    return [edge.left, edge.top, edge.right - edge.left, edge.bottom - edge.top]
 
 
 def _mean(precision: np.ndarray) -> float | None:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from unlabeled.config.marks import Mark, marked
 from unlabeled.config.protocols.detection import Detection
 from unlabeled.config.recipe import Train
 from unlabeled.data.detection_batches import DetectionBatch, TrainMaker
@@ -32,9 +33,6 @@ from unlabeled.ops.norms import norm_parameters, tracking_batchnorms
 _WARMUP_FROM = 1e-3  # of the learning rate
 _LOG_EVERY = 20
 _KEEP = 2
-# what may change between a start and its resume without changing what is learned
-_FREE = ("batch", "workers", "root", "checkpoint_every", "max_corrupt", "random_init", "size", "test", "test_images",
-         "recall_levels")
 
 
 def learning_rate(update: int, cfg: Detection) -> float:
@@ -70,7 +68,8 @@ class _Training:
     def __init__(self, model: nn.Module, cfg: Detection, maker: TrainMaker, folder: RunFolder, origin: str,
                  accelerator: Accelerator) -> None:
         self.cfg, self.maker, self.folder, self.device = cfg, maker, folder, accelerator.device
-        self.about = json.dumps({"origin": origin, **cfg.model_dump(mode="json", exclude=set(_FREE))})
+        unlearned = set(marked(Detection, Mark.FREE, Mark.SCORING))
+        self.about = json.dumps({"origin": origin, **cfg.model_dump(mode="json", exclude=unlearned)})
         source = maker.source
         pixels = {"levels": source.pixels.levels and list(source.pixels.levels), "upright": source.pixels.upright}
         self.data = {**source.fingerprint(), "pixels": pixels} if rank() == 0 else {}

@@ -25,6 +25,7 @@ from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.dense.networks import Network, Whole
 from unlabeled.evaluation.setup import find_card, own_levels, pick_device, pick_export, scored_split
+from unlabeled.ops.boxes import CropBox
 from unlabeled.ops.cells import centres, coordinates, distances
 from unlabeled.ops.machine.files import refuse_unwritable
 from unlabeled.ops.measures.health import thin
@@ -38,7 +39,7 @@ _ROUNDING = 1e-5  # of float32 maps, at unit length
 
 @dataclass(frozen=True)
 class Seen:
-    """One image, whole and in views: crops uint8 [3, S, S], boxes [7] (see `data.batch.Batch`), maps [C, h, w]."""
+    """One image, whole and in views: crops uint8 [3, S, S], boxes [7] (see `ops.boxes`), maps [C, h, w]."""
 
     index: int
     crops: list[Tensor]
@@ -167,14 +168,13 @@ def pair_of(image: Seen, source: Source, colours: Colours, threshold: float, pix
     places = coordinates(torch.stack(image.boxes))
     positive = distances(places[1:2], places[2:3], (high, wide))[0] < threshold
     spot = centres(places[1:2], (high, wide))[0, row * wide + column]
-    flipped = [", flipped" if box[6] > 0 else "" for box in image.boxes]
-    titles = ["image", f"view 1{flipped[1]}", f"view 2{flipped[2]}"]
+    _, *views = (CropBox(*box.tolist()) for box in image.boxes)
+    titles = ["image", *(f"view {number}{', flipped' if box.flipped else ''}" for number, box in enumerate(views, 1))]
     shown = [source.image(image.index), *(crop.permute(1, 2, 0).numpy() for crop in image.crops[1:])]
     panels = [Panel(title, pixels, colours(each), similarity(image.maps[1][:, row, column], each), _inside(spot, place))
               for title, pixels, each, place in zip(titles, shown, image.maps, places, strict=True)]
-    boxes = []
-    for top, left, height, width, tall, across, _ in (box.tolist() for box in image.boxes[1:]):
-        boxes.append((left / across, top / tall, width / across, height / tall))
+    boxes = [(box.left / box.image_width, box.top / box.image_height, box.width / box.image_width,
+              box.height / box.image_height) for box in views]
     return panels, boxes, positive.numpy()
 
 
@@ -185,5 +185,6 @@ def similarity(cell: Tensor, cells: Tensor) -> np.ndarray:
 
 def _inside(spot: Tensor, place: Tensor) -> tuple[float, float] | None:
     """Return a place (x, y) of the image as shares of a view with coordinates [4]; None if it lies outside."""
-    x, y = ((spot - place[:2]) / (place[2:] - place[:2])).tolist()
+    start, end = place.chunk(2)
+    x, y = ((spot - start) / (end - start)).tolist()
     return (x, y) if 0 <= x <= 1 and 0 <= y <= 1 else None

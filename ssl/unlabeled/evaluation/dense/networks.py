@@ -24,6 +24,7 @@ from unlabeled.evaluation.cautions import cautions
 from unlabeled.evaluation.setup import find_card, open_train, pick_export, scored_split
 from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.methods.base import Input
+from unlabeled.ops.boxes import crop_boxes
 from unlabeled.report.report import Number, Report, Split
 
 
@@ -84,7 +85,7 @@ def open_masked(cfg: Dense, restored: Restored) -> MaskedSplits:
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole image, resized to a square whatever its shape; parameters are boxes [n, 7] (see `data.batch.Batch`)."""
+    """The whole image, resized to a square whatever its shape; parameters are boxes [n, 7] (see `ops.boxes`)."""
 
     size: int
     draws: ClassVar[int] = 0
@@ -93,8 +94,7 @@ class Whole:
     def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Turn image sizes [n, 2] into boxes [n, 7]; `uniforms` [n, 0] is not looked at."""
         sizes = sizes.astype(np.float64)
-        none = np.zeros((len(sizes), 1))
-        return np.concatenate([none, none, sizes, sizes, none], 1)
+        return crop_boxes(np.zeros_like(sizes), sizes, sizes, np.zeros(len(sizes)))
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Resize one uint8 image [H, W, 3] to uint8 [3, size, size]."""

@@ -29,6 +29,7 @@ from unlabeled.evaluation.dense.segmentation import class_iou, confusion, consta
 from unlabeled.evaluation.setup import count_twins, pick_export
 from unlabeled.evaluation.vectors.linear import Probe, descend
 from unlabeled.evaluation.vectors.scores import Score
+from unlabeled.ops.boxes import crop_columns
 from unlabeled.ops.distributed import rank, sum_over_ranks, world
 from unlabeled.ops.precision import full_precision
 from unlabeled.ops.random import generator, permutation
@@ -106,8 +107,9 @@ def read(cfg: SegmentationLinear, network: Network, source: Source, device: torc
             yield torch.empty(0, *network.shape, device=device), [], part.corrupt
             continue
         assert part.boxes[0] is not None
-        places = zip(part.index.tolist(), part.boxes[0][:, 4:6].int().tolist(), strict=True)
-        masks = [torch.from_numpy(read_mask(source, index, *size)) for index, size in places]
+        box = crop_columns(part.boxes[0].int())
+        sizes = zip(part.index.tolist(), box.image_height.tolist(), box.image_width.tolist(), strict=True)
+        masks = [torch.from_numpy(read_mask(source, *size)) for size in sizes]
         yield network(part.crops[0].to(device, non_blocking=True)), masks, part.corrupt
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from unlabeled.data.sources.base import Objects, Source
 from unlabeled.errors import UserError
+from unlabeled.ops.boxes import Edges
 
 _SMALLEST = 1e-5  # side of a box, pixels; smaller ones are no boxes (detectron2's threshold)
 _Named = TypeVar("_Named", bound=Hashable)
@@ -28,7 +29,7 @@ class Found:
     difficult: list[bool] = field(default_factory=list)
     shapes: list[Any] = field(default_factory=list)
 
-    def add(self, box: Sequence[float], kind: int, area: float | None = None, *, crowd: bool = False,
+    def add(self, box: Edges[float], kind: int, area: float | None = None, *, crowd: bool = False,
             difficult: bool = False, shape: Any = None) -> bool:
         """Add an object, its box cut at the image's border; return whether anything was left of it.
 

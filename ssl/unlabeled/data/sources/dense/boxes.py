@@ -16,6 +16,7 @@ from unlabeled.data.sources.base import Names, Objects, Source, digest
 from unlabeled.data.sources.dense.annotations import Found, read_names, stated_size, twice
 from unlabeled.data.sources.folder import FolderSource
 from unlabeled.errors import UserError
+from unlabeled.ops.boxes import Edges
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -131,7 +132,7 @@ def _read_voc(card: str, folder: Path, year: str, name: str, numbers: dict[str, 
             difficult = (each.findtext("difficult") or "0").strip()
             if difficult not in ("0", "1"):
                 raise ValueError(f"difficult is '{difficult:.60}'; allowed: 0, 1")
-            lost += not found.add([left - 1, top - 1, right, bottom], numbers[kind], difficult=difficult == "1")
+            lost += not found.add(Edges(left - 1, top - 1, right, bottom), numbers[kind], difficult=difficult == "1")
     except OSError as error:
         raise UserError(f"data card '{card}': annotation {path} cannot be read: {error.strerror or error}") from error
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:

@@ -14,6 +14,7 @@ from unlabeled.data.sources.dense.annotations import Found, stated_size, twice
 from unlabeled.data.sources.dense.boxes import BoxedFolder
 from unlabeled.data.sources.files.reading import reading
 from unlabeled.errors import UserError
+from unlabeled.ops.boxes import Edges
 
 _Id = int | str
 _LARGEST = 1e12  # area, square pixels
@@ -140,11 +141,11 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _edges(box: Any) -> list[float]:
+def _edges(box: Any) -> Edges[float]:
     if not isinstance(box, list) or len(box) != 4 or not all(_number(edge) for edge in box):
         raise ValueError(f"the bbox {box!r}, which should be [left, top, width, height]")
     left, top, width, height = box
-    return [left, top, left + width, top + height]
+    return Edges(left, top, left + width, top + height)
 
 
 def _area(value: Any) -> float | None:

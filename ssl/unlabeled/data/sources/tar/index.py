@@ -77,14 +77,14 @@ def make_index(tar: Path, label: str | None) -> TarIndex:
         except Truncated as error:
             raise UserError(f"shard {tar} is truncated at byte {len(data)}: {error}; copy it again") from error
         fields = sorted({field for sample in samples for field in sample})
-        table = np.full((len(samples), len(fields), 2), -1, np.int64)
+        offsets, sizes = (np.full((len(samples), len(fields)), -1, np.int64) for _ in range(2))
         for column, field in enumerate(fields):
             for row, sample in enumerate(samples):
                 if field in sample:
-                    table[row, column] = sample[field]
+                    offsets[row, column], sizes[row, column] = sample[field]
         labels = None if label is None else np.array(
             [_label(data, sample, label, tar, key) for key, sample in zip(keys, samples, strict=True)], np.int64)
-    return TarIndex(Names(keys), fields, table[..., 0].copy(), table[..., 1].copy(), labels)
+    return TarIndex(Names(keys), fields, offsets, sizes, labels)
 
 
 class _Mapped:
