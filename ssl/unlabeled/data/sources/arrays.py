@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card, Digits
-from unlabeled.data.sources.base import FORGIVEN, CorruptSample, FileArray, Source, spread
+from unlabeled.data.sources.base import FORGIVEN, CorruptSample, FileArray, Source
 from unlabeled.data.sources.files.levels import Levels, eight_bits
 from unlabeled.data.sources.files.reading import reading
+from unlabeled.data.sources.fingerprint import spread
 from unlabeled.data.sources.labels import class_numbers
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from unlabeled.config.card import Card
-from unlabeled.data.sources.base import CorruptSample, Names, Source, spread, unreadable
+from unlabeled.data.sources.base import CorruptSample, Source, unreadable
 from unlabeled.data.sources.decode import decode
 from unlabeled.data.sources.files.listing import class_names, scan
+from unlabeled.data.sources.fingerprint import Names, spread
 from unlabeled.errors import UserError
 
 _MEASURED = 10_000  # files whose sizes are part of the fingerprint: on a network disk each may take a millisecond

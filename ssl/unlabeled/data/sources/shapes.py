@@ -13,8 +13,9 @@ from enum import IntEnum
 import numpy as np
 
 from unlabeled.config.card import Card, Shapes
-from unlabeled.data.sources.base import Objects, Source
+from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.shape_kinds import KINDS
+from unlabeled.data.sources.truth import Objects
 from unlabeled.ops.boxes import Edges
 from unlabeled.ops.random import uniforms
 

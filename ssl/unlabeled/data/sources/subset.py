@@ -10,8 +10,10 @@ import numpy as np
 
 from unlabeled.config.card import Card
 from unlabeled.config.recipe import Subset
-from unlabeled.data.sources.base import Objects, Source, digest
+from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.files.reading import reading
+from unlabeled.data.sources.fingerprint import digest
+from unlabeled.data.sources.truth import Objects
 from unlabeled.errors import UserError, did_you_mean, nearest
 from unlabeled.ops.random import permutation
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unlabeled.data.sources.base import Objects
+from unlabeled.data.sources.truth import Objects
 from unlabeled.errors import UserError
 from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.ops.boxes import Edges

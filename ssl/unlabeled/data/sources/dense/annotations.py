@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unlabeled.data.sources.base import Objects, Source
+from unlabeled.data.sources.base import Source
+from unlabeled.data.sources.truth import Objects
 from unlabeled.errors import UserError
 from unlabeled.ops.boxes import Edges
 

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card
-from unlabeled.data.sources.base import Names, Objects, Source, digest
+from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.dense.annotations import Found, read_names, stated_size, twice
+from unlabeled.data.sources.fingerprint import Names, digest
 from unlabeled.data.sources.folder import FolderSource
+from unlabeled.data.sources.truth import Objects
 from unlabeled.errors import UserError
 from unlabeled.ops.boxes import Edges
 

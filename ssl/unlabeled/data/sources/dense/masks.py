@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from unlabeled.config.card import Card, VocMasks
-from unlabeled.data.sources.base import Names, Source
+from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.decode import decode_numbers
 from unlabeled.data.sources.dense.annotations import read_names, refuse_size
+from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.folder import FolderSource
 from unlabeled.errors import UserError
 

@@ -11,8 +11,8 @@ from typing import IO
 
 import numpy as np
 
-from unlabeled.data.sources.base import Names
 from unlabeled.data.sources.files.kept import keep, places
+from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.labels import read_label
 from unlabeled.data.sources.tar.members import Truncated, files, grouped, no_target, place, split
 from unlabeled.errors import UserError

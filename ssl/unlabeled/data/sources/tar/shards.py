@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card, Shards
-from unlabeled.data.sources.base import CorruptSample, Names, Source, unreadable
+from unlabeled.data.sources.base import CorruptSample, Source, unreadable
 from unlabeled.data.sources.decode import decode
+from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.tar.index import TarIndex, load_index
 from unlabeled.errors import UserError
 
