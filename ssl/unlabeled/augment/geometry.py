@@ -42,12 +42,12 @@ class RandomResizedCrop:
         height, width = _candidates(uniforms[:, : 2 * _TRIES], sizes, self.area, self.aspect)
         fits = (width > 0) & (width <= sizes[:, 1:]) & (height > 0) & (height <= sizes[:, :1])
         first = fits.argmax(1)[:, None]
-        found = fits.any(axis=1, keepdims=True)
+        fitting = fits.any(axis=1, keepdims=True)
         extent = np.concatenate([np.take_along_axis(height, first, 1), np.take_along_axis(width, first, 1)], 1)
         place = np.floor(uniforms[:, 2 * _TRIES : 2 * _TRIES + 2] * (sizes - extent + 1))
         central = _largest(sizes, self.aspect)
-        extent = np.where(found, extent, central)
-        place = np.where(found, place, (sizes - central) // 2)
+        extent = np.where(fitting, extent, central)
+        place = np.where(fitting, place, (sizes - central) // 2)
         return crop_boxes(place, extent, sizes, uniforms[:, -1] < self.flip)
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:

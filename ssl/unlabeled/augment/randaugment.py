@@ -53,10 +53,10 @@ def apply(x: Tensor, drawn: RandAugment) -> Tensor:
     x = x.clone(memory_format=torch.contiguous_format)
     for which, amount in zip(drawn.operation.unbind(1), drawn.amount.unbind(1), strict=True):
         for index, operation in enumerate(OPERATIONS.values()):
-            chosen = (which == index).nonzero().squeeze(1)
-            if len(chosen):
-                rows = to_device(chosen, x.device)
-                x.index_copy_(0, rows, operation(x.index_select(0, rows), amount[chosen]))
+            samples = (which == index).nonzero().squeeze(1)
+            if len(samples):
+                rows = to_device(samples, x.device)
+                x.index_copy_(0, rows, operation(x.index_select(0, rows), amount[samples]))
     return _fill_square(x, drawn.square)
 
 

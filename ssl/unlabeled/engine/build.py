@@ -46,10 +46,10 @@ def train_streams(
 
 def make_info(recipe: Recipe, opened: dict[str, OpenStream]) -> Info:
     """Collect what the method may know of the run."""
-    chosen = method_class(recipe)
-    clock = opened[chosen.clock]
+    kind = method_class(recipe)
+    clock = opened[kind.clock]
     # the classes are those of the labels that are read
-    labelled = [opened[name] for name, stream in chosen.streams(recipe.method).items() if stream.labels]
+    labelled = [opened[name] for name, stream in kind.streams(recipe.method).items() if stream.labels]
     streams = {}
     for name, stream in opened.items():
         labels = stream.source.labels

@@ -68,15 +68,15 @@ def run(name: str, cfg: Detection, restored: Restored, run: Path, device: torch.
         folder = restored.run / "eval" / (name if trained else f"{name}-random-init")
         origin = f"{kind}: {export}, update {restored.update}"
         unreadable = sorted(set(train_detector(model, cfg, splits.train, folder, origin)))
-        found, corrupt = detect(model, cfg, splits.test, device)
+        detections, corrupt = detect(model, cfg, splits.test, device)
         if rank() == 0:
-            scores[kind] = score(splits, found, cfg)
+            scores[kind] = score(splits, detections, cfg)
     if rank() != 0:
         return None
     counts = (Split(splits.train.split, len(splits.train.with_objects()), 0, len(unreadable), unreadable),
-              Split(splits.test.split, len(found), 0, len(corrupt), corrupt))
+              Split(splits.test.split, len(detections), 0, len(corrupt), corrupt))
     chance = dict.fromkeys(scores["network"], 0.0)  # of boxes drawn at random hardly any is right
-    shared = count_twins(splits.card, splits.train, splits.test, len(found))
+    shared = count_twins(splits.card, splits.train, splits.test, len(detections))
     return dense_report(name, cfg, restored, export, splits.card, counts, scores, chance, measure="average precision",
                         classes=len(splits.names), shared=shared)
 
@@ -108,32 +108,32 @@ def detect(model: nn.Module, cfg: Detection, source: Source, device: torch.devic
     are too many of them.
     """
     model.eval()
-    found: dict[int, Detections] = {}
+    detections: dict[int, Detections] = {}
     corrupt: list[str] = []
     tested = Part(source, np.arange(min(cfg.test_images or len(source), len(source))))
     units = own_units(len(tested), rank(), world(), cfg.batch)
     with full_precision(device):
-        for made in batches(WholeMaker(tested), units, cfg.workers):
-            corrupt += made.corrupt
-            images = [image.to(device).float() / 255 for image in made.images]
+        for batch in batches(WholeMaker(tested), units, cfg.workers):
+            corrupt += batch.corrupt
+            images = [image.to(device).float() / 255 for image in batch.images]
             if images:
-                for index, output in zip(made.index, model(images), strict=True):
-                    found[index] = _read(output)
+                for index, output in zip(batch.index, model(images), strict=True):
+                    detections[index] = _read(output)
     model.train()
     if world() > 1:
         parts: list[dict[int, Detections]] = [{} for _ in range(world())]
-        dist.gather_object(found, parts if rank() == 0 else None)
+        dist.gather_object(detections, parts if rank() == 0 else None)
         if rank() == 0:
-            found = {index: each for part in parts for index, each in part.items()}
+            detections = {index: each for part in parts for index, each in part.items()}
     corrupt = gather_names(corrupt)
     refuse_corrupt(tested, corrupt, cfg.max_corrupt)
-    return found, corrupt
+    return detections, corrupt
 
 
-def score(splits: BoxedSplits, found: Mapping[int, Detections], cfg: Detection) -> dict[str, Score]:
+def score(splits: BoxedSplits, detections: Mapping[int, Detections], cfg: Detection) -> dict[str, Score]:
     """Return the average precisions of detections on the test images."""
-    truth = {index: splits.test.objects(index, masks=cfg.masks) for index in found}
-    return average_precision(truth, found, splits.names, masks=cfg.masks, recall_levels=cfg.recall_levels)
+    truth = {index: splits.test.objects(index, masks=cfg.masks) for index in detections}
+    return average_precision(truth, detections, splits.names, masks=cfg.masks, recall_levels=cfg.recall_levels)
 
 
 def _read(output: dict[str, Tensor]) -> Detections:

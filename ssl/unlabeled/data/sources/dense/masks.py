@@ -102,12 +102,12 @@ def open_cityscapes(card: Card, split: str, root: str | None) -> Source:
     folder, part = card.folder(root), card.splits[split].path or split
     images = folder / "leftImg8bit" / part
     ending = "_leftImg8bit.png"
-    found = sorted(path.relative_to(images).as_posix() for path in images.glob(f"*/*{ending}"))
-    if not found:
+    names = sorted(path.relative_to(images).as_posix() for path in images.glob(f"*/*{ending}"))
+    if not names:
         raise UserError(f"data card '{card.name}', split '{split}': no files {images}/CITY/*{ending}; give the folder "
                         "that holds leftImg8bit and gtFine with root=FOLDER")
     paths = [(f"leftImg8bit/{part}/{name}", f"gtFine/{part}/{name.removesuffix(ending)}_gtFine_labelIds.png")
-             for name in found]
+             for name in names]
     places = {number: place for place, number in enumerate(CITYSCAPES)}
     numbers = {n: places.get(n, IGNORED) for n in (*range(_CITYSCAPES_IDS), IGNORED)}
     return MaskedFolder(card.name, split, folder, paths, list(CITYSCAPES.values()), numbers)

@@ -134,11 +134,11 @@ def _label(data: mmap.mmap, sample: dict[str, tuple[int, int]], rule: str, tar: 
 
 def _read(place: Path, stamp: str) -> TarIndex | None:
     try:
-        with np.load(place, allow_pickle=False) as saved:
-            if str(saved["stamp"]) != stamp:
+        with np.load(place, allow_pickle=False) as archive:
+            if str(archive["stamp"]) != stamp:
                 return None
-            return TarIndex(Names.from_buffers(saved["keys"].tobytes(), saved["ends"]), list(saved["fields"]),
-                            saved["offsets"], saved["sizes"], saved.get("labels"))
+            return TarIndex(Names.from_buffers(archive["keys"].tobytes(), archive["ends"]), list(archive["fields"]),
+                            archive["offsets"], archive["sizes"], archive.get("labels"))
     except Exception:  # missing, or damaged, for which NumPy raises almost anything: the headers are read again
         return None
 
