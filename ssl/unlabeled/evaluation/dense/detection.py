@@ -16,7 +16,6 @@ from unlabeled.config.protocols.detection import Detection
 from unlabeled.data.detection_batches import WholeMaker
 from unlabeled.data.loader import batches, own_units
 from unlabeled.data.sources.base import Source
-from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.subset import Part
 from unlabeled.engine.exports.networks import open_residuals
 from unlabeled.engine.features import gather_names, refuse_corrupt
@@ -26,8 +25,8 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.dense.average_precision import Detections, average_precision, encode, require_pycocotools
 from unlabeled.evaluation.dense.detection_network import build_detector
 from unlabeled.evaluation.dense.detection_train import train_detector
-from unlabeled.evaluation.dense.networks import dense_report
-from unlabeled.evaluation.setup import count_twins, find_card, open_train, pick_export, scored_split
+from unlabeled.evaluation.dense.networks import dense_report, open_both
+from unlabeled.evaluation.setup import count_twins, pick_export
 from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.ops.distributed import rank, world
 from unlabeled.ops.precision import full_precision
@@ -83,12 +82,7 @@ def run(name: str, cfg: Detection, restored: Restored, run: Path, device: torch.
 
 def open_boxed(cfg: Detection, restored: Restored) -> BoxedSplits:
     """Open train and test of a protocol's card, its own or the run's. Raises UserError if it has no boxes."""
-    card, root, own = find_card(cfg.card, cfg.root, restored)
-    train = open_train(cfg.train, card, root, own)
-    if train.object_classes is None:
-        raise UserError(f"data card '{card.name}' has no boxes; choose one that has, such as card=shapes96, or "
-                        "card=coco root=FOLDER")
-    test = open_source(card, scored_split(cfg.test, card), root)
+    card, train, test = open_both(cfg, restored, "boxes", "coco")
     for source in (train, test):
         if cfg.masks and not source.has_shapes:
             raise UserError(f"data card '{card.name}' has boxes but no masks of objects ({source.lacks_shape}); use "
@@ -96,6 +90,7 @@ def open_boxed(cfg: Detection, restored: Restored) -> BoxedSplits:
     if train.object_classes != test.object_classes:
         raise UserError(f"data card '{card.name}': splits '{train.split}' and '{test.split}' have different classes; "
                         "name them in the card with 'classes'")
+    assert train.object_classes is not None
     return BoxedSplits(card, train, test, train.object_classes)
 
 
