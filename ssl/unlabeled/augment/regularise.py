@@ -32,12 +32,12 @@ def each(images: Tensor, transform: Image, generator: torch.Generator, rank: int
     """
     n = len(images)
     seeds = torch.randint(2**62, (n * world,), generator=generator)[rank * n : (rank + 1) * n]
-    results = []
+    made = []
     with torch.random.fork_rng(devices=[]):
         for image, seed in zip(images, seeds.tolist(), strict=True):
             torch.default_generator.manual_seed(seed)  # torchvision draws from it, on GPUs too
-            results.append(transform(image))
-    return torch.stack(results)
+            made.append(transform(image))
+    return torch.stack(made)
 
 
 def mix(images: Tensor, target: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
