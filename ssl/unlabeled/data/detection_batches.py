@@ -59,10 +59,10 @@ class TrainMaker:
         epoch, positions = unit
         batch = DetectionBatch()
         draws = uniforms(positions, 2, self.seed, _STREAM, "views", epoch)
-        for place, position, draw in zip(self.order.indices(epoch, positions), positions, draws, strict=True):
+        for place, position, (size, flip) in zip(self.order.indices(epoch, positions), positions, draws, strict=True):
             index, image = self._read(int(place), epoch, int(position), batch.corrupt)
-            side = self.sizes[int(draw[0] * len(self.sizes))]
-            resized, target = self._view(index, image, side, flip=draw[1] < 0.5)
+            side = self.sizes[int(size * len(self.sizes))]
+            resized, target = self._view(index, image, side, flip=flip < 0.5)
             batch.images.append(resized)
             batch.targets.append(target)
             batch.index.append(index)
