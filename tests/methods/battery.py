@@ -40,7 +40,7 @@ class History:
     late: tuple[float, State]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def history(case: Case) -> History:
     """Train a case."""
     tiny = tiny_run(case.read())
