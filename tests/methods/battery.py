@@ -131,7 +131,7 @@ def statistics_of_every_copy_move(case: Case) -> None:
     states = history(case).states
     moved = set(differing(states[0], states[UPDATES // 2]))
     alive = {name.partition(".")[0] for name in moved if not _is_statistic(name)}
-    for name in states[0].keys() - moved:
+    for name in sorted(states[0].keys() - moved):
         still = _is_statistic(name) and name.partition(".")[0] in alive
         assert not still, f"{name} is what it was before {UPDATES // 2} updates"
 

@@ -92,7 +92,8 @@ class _Walk:
             held = [(f".{name}", cell.cell_contents) for name, cell in cells if _filled(cell)]
             return [*held, (".defaults", value.__defaults__), *_attributes(value)] if self._own(value) else []
         if isinstance(value, types.GeneratorType):
-            return [(".line", value.gi_frame and value.gi_frame.f_lasti)]
+            frame = value.gi_frame
+            return [(".line", frame.f_lasti), *((f".{name}", x) for name, x in frame.f_locals.items())] if frame else []
         if isinstance(value, type):
             return _attributes(value) if self._own(value) else []
         return _attributes(value)
