@@ -126,14 +126,16 @@ def forward_changes_only_batchnorm_statistics(case: Case) -> None:
     assert not odd, f"forward changed {odd}"
 
 
-def statistics_of_every_copy_move(case: Case) -> None:
-    """A network that training moves has BatchNorm statistics that it moves: the averaged copy's too."""
-    states = history(case).states
-    moved = set(differing(states[0], states[UPDATES // 2]))
-    alive = {name.partition(".")[0] for name in moved if not _is_statistic(name)}
-    for name in sorted(states[0].keys() - moved):
-        still = _is_statistic(name) and name.partition(".")[0] in alive
-        assert not still, f"{name} is what it was before {UPDATES // 2} updates"
+def every_copy_moves(case: Case) -> None:
+    """A network that training moves has weights and BatchNorm statistics that it moves: the averaged copy's too."""
+    tiny, states = tiny_run(case.read()), history(case).states
+    moved = {name for name in differing(states[0], states[UPDATES // 2]) if states[0][name].is_floating_point()}
+    weights = {name for name, _ in tiny.updater.method.named_parameters()}
+    for part in sorted({name.partition(".")[0] for name in moved}):
+        inside = [name for name in states[0] if name.partition(".")[0] == part]
+        still = [name for name in inside if _is_statistic(name) and name not in moved]
+        assert not still, f"{still[0]} is what it was before {UPDATES // 2} updates"
+        assert weights.isdisjoint(inside) or weights & moved.intersection(inside), f"no weight of {part} moves"
 
 
 def _is_statistic(name: str) -> bool:
@@ -270,7 +272,7 @@ RULES = (
     every_view_matters,
     views_are_no_state,
     forward_changes_only_batchnorm_statistics,
-    statistics_of_every_copy_move,
+    every_copy_moves,
     everything_that_training_changes_is_in_the_state,
     three_and_three_updates_are_six_bit_for_bit,
     a_nonfinite_update_is_dropped_and_leaves_no_trace,

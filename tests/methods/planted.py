@@ -77,6 +77,13 @@ class StillStatistics(Toy):
         return self
 
 
+class StillWeights(Toy):
+    """The copy is never averaged, though its BatchNorm moves."""
+
+    def after_step(self, step: Step, carry: dict[str, Tensor]) -> dict[str, float]:
+        return {}
+
+
 class CountsInPython(Toy):
     """A counter acts after 100 updates."""
 

@@ -14,7 +14,8 @@ Rule = Callable[[Case], None]
 RULES = (*battery.RULES, accumulation_is_exact_or_refused, *battery_processes.RULES)
 
 PLANTED: dict[str, tuple[Rule, str]] = {
-    "StillStatistics": (battery.statistics_of_every_copy_move, r"teacher.2.running_mean is what it was"),
+    "StillStatistics": (battery.every_copy_moves, r"teacher.2.running_mean is what it was"),
+    "StillWeights": (battery.every_copy_moves, r"no weight of teacher moves"),
     "CountsInPython": (battery.everything_that_training_changes_is_in_the_state, r"'method..done'"),
     "CountsInFile": (battery.everything_that_training_changes_is_in_the_state, r"planted._calls\['after_step'\]"),
     "KeepsGenerator": (battery.everything_that_training_changes_is_in_the_state, r"'method..random'"),
