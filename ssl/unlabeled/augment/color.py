@@ -128,14 +128,14 @@ def apply_to(x: Tensor, active: Tensor, operation: Callable[[Tensor], Tensor], i
 
     As all functions here: with `inplace` x may be overwritten, without it is not; where nothing changes, x is returned.
     """
-    chosen = active.nonzero().squeeze(1)
-    if len(chosen) == 0:
+    rows = active.nonzero().squeeze(1)
+    if len(rows) == 0:
         return x
-    if len(chosen) == len(x):
+    if len(rows) == len(x):
         return operation(x).contiguous()
     out = x if inplace else x.clone()
-    chosen = to_device(chosen, x.device)
-    return out.index_copy_(0, chosen, operation(out.index_select(0, chosen)))
+    rows = to_device(rows, x.device)
+    return out.index_copy_(0, rows, operation(out.index_select(0, rows)))
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -39,16 +39,18 @@ class RandomResizedCrop:
         place, else the largest central crop of an allowed aspect. The last uniform number decides the flip.
         """
         sizes = sizes.astype(np.float64)
-        height, width = _candidates(uniforms[:, : 2 * _TRIES], sizes, self.area, self.aspect)
-        fits = (width > 0) & (width <= sizes[:, 1:]) & (height > 0) & (height <= sizes[:, :1])
+        tries, offset, flip = np.split(uniforms, [2 * _TRIES, 2 * _TRIES + 2], 1)
+        height, width = _candidates(tries, sizes, self.area, self.aspect)
+        image_height, image_width = np.split(sizes, 2, 1)
+        fits = (width > 0) & (width <= image_width) & (height > 0) & (height <= image_height)
         first = fits.argmax(1)[:, None]
-        found = fits.any(axis=1, keepdims=True)
+        fitting = fits.any(axis=1, keepdims=True)
         extent = np.concatenate([np.take_along_axis(height, first, 1), np.take_along_axis(width, first, 1)], 1)
-        place = np.floor(uniforms[:, 2 * _TRIES : 2 * _TRIES + 2] * (sizes - extent + 1))
+        place = np.floor(offset * (sizes - extent + 1))
         central = _largest(sizes, self.aspect)
-        extent = np.where(found, extent, central)
-        place = np.where(found, place, (sizes - central) // 2)
-        return crop_boxes(place, extent, sizes, uniforms[:, -1] < self.flip)
+        extent = np.where(fitting, extent, central)
+        place = np.where(fitting, place, (sizes - central) // 2)
+        return crop_boxes(place, extent, sizes, flip[:, 0] < self.flip)
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
@@ -165,7 +167,7 @@ def _candidates(
 
 def _largest(sizes: np.ndarray, aspect: tuple[float, float]) -> np.ndarray:
     """Return height and width [n, 2] of the largest crops of images [n, 2] whose aspect is allowed."""
-    height, width = sizes[:, 0], sizes[:, 1]
+    height, width = sizes.T
     ratio = width / height
     tall = np.where(ratio < aspect[0], np.rint(width / aspect[0]), height)
     wide = np.where(ratio > aspect[1], np.rint(height * aspect[1]), width)

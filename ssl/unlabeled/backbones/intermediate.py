@@ -34,21 +34,21 @@ def outputs(backbone: nn.Module, wanted: Sequence[str], x: Tensor, *, whole: boo
     whole: run to the end and return the backbone's own output too, as "". Raises UserError if a module is not called or
     gives no tensor.
     """
-    found: dict[str, object] = {}
+    tensors: dict[str, object] = {}
 
     def keep(name: str, module: nn.Module, inputs: object, output: object) -> None:
-        found[name] = output
-        if not whole and len(found) == len(set(wanted)):
+        tensors[name] = output
+        if not whole and len(tensors) == len(set(wanted)):
             raise _Complete
 
     handles = [backbone.get_submodule(name).register_forward_hook(partial(keep, name)) for name in set(wanted)]
     try:
         with _without_recomputing(backbone), suppress(_Complete):
-            found[""] = backbone.forward(x)  # not the call: a compiled network would not stop inside
+            tensors[""] = backbone.forward(x)  # not the call: a compiled network would not stop inside
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _tensor(backbone, name, found) for name in [*wanted, *([""] if whole else [])]}
+    return {name: _tensor(backbone, name, tensors) for name in [*wanted, *([""] if whole else [])]}
 
 
 def refuse_unknown(backbone: nn.Module, name: str) -> None:

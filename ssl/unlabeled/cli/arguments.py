@@ -28,16 +28,16 @@ class Parser(argparse.ArgumentParser):
 
 def take(settings: Sequence[str], own: Mapping[str, str | None]) -> tuple[list[str], dict[str, str | None]]:
     """Part `key=value` settings into overrides of the file and the command's own, with the defaults `own`."""
-    found, overrides = dict(own), []
+    values, overrides = dict(own), []
     for text in settings:
         key, equals, value = text.partition("=")
         if equals and key in own:
             if not value:
                 raise UserError(f"'{text}' has no value")
-            found[key] = value
+            values[key] = value
         else:
             overrides.append(text)
-    return overrides, found
+    return overrides, values
 
 
 def truth(key: str, value: str | None) -> bool:

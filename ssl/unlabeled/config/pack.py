@@ -31,12 +31,12 @@ class PackSettings(Strict):
 
     @model_validator(mode="after")
     def _options_have_a_user(self) -> PackSettings:
-        given = self.model_fields_set
-        if {"shard_mb", "shard_samples"} <= given and self.shard_samples is not None:
+        own = self.model_fields_set
+        if {"shard_mb", "shard_samples"} <= own and self.shard_samples is not None:
             raise ValueError("give either shard_mb or shard_samples")
         for key in ("shard_mb", "shard_samples", "seed", "jpeg_quality"):
-            if self.store == "array" and key in given:
+            if self.store == "array" and key in own:
                 raise ValueError(f"'{key}' has no effect with store=array")
-        if "jpeg_quality" in given and self.short_side is None:
+        if "jpeg_quality" in own and self.short_side is None:
             raise ValueError("'jpeg_quality' has no effect without short_side: original files are stored untouched")
         return self

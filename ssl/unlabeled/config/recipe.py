@@ -279,10 +279,10 @@ class Optim(Strict):
     def _leave_out_options_without_user(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         idle = {"schedule", "warmup_epochs"} if self.lr.table is not None else set()
         idle |= {key for key, names in _USERS.items() if self.name not in names}
-        kept = {key: value for key, value in dump(self).items() if key not in idle}
+        options = {key: value for key, value in dump(self).items() if key not in idle}
         if self.schedule == "constant":
-            kept["lr"] = {key: value for key, value in kept["lr"].items() if key not in _WAVE}
-        return kept
+            options["lr"] = {key: value for key, value in options["lr"].items() if key not in _WAVE}
+        return options
 
 
 # options of `optim` that only some optimizers know

@@ -53,11 +53,11 @@ class Journal:
     def measure(self, done: int, method: Method) -> None:
         """Measure after `done` updates, if that is due: a checkpoint or export of that moment stands already."""
         if self.online.due(done):
-            found = self.online.measure(method)
-            for line in self.online.report(done, found):
+            measures = self.online.measure(method)
+            for line in self.online.report(done, measures):
                 self.bar.say(line)
-            if self.metrics and found:
-                self.metrics.write(done - 1, found)
+            if self.metrics and measures:
+                self.metrics.write(done - 1, measures)
 
     def close(self) -> None:
         """Take the bar away, and close the files."""

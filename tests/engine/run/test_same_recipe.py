@@ -22,6 +22,10 @@ def test_every_setting_is_marked_or_stands_in_the_way_of_a_resume(tmp_path: Path
     for method in ("simclrv2", "simmatchv2"):
         recipe = tiny_recipe(method, "plain").model_dump(mode="json")
         assert differences(recipe, recipe, tmp_path) == []
+        reported = set()
         for key in flat(recipe):
             found = [line.split(":")[0].strip() for line in differences(recipe, changed(recipe, key), tmp_path)]
             assert found == ([] if covers(marked(Recipe, Mark.FREE), key) else [key])
+            reported |= set(found)
+        assert "train.seed" in reported and "optim.weight_decay" in reported
+        assert not {"eval.every", "data.workers", "train.keep"} & reported

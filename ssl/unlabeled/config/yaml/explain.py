@@ -42,7 +42,7 @@ def explain(error: ValidationError, value: Any, prefix: Key, roots: Roots) -> li
     """Turn a validation error of `value`, which stands at `prefix`, into key paths and messages."""
     problems: list[Problem] = []
     needs: dict[Key, list[str]] = {}  # a plain union fails once per member: one message for all
-    given: dict[Key, Any] = {}
+    inputs: dict[Key, Any] = {}
     suggested: set[Key] = set()
     missing: list[tuple[Key, str]] = []
     for item in error.errors(include_url=False):
@@ -58,13 +58,13 @@ def explain(error: ValidationError, value: Any, prefix: Key, roots: Roots) -> li
             fields = list(_fields(roots[prefix], location)) if kind == "model_type" else []
             keys = ", ".join(fields[:4] + ["..."] * (len(fields) > 4))
             needs.setdefault(path, []).append(_NEEDS[kind] + (f" ({keys})" if keys else ""))
-            given[path] = item["input"]
+            inputs[path] = item["input"]
         else:
             problems.append((path, _other(path, kind, item)))
     problems += [(path, message) for path, message in missing if path not in suggested]
     for path, words in needs.items():
         what = " or ".join(dict.fromkeys(words))
-        problems.append((path, f"{_quoted(path)} needs {what}, given {show(given[path])}{_cure(what, given[path])}"))
+        problems.append((path, f"{_quoted(path)} needs {what}, given {show(inputs[path])}{_cure(what, inputs[path])}"))
     return problems
 
 
@@ -105,10 +105,10 @@ def _fields(annotation: Any, location: tuple[int | str, ...]) -> dict[str, Any]:
     """Return the fields of the block at a location of pydantic's, following union members by their tag."""
     models = list(blocks(annotation))
     for part in location:
-        named = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        annotations = [model.model_fields[part].annotation for model in models if part in model.model_fields]
         tagged = [model for model in models if any(part in get_args(f.annotation) for f in model.model_fields.values())]
-        if named:
-            models = [model for annotation in named for model in blocks(annotation)]
+        if annotations:
+            models = [model for annotation in annotations for model in blocks(annotation)]
         elif tagged:
             models = tagged
     return {name: field for model in models for name, field in model.model_fields.items()}
@@ -153,28 +153,28 @@ def _is_literal(field: Any) -> bool:
 
 
 def _other(path: Key, kind: str, item: Any) -> str:
-    context, given = item.get("ctx", {}), show(item["input"])
+    context, value = item.get("ctx", {}), show(item["input"])
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
-        return _choice(path, given, item["input"], allowed)
+        return _choice(path, value, item["input"], allowed)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         key = context["discriminator"].strip("'()")  # 'kind' for a field, kind() for a function
         if kind == "union_tag_not_found":
             if not isinstance(item["input"], dict):
-                return f"{_quoted(path)} needs a block of keys, given {given}"
+                return f"{_quoted(path)} needs a block of keys, given {value}"
             return f"missing key '{dotted((*path, key))}'"
         allowed = re.findall(r"'([^']*)'", context["expected_tags"])
         return _choice((*path, key), f"'{context['tag']}'", context["tag"], allowed)
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
-        return f"{_quoted(path)} must be {words} {context[name]:g}, given {given}"
+        return f"{_quoted(path)} must be {words} {context[name]:g}, given {value}"
     if kind in ("too_long", "too_short"):
         most = kind == "too_long"
         bound = f"at most {context['max_length']}" if most else f"at least {context['min_length']}"
         return f"{_quoted(path)} needs {bound} values, given {context['actual_length']}"
     if kind in ("value_error", "assertion_error"):
         return f"{dotted(path)}: {context['error']}" if path else str(context["error"])
-    return f"{_quoted(path)}: {item['msg'][0].lower()}{item['msg'][1:]}, given {given}"
+    return f"{_quoted(path)}: {item['msg'][0].lower()}{item['msg'][1:]}, given {value}"
 
 
 def _choice(path: Key, given: str, value: Any, allowed: list[str]) -> str:
@@ -182,20 +182,20 @@ def _choice(path: Key, given: str, value: Any, allowed: list[str]) -> str:
     return f"'{dotted(path)}' is {given}; allowed: {', '.join(allowed)}{question and '.' + question}"
 
 
-def _cure(what: str, given: Any) -> str:
+def _cure(what: str, value: Any) -> str:
     """Show how the value is written where it was nearly right."""
-    if "number" in what and isinstance(given, str):
+    if "number" in what and isinstance(value, str):
         try:
-            number = float(given)
+            number = float(value)
         except ValueError:
             return ""
         return f"; write {number:g}" if what != "a whole number" or number.is_integer() else ""
-    if what == "a whole number" and isinstance(given, float) and given.is_integer():
-        return f"; write {int(given)}"
-    if what == "true or false" and isinstance(given, str) and given.lower() in ("yes", "no", "on", "off"):
-        return f"; write {str(given.lower() in ('yes', 'on')).lower()}"
-    if what == "text" and isinstance(given, bool | int | float):
-        return f"; write '{show(given)}' with quotes"
+    if what == "a whole number" and isinstance(value, float) and value.is_integer():
+        return f"; write {int(value)}"
+    if what == "true or false" and isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
+        return f"; write {str(value.lower() in ('yes', 'on')).lower()}"
+    if what == "text" and isinstance(value, bool | int | float):
+        return f"; write '{show(value)}' with quotes"
     return ""
 
 

@@ -198,22 +198,22 @@ def _run(packer: Packer, parts: list[Piece], record: Path, settings: PackSetting
     """Write all parts and return their records, in order; each is added to the file of records when it is there."""
     records: list[dict[str, Any]] = []
     unreadable = {split: 0 for split in packer.sources}
-    begun = said = time.monotonic()
+    begun = last = time.monotonic()
     images = 0
     made_parts = closing(batches(packer, parts, settings.workers, patience=0))
     with made_parts as made, open(record, "a", encoding="utf-8") as log:
-        for part, found in zip(parts, made, strict=True):
-            if found != part.done:
-                images += found["samples"]
+        for part, entry in zip(parts, made, strict=True):
+            if entry != part.done:
+                images += entry["samples"]
                 try:
-                    print(json.dumps(found), file=log, flush=True)
+                    print(json.dumps(entry), file=log, flush=True)
                 except OSError as error:
                     raise cannot_write(record, error) from error
-            records.append(found)
+            records.append(entry)
             _refuse_corrupt(part.split, packer, records, unreadable, settings.max_corrupt)
-            if time.monotonic() - said > _EVERY:
-                said = time.monotonic()
-                print(f"{len(records)} of {len(parts)} files, {images / (said - begun):.0f} images/s", file=sys.stderr)
+            if time.monotonic() - last > _EVERY:
+                last = time.monotonic()
+                print(f"{len(records)} of {len(parts)} files, {images / (last - begun):.0f} images/s", file=sys.stderr)
     return records
 
 

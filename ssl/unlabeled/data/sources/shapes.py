@@ -13,8 +13,9 @@ from enum import IntEnum
 import numpy as np
 
 from unlabeled.config.card import Card, Shapes
-from unlabeled.data.sources.base import Objects, Source
+from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.shape_kinds import KINDS
+from unlabeled.data.sources.truth import Objects
 from unlabeled.ops.boxes import Edges
 from unlabeled.ops.random import uniforms
 
@@ -99,12 +100,12 @@ def draw_scenes(indices: np.ndarray, objects: tuple[int, int], seed: int, split:
     one = counts[:, None] == 1
     radii = np.where(one, 0.26 + 0.18 * radius, 0.10 + 0.09 * radius)
     radii[:, 0] = np.where(one[:, 0], radii[:, 0], 0.19 + 0.07 * radius[:, 0])
-    there = np.arange(most)[None] < counts[:, None]
-    return Scenes(counts, (kind * len(KINDS)).astype(np.int64), _place(indices, radii, there, seed, split),
+    present = np.arange(most)[None] < counts[:, None]
+    return Scenes(counts, (kind * len(KINDS)).astype(np.int64), _place(indices, radii, present, seed, split),
                   radii, (angle - 0.5) * 1.4, per[..., 3:13], ground[:, :13])
 
 
-def _place(indices: np.ndarray, radii: np.ndarray, there: np.ndarray, seed: int, split: str) -> np.ndarray:
+def _place(indices: np.ndarray, radii: np.ndarray, present: np.ndarray, seed: int, split: str) -> np.ndarray:
     """Put each object where, of ten random places, it is farthest from the edges of those before it."""
     n, most = radii.shape
     tries = uniforms(indices, most * 20, seed, split, "shapes, places").reshape(n, most, 10, 2)
@@ -115,7 +116,7 @@ def _place(indices: np.ndarray, radii: np.ndarray, there: np.ndarray, seed: int,
         best = np.zeros(n, np.int64)
         if j:
             gap = np.linalg.norm(options[:, :, None] - centres[:, None, :j], axis=3) - radii[:, None, :j]
-            best = np.where(there[:, None, :j], gap, np.inf).min(axis=2).argmax(axis=1)
+            best = np.where(present[:, None, :j], gap, np.inf).min(axis=2).argmax(axis=1)
         centres[:, j] = options[np.arange(n), best]
     return centres
 
@@ -140,9 +141,9 @@ def _paint(scenes: Scenes, size: int, objects: np.ndarray) -> np.ndarray:
     y, x = line[None, :, None], line[None, None, :]
     canvas = _background(scenes.ground, x, y)
     for j in range(scenes.kinds.shape[1]):
-        there = scenes.counts > j
+        present = scenes.counts > j
         for kind, name in enumerate(KINDS):
-            rows = np.flatnonzero(there & (scenes.kinds[:, j] == kind))
+            rows = np.flatnonzero(present & (scenes.kinds[:, j] == kind))
             if len(rows):
                 _paint_kind(canvas, objects, scenes, rows, j, name, x, y)
     light = _column(0.75 + 0.5 * scenes.ground[:, Ground.LIGHT])
@@ -251,12 +252,13 @@ class ShapesSource(Source):
     def objects(self, index: int, *, masks: bool = False) -> Objects:
         """Return the objects of which something is seen."""
         truth = self.labelled(index)
-        seen = truth.masks.any(axis=(1, 2))
-        top, left, height, width = truth.boxes[seen].T
-        none = np.zeros(int(seen.sum()), bool)
+        visible = truth.masks.any(axis=(1, 2))
+        top, left, height, width = truth.boxes[visible].T
+        none = np.zeros(int(visible.sum()), bool)
+        shapes = truth.masks[visible]
         return Objects(
-            np.stack(Edges(left, top, left + width, top + height), 1).astype(np.float32), truth.kinds[seen],
-            truth.masks[seen].sum(axis=(1, 2)).astype(np.float32), none, none, truth.masks[seen] if masks else None,
+            np.stack(Edges(left, top, left + width, top + height), 1).astype(np.float32), truth.kinds[visible],
+            shapes.sum(axis=(1, 2)).astype(np.float32), none, none, shapes if masks else None,
         )
 
     def labelled(self, index: int) -> Labelled:

@@ -87,12 +87,12 @@ def as_begun(recipe: Recipe, stored: dict[str, Any], run: Path) -> Recipe:
     The copies are found by these names.
     """
     texts = {key: text for key, text in flat(stored).items() if isinstance(text, str) and copy_of(text, run).is_dir()}
-    found: BaseModel = recipe
+    model: BaseModel = recipe
     for key, now in flat(recipe.model_dump(mode="json")).items():
         if isinstance(now, str) and texts.get(key, now) != now:
-            found = _replaced(found, key.split("."), texts[key])
-    assert isinstance(found, Recipe)
-    return found
+            model = _replaced(model, key.split("."), texts[key])
+    assert isinstance(model, Recipe)
+    return model
 
 
 def _replaced(model: BaseModel, path: list[str], value: str) -> BaseModel:

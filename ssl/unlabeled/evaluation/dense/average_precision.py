@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unlabeled.data.sources.base import Objects
+from unlabeled.data.sources.truth import Objects
 from unlabeled.errors import UserError
 from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.ops.boxes import Edges
@@ -50,7 +50,7 @@ def encode(masks: np.ndarray) -> list[dict[str, Any]]:
     return [mask.encode(np.asfortranarray(each.astype(np.uint8))) for each in masks]
 
 
-def average_precision(truth: Mapping[int, Objects], found: Mapping[int, Detections], classes: Sequence[str], *,
+def average_precision(truth: Mapping[int, Objects], detections: Mapping[int, Detections], classes: Sequence[str], *,
                       masks: bool, recall_levels: int = 101) -> dict[str, Score]:
     """Return AP, AP50 and AP75 of boxes and, with masks, of masks, in percent; details: AP by size, and by class.
 
@@ -60,7 +60,7 @@ def average_precision(truth: Mapping[int, Objects], found: Mapping[int, Detectio
     """
     scores: dict[str, Score] = {}
     for kind, prefix in (("bbox", ""), *([("segm", "mask ")] if masks else [])):
-        precision = _precision(kind, truth, found, len(classes), recall_levels)
+        precision = _precision(kind, truth, detections, len(classes), recall_levels)
         whole = precision[..., _SIZES.index("all")]
         by_class = {name: _mean(whole[:, :, k]) for k, name in enumerate(classes)}
         sizes = {f"AP {size}": _mean(precision[..., _SIZES.index(size)]) for size in ("small", "medium", "large")}
@@ -71,12 +71,12 @@ def average_precision(truth: Mapping[int, Objects], found: Mapping[int, Detectio
     return scores
 
 
-def _precision(kind: str, truth: Mapping[int, Objects], found: Mapping[int, Detections], classes: int,
+def _precision(kind: str, truth: Mapping[int, Objects], detections: Mapping[int, Detections], classes: int,
                recall_levels: int) -> np.ndarray:
     """Return precision by (IoU threshold, recall, class, size of object), -1 where there is no object."""
     evaluator = _evaluator()
     with contextlib.redirect_stdout(io.StringIO()):
-        judged = evaluator(_coco(truth, classes, kind, _true), _coco(found, classes, kind, _detected), kind)
+        judged = evaluator(_coco(truth, classes, kind, _true), _coco(detections, classes, kind, _detected), kind)
         if recall_levels == 11:
             judged.params.recThrs = np.linspace(0.0, 1.0, 11)
         judged.evaluate()
@@ -94,11 +94,11 @@ def _evaluator() -> Any:
 
         def computeIoU(self, image: int, category: int) -> Any:
             truths = self._gts[image, category]
-            for each in truths:
-                each["iscrowd"] = each["crowd"]
+            for item in truths:
+                item["iscrowd"] = item["crowd"]
             overlaps = super().computeIoU(image, category)
-            for each in truths:
-                each["iscrowd"] = each["ignored"]
+            for item in truths:
+                item["iscrowd"] = item["ignored"]
             return overlaps
 
     return Evaluator
@@ -129,16 +129,16 @@ def _true(objects: Objects, kind: str) -> list[dict[str, Any]]:
     ]
 
 
-def _detected(found: Detections, kind: str) -> list[dict[str, Any]]:
+def _detected(detections: Detections, kind: str) -> list[dict[str, Any]]:
     from pycocotools import mask
 
     rows = []
-    for i in range(len(found.kinds)):
-        left, top, width, height = _sides(found.boxes[i])
-        shape = found.masks[i] if kind == "segm" and found.masks is not None else None
+    for i in range(len(detections.kinds)):
+        left, top, width, height = _sides(detections.boxes[i])
+        shape = detections.masks[i] if kind == "segm" and detections.masks is not None else None
         area = width * height if shape is None else float(mask.area(shape))
-        rows.append({"category_id": int(found.kinds[i]) + 1, "bbox": [left, top, width, height],
-                     "area": area, "iscrowd": 0, "score": float(found.scores[i]), "segmentation": shape})
+        rows.append({"category_id": int(detections.kinds[i]) + 1, "bbox": [left, top, width, height],
+                     "area": area, "iscrowd": 0, "score": float(detections.scores[i]), "segmentation": shape})
     return rows
 
 

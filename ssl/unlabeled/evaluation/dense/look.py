@@ -38,7 +38,7 @@ _ROUNDING = 1e-5  # of float32 maps, at unit length
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageViews:
     """One image, whole and in views: crops uint8 [3, S, S], boxes [7] (see `ops.boxes`), maps [C, h, w]."""
 
     index: int
@@ -70,19 +70,19 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
     network = Network(name, found, shape, export.input)
     source = _files(images, own_levels(restored)) if images else _some(settings, restored)
     views = _views(restored, export.input.size) if paired else ()
-    seen = see(network, source, views, settings.seed, device)
-    colours = Colours(torch.cat([each.flatten(1).T for image in seen for each in image.maps]))
-    written = []
-    for image in seen:
+    pictures = see(network, source, views, settings.seed, device)
+    colours = Colours(torch.cat([each.flatten(1).T for image in pictures for each in image.maps]))
+    files = []
+    for image in pictures:
         if paired:
             figure = draw_pairs(*pair_of(image, source, colours, restored.recipe.method.threshold, settings.pixel))
         else:
             figure = draw_colours(Panel("image", source.image(image.index), colours(image.maps[0])))
         kind, stem = "pairs" if paired else "pca", Path(source.key(image.index)).stem
-        written.append(write_figure(figure, folder / f"{image.index + 1}-{stem}-{kind}.png"))
+        files.append(write_figure(figure, folder / f"{image.index + 1}-{stem}-{kind}.png"))
     cells = f"{shape[1]} x {shape[2]} cells of {shape[0]} numbers"
-    print(*written, f"export {name}, update {restored.update}, {cells}", sep="\n")
-    return written
+    print(*files, f"export {name}, update {restored.update}, {cells}", sep="\n")
+    return files
 
 
 def _files(images: Sequence[Path], levels: Levels | None) -> Source:
@@ -107,24 +107,25 @@ def _views(restored: Restored, size: int) -> Sequence[Geometry]:
 
 
 @torch.inference_mode()
-def see(network: Network, source: Source, views: Sequence[Geometry], seed: int, device: torch.device) -> list[Seen]:
+def see(network: Network, source: Source, views: Sequence[Geometry], seed: int, device: torch.device,
+        ) -> list[ImageViews]:
     """Return what the network makes of every image of a set: the whole first, then the views drawn by `seed`.
 
     Names images that cannot be read. Raises UserError if none can, and if the network gives NaN or infinity.
     """
-    seen: list[Seen] = []
+    images: list[ImageViews] = []
     with full_precision(device):
         for part in fixed_crops(source, [Whole(network.input.size), *views], (seed, "look"), 0, 1, _BATCH):
             for key in part.corrupt:
                 print(f"left out, cannot be read: {with_reason(key)}")
             maps = [network(crops.to(device)).cpu() for crops in part.crops if len(crops)]
             boxes = [box for box in part.boxes if box is not None]
-            seen += [Seen(int(part.index[i]), [crops[i] for crops in part.crops], [box[i] for box in boxes],
+            images += [ImageViews(int(part.index[i]), [crops[i] for crops in part.crops], [box[i] for box in boxes],
                           [each[i] for each in maps]) for i in range(len(part.index))]
-    if not seen:
+    if not images:
         raise UserError(f"none of the {len(source)} images can be read")
-    refuse_nonfinite(network.export, torch.stack([image.maps[0].mean((1, 2)) for image in seen]), torch.device("cpu"))
-    return seen
+    refuse_nonfinite(network.export, torch.stack([image.maps[0].mean((1, 2)) for image in images]), torch.device("cpu"))
+    return images
 
 
 class Colours:
@@ -155,7 +156,7 @@ def _unit(cells: Tensor) -> Tensor:
     return F.pad(F.normalize(cells.double(), dim=-1), (0, max(0, 3 - cells.shape[-1])))
 
 
-def pair_of(image: Seen, source: Source, colours: Colours, threshold: float, pixel: tuple[int, int] | None,
+def pair_of(image: ImageViews, source: Source, colours: Colours, threshold: float, pixel: tuple[int, int] | None,
             ) -> tuple[list[Panel], list[tuple[float, float, float, float]], np.ndarray]:
     """Return what `draw_pairs` draws: panels of the image and its two views, the views' boxes, and the pairs' mask.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -75,12 +75,23 @@ class MaskedSplits:
 
 def open_masked(cfg: Dense, restored: Restored) -> MaskedSplits:
     """Open train and test of a protocol's card, its own or the run's. Raises UserError if it has no masks."""
+    card, train, test = open_both(cfg, restored, "masks", "voc2012-segmentation")
+    assert train.mask_classes is not None
+    return MaskedSplits(card, train, test, train.mask_classes)
+
+
+def open_both(cfg: Dense, restored: Restored, need: Literal["masks", "boxes"], example: str,
+              ) -> tuple[Card, Source, Source]:
+    """Return a protocol's card, its own or the run's, with train and test opened.
+
+    Raises UserError, with a card as an example, if the training images lack what is needed.
+    """
     card, root, own = find_card(cfg.card, cfg.root, restored)
     train = open_train(cfg.train, card, root, own)
-    if train.mask_classes is None:
-        raise UserError(f"data card '{card.name}' has no masks; choose one that has, such as card=shapes96, or "
-                        "card=voc2012-segmentation root=FOLDER")
-    return MaskedSplits(card, train, open_source(card, scored_split(cfg.test, card), root), train.mask_classes)
+    if (train.mask_classes if need == "masks" else train.object_classes) is None:
+        raise UserError(f"data card '{card.name}' has no {need}; choose one that has, such as card=shapes96, or "
+                        f"card={example} root=FOLDER")
+    return card, train, open_source(card, scored_split(cfg.test, card), root)
 
 
 @dataclass(frozen=True)

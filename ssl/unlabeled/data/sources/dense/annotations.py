@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unlabeled.data.sources.base import Objects, Source
+from unlabeled.data.sources.base import Source
+from unlabeled.data.sources.truth import Objects
 from unlabeled.errors import UserError
 from unlabeled.ops.boxes import Edges
 
@@ -17,7 +18,7 @@ _Named = TypeVar("_Named", bound=Hashable)
 
 
 @dataclass
-class Found:
+class ImageObjects:
     """What the annotations say of one image: its path, height and width, and its objects, a list per property."""
 
     path: str
@@ -62,11 +63,11 @@ def stated_size(height: Any, width: Any) -> tuple[int, int]:
 
 def twice(names: Iterable[_Named]) -> _Named | None:
     """Return the first name that comes a second time, None if all differ."""
-    seen: set[_Named] = set()
+    earlier: set[_Named] = set()
     for name in names:
-        if name in seen:
+        if name in earlier:
             return name
-        seen.add(name)
+        earlier.add(name)
     return None
 
 

@@ -11,8 +11,8 @@ from typing import IO
 
 import numpy as np
 
-from unlabeled.data.sources.base import Names
 from unlabeled.data.sources.files.kept import keep, places
+from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.labels import read_label
 from unlabeled.data.sources.tar.members import Truncated, files, grouped, no_target, place, split
 from unlabeled.errors import UserError
@@ -134,11 +134,11 @@ def _label(data: mmap.mmap, sample: dict[str, tuple[int, int]], rule: str, tar: 
 
 def _read(place: Path, stamp: str) -> TarIndex | None:
     try:
-        with np.load(place, allow_pickle=False) as saved:
-            if str(saved["stamp"]) != stamp:
+        with np.load(place, allow_pickle=False) as archive:
+            if str(archive["stamp"]) != stamp:
                 return None
-            return TarIndex(Names.from_buffers(saved["keys"].tobytes(), saved["ends"]), list(saved["fields"]),
-                            saved["offsets"], saved["sizes"], saved.get("labels"))
+            return TarIndex(Names.from_buffers(archive["keys"].tobytes(), archive["ends"]), list(archive["fields"]),
+                            archive["offsets"], archive["sizes"], archive.get("labels"))
     except Exception:  # missing, or damaged, for which NumPy raises almost anything: the headers are read again
         return None
 

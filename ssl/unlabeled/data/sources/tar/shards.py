@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card, Shards
-from unlabeled.data.sources.base import CorruptSample, Names, Source, unreadable
+from unlabeled.data.sources.base import CorruptSample, Source, unreadable
 from unlabeled.data.sources.decode import decode
+from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.tar.index import TarIndex, load_index
 from unlabeled.errors import UserError
 
@@ -124,16 +125,16 @@ def _labels(tar: Path, index: TarIndex, classes: list[str] | None) -> np.ndarray
 
 def expand(pattern: str) -> list[str]:
     """Write out the braces of a pattern as a shell does: {000..011} counts, zeros kept, and {a,b} lists; {x} stays."""
-    found = re.search(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}", pattern)
-    if found is None:
+    braces = re.search(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}", pattern)
+    if braces is None:
         return [pattern]
-    count = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    count = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
     if count:
         first, last = count.groups()
         choices = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
     else:
-        choices = found[1].split(",")
-    return [name for choice in choices for name in expand(pattern[: found.start()] + choice + pattern[found.end() :])]
+        choices = braces[1].split(",")
+    return [name for choice in choices for name in expand(pattern[: braces.start()] + choice + pattern[braces.end() :])]
 
 
 def open_shards(card: Card, split: str, root: str | None) -> Source:
