@@ -17,8 +17,8 @@ from torch import nn
 from unlabeled.augment.geometry import RandomResizedCrop
 from unlabeled.config.look import LookSettings
 from unlabeled.errors import UserError
+from unlabeled.evaluation.dense import look as module
 from unlabeled.evaluation.dense.look import Colours, Seen, look, pair_of, see, similarity
-from unlabeled.evaluation.dense.networks import look as module
 from unlabeled.report.look import draw_pairs, lines, write_figure
 
 CPU = torch.device("cpu")
