@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from tests.evaluation.fakes import FakeRuns
+from tests.evaluation.fakes import FakeRuns, Projection
 from torch import nn
 
 from unlabeled.engine.exports.networks import open_residuals
+from unlabeled.engine.kept_features import LIMIT
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as module
 from unlabeled.evaluation.evaluate import evaluate, evaluate_many
@@ -131,3 +132,27 @@ def test_the_untrained_baseline_has_its_residual_branches_open():
     norm, closed, convolution = open_residuals(Export(build, "vector", Input(8))).build()
     assert bool((closed.weight == 1).all()) and bool((norm.weight == 1).all())
     assert bool((closed.bias == 0).all()) and convolution.weight.std() < 1
+
+
+def forwards(monkeypatch) -> list[int]:
+    """Count the images that any network of the fake runs is asked for."""
+    asked = []
+    real = Projection.forward
+    monkeypatch.setattr(Projection, "forward", lambda self, x: asked.append(len(x)) or real(self, x))
+    return asked
+
+
+def test_a_second_protocol_asks_the_networks_for_nothing(runs, monkeypatch, capsys):
+    monkeypatch.setenv(LIMIT, "1")
+    asked = forwards(monkeypatch)
+    first = evaluate("knn", runs.run, ["workers=0"])
+    assert sum(asked) == 2 * (1297 + 500 + 2)  # and a black image for each network and split
+    assert "features kept for other protocols: 0.7 MB in" in capsys.readouterr().out
+    again, linear = evaluate_many(["knn", "logistic"], runs.run, ["workers=0", "batch=100"])
+    evaluate("few-labels", runs.run, ["workers=0", "seed=1", "draws=2"])
+    assert sum(asked) == 2 * (1297 + 500 + 2)
+    assert again.numbers == first.numbers and again.health == first.health and linear["logistic"].network["value"] > 50
+    printed = capsys.readouterr().out
+    assert "features of 'train' of 'digits' found again (network, random_init) in" in printed
+    evaluate("knn", runs.run, ["workers=0", "keep_features=false", "random_init=false"])
+    assert sum(asked) == 3 * (1297 + 500 + 2)

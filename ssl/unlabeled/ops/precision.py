@@ -1,20 +1,32 @@
-"""A region in which float32 means float32."""
+"""The precision that networks run in, and a region in which float32 means float32."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
+
+Resolved = Literal["fp32", "bf16", "fp16"]  # what a setting of precision means on this machine
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Switch off autocast and TF32 for the products inside: a cosine of three digits would change what is nearest."""
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # convolutions have a switch of their own, which is on unless set
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def autocast(device: torch.device, precision: Resolved) -> torch.autocast:
+    """Return the region in which a network runs in `precision`: as in training, weights stay float32."""
+    return torch.autocast(device.type, _TYPES.get(precision), enabled=precision != "fp32")

@@ -20,6 +20,8 @@ class Dense(Protocol):
     """
 
     raw_pixels: Literal[False] = False
+    keep_features: Literal[False] = False
+    precision: Literal["fp32"] = "fp32"
 
 
 class SegmentationLinear(Dense):

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -241,6 +241,18 @@ class Source:
     def traces(self) -> np.ndarray | None:
         """Return what is cheaply known of the images: sizes of their files, pixels of some rows; None if nothing."""
         return None
+
+    def images_digest(self) -> str | None:
+        """Return what tells these images from changed ones for certain; None where nothing cheaper than reading does.
+
+        That is names, sizes and times of all files, or all pixels that live in memory.
+        """
+        made = self.made_of()
+        if made is None and self.images is None:
+            return None
+        known = {"n": len(self), "pixels": astuple(self.pixels), "files": made and made[1],
+                 "unreadable": sorted(self.unreadable)}
+        return digest(json.dumps(known).encode(), *(() if self.images is None else (self.images,)))
 
     def made_of(self) -> tuple[Path, list[tuple[str, int, int]]] | None:
         """Return the folder of the set and its files (name, bytes, time in ns); None if no file is decoded."""

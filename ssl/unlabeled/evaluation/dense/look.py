@@ -20,6 +20,7 @@ from unlabeled.data.sources.folder import FolderSource
 from unlabeled.data.sources.open import Source, open_source
 from unlabeled.data.sources.subset import Part
 from unlabeled.engine.features import refuse_nonfinite
+from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.maps import last_map
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
@@ -54,6 +55,7 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
     Raises UserError for bad input, or if the run's method is not `method`.
     """
     device = pick_device()
+    precision = pick_precision(settings.precision, device.type)
     restored = load_run(path, device=device)
     own = restored.recipe.method.name
     if method not in (None, own):
@@ -66,7 +68,7 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
     refuse_unwritable(folder / "0.png", "name a folder elsewhere with out=FOLDER")
     name, export = pick_export(restored.method, settings.export, settings.size)
     found, shape = last_map(name, export, device)
-    network = Network(name, found, shape, export.input)
+    network = Network(name, found, shape, export.input, precision)
     source = _files(images, own_levels(restored)) if images else _some(settings, restored)
     views = _views(restored, export.input.size) if paired else ()
     seen = see(network, source, views, settings.seed, device)
@@ -79,7 +81,7 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
             figure = draw_colours(Panel("image", source.image(image.index), colours(image.maps[0])))
         kind, stem = "pairs" if paired else "pca", Path(source.key(image.index)).stem
         written.append(write_figure(figure, folder / f"{image.index + 1}-{stem}-{kind}.png"))
-    cells = f"{shape[1]} x {shape[2]} cells of {shape[0]} numbers"
+    cells = f"{shape[1]} x {shape[2]} cells of {shape[0]} numbers, computed in {precision}"
     print(*written, f"export {name}, update {restored.update}, {cells}", sep="\n")
     return written
 
@@ -122,7 +124,8 @@ def see(network: Network, source: Source, views: Sequence[Geometry], seed: int, 
                           [each[i] for each in maps]) for i in range(len(part.index))]
     if not seen:
         raise UserError(f"none of the {len(source)} images can be read")
-    refuse_nonfinite(network.export, torch.stack([image.maps[0].mean((1, 2)) for image in seen]), torch.device("cpu"))
+    refuse_nonfinite(network.export, torch.stack([image.maps[0].mean((1, 2)) for image in seen]), torch.device("cpu"),
+                     network.precision)
     return seen
 
 
