@@ -225,6 +225,17 @@ def test_a_long_extraction_and_search_are_told_of(runs, monkeypatch, capsys):
     assert "features of 'train' of 'digits': 100 of 1297 images, " in printed and "kNN: 100 of 500 images, " in printed
 
 
+@pytest.mark.parametrize(("protocol", "settings", "told"), [
+    ("linear", ["lr=[0.1]", "weight_decay=[0.0]", "min_updates=20", "epochs=1"], "linear classifiers: 0 of 20 updates"),
+    ("logistic", ["c=[0.01]"], "logistic regression: 0 of 2 fits"),
+    ("few-labels", ["draws=3", "labels_per_class=[1]"], "logistic regression on 1 labels per class: 0 of 3 draws"),
+])  # fmt: skip
+def test_long_fits_are_told_of(runs, monkeypatch, capsys, protocol, settings, told):
+    monkeypatch.setattr(progress, "PASS_AFTER", 0.0)
+    evaluate(protocol, runs.run, ["raw_pixels=false", "random_init=false", "workers=0", *settings])
+    assert told in capsys.readouterr().out
+
+
 def test_a_finished_run_keeps_what_it_has_where_a_protocol_cannot_be_run(tmp_path, capsys):
     (tmp_path / "large.yaml").write_text("protocol: knn\nk: [5000]\nrandom_init: false\n")
     (tmp_path / "small.yaml").write_text("protocol: knn\nk: [5]\nrandom_init: false\nraw_pixels: false\nworkers: 0\n")

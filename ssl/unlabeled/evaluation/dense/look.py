@@ -23,6 +23,7 @@ from unlabeled.engine.features import refuse_nonfinite
 from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.maps import last_map
 from unlabeled.engine.restore import Restored, load_run
+from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.evaluation.dense.networks import Network, Whole
 from unlabeled.evaluation.setup import find_card, own_levels, pick_device, pick_export, scored_split
@@ -114,8 +115,9 @@ def see(network: Network, source: Source, views: Sequence[Geometry], seed: int, 
     Names images that cannot be read. Raises UserError if none can, and if the network gives NaN or infinity.
     """
     seen: list[Seen] = []
-    with full_precision(device):
+    with full_precision(device), LongPass("look", len(source), shown=True) as told:
         for part in fixed_crops(source, [Whole(network.input.size), *views], (seed, "look"), 0, 1, _BATCH):
+            told.advance(len(seen))
             for key in part.corrupt:
                 print(f"left out, cannot be read: {with_reason(key)}")
             maps = [network(crops.to(device)).cpu() for crops in part.crops if len(crops)]
