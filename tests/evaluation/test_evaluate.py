@@ -10,6 +10,7 @@ from rich.console import Console
 from tests.evaluation.fakes import FakeRuns, Projection
 from torch import nn
 
+from unlabeled.data.sources.folder import FolderSource
 from unlabeled.engine.exports.networks import open_residuals
 from unlabeled.engine.kept_features import LIMIT
 from unlabeled.errors import UserError
@@ -156,3 +157,17 @@ def test_a_second_protocol_asks_the_networks_for_nothing(runs, monkeypatch, caps
     assert "features of 'train' of 'digits' found again (network, random_init) in" in printed
     evaluate("knn", runs.run, ["workers=0", "keep_features=false", "random_init=false"])
     assert sum(asked) == 3 * (1297 + 500 + 2)
+
+
+def test_a_second_protocol_reads_no_image_of_a_folder(runs, monkeypatch, tmp_path):
+    monkeypatch.setenv(LIMIT, "1")
+    for split in ("train", "val"):
+        for name in "ab":
+            photos(tmp_path / "set" / split / name, 3, seed=ord(name))
+    read = []
+    real = FolderSource.image
+    monkeypatch.setattr(FolderSource, "image", lambda self, i: read.append(i) or real(self, i))
+    settings = ["card=classfolder", f"root={tmp_path / 'set'}", "workers=0", "k=[1]"]
+    first = evaluate("knn", runs.run, settings)
+    assert len(read) == 12 and first.numbers[0].raw_pixels is not None
+    assert evaluate("knn", runs.run, settings).numbers == first.numbers and len(read) == 12

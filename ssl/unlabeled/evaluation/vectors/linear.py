@@ -33,7 +33,7 @@ def run(cfg: Linear, train: Features, test: Features, classes: int, device: torc
     settings = list(product(cfg.lr, cfg.weight_decay))
     chosen, held_out = choose(cfg, train.x, train.label, classes, device)
     lr, decay = settings[chosen]
-    probe, scale = _fit_rows(cfg, train.x, train.label, np.arange(len(train.x)), classes, [(lr, decay)], device)
+    probe, scale = fit_rows(cfg, train.x, train.label, np.arange(len(train.x)), classes, [(lr, decay)], device)
     value = accuracy(predict(probe, test.x, scale)[:, 0], test.label)
     details: dict[str, Any] = {"lr": lr, "weight_decay": decay, "held_out": round(held_out, 2)}
     if len(cfg.lr) > 1 and lr in (min(cfg.lr), max(cfg.lr)):
@@ -48,7 +48,7 @@ def choose(cfg: Linear, x: Tensor, label: Tensor, classes: int, device: torch.de
     """
     held = hold_out(label.numpy(), cfg.held_out, cfg.seed)
     rest = np.setdiff1d(np.arange(len(label)), held)
-    probe, scale = _fit_rows(cfg, x, label, rest, classes, list(product(cfg.lr, cfg.weight_decay)), device)
+    probe, scale = fit_rows(cfg, x, label, rest, classes, list(product(cfg.lr, cfg.weight_decay)), device)
     right, loss = _measure(probe, scale(x[held]), label[held])
     best = max(range(len(right)), key=lambda s: (right[s], -loss[s]))
     return best, 100.0 * right[best] / len(held)
@@ -83,10 +83,10 @@ def fit(cfg: Linear, x: Tensor, label: Tensor, classes: int, settings: list[tupl
 
     SGD with momentum and a cosine to zero over cfg.epochs, or cfg.min_updates if that is more; biases do not decay.
     """
-    return _fit_rows(cfg, x, label, np.arange(len(x)), classes, settings, device, Scale.none(x))[0]
+    return fit_rows(cfg, x, label, np.arange(len(x)), classes, settings, device, Scale.none(x))[0]
 
 
-def _fit_rows(cfg: Linear, x: Tensor, label: Tensor, which: np.ndarray, classes: int,
+def fit_rows(cfg: Linear, x: Tensor, label: Tensor, which: np.ndarray, classes: int,
               settings: list[tuple[float, float]], device: torch.device, scale: Scale | None = None,
               ) -> tuple[Probe, Scale]:
     """Train as `fit` does on some rows of x as they are, int64 [m]; also return their scale, by which it sees them.
