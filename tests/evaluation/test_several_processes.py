@@ -55,7 +55,7 @@ def test_what_one_process_cannot_read_ends_the_extraction_in_all():
 def in_a_process(rank: int, run: Path) -> tuple[list[float] | None, int]:
     """Return the numbers, computed anew, and how many images the networks are asked for where features are kept."""
     evaluate_module.load_run = FakeRuns("digits", run)
-    settings = ["workers=0", "raw_pixels=false"]
+    settings = ["workers=0", "raw_pixels=false", "precision=fp32"]
     report = evaluate_module.evaluate("knn", run, [*settings, "keep_features=false"])
     real, asked = Projection.forward, []
     Projection.forward = lambda self, x: asked.append(len(x)) or real(self, x)
@@ -75,7 +75,7 @@ def test_two_processes_give_the_numbers_of_one_and_find_its_features_again(tmp_p
     alone, asked = in_a_process(0, tmp_path / "one")
     assert asked == 2 * (1297 + 500 + 2)
     assert run_processes(2, in_a_process, tmp_path / "two") == [(alone, 0), (None, 0)]
-    assert (tmp_path / "two" / "eval" / "knn-update00000012.json").exists()
+    assert (tmp_path / "two" / "eval" / "knn-precision=fp32-update00000012.json").exists()
 
 
 def trained_in_a_process(rank: int, run: Path) -> float | None:

@@ -25,6 +25,7 @@ from unlabeled.ops.distributed import max_over_ranks, on_rank0, raise_together, 
 from unlabeled.ops.precision import Resolved, autocast, full_precision
 
 _GATHERED = 1 << 14  # rows per message between processes
+_LOOKED_AT = 1 << 11  # rows whose copies are in memory at once
 
 
 @dataclass
@@ -274,7 +275,7 @@ def refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
 
 def refuse_nonfinite(name: str, x: Tensor, device: torch.device, precision: Resolved = "fp32") -> None:
     """Raise UserError, on all ranks, if features x [n of this rank, F] of any of them are NaN or infinite."""
-    rows = [torch.isfinite(part).all(1) for part in x.split(_GATHERED)]
+    rows = [torch.isfinite(part).all(1) for part in x.split(_LOOKED_AT)]
     bad = sum_over_ranks((~torch.cat(rows)).sum().to(device))
     if int(bad):
         cure = (
