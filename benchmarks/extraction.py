@@ -37,12 +37,12 @@ from unlabeled.ops.precision import Resolved, autocast, full_precision
 CPU = torch.device("cpu")
 SHARE_BAR, COPIES_BAR, POINTS_BAR = 0.9, 2.0, 0.2
 BATCH = 256  # the protocols' own
-VIT = {"img_size": 32, "patch_size": 4, "dynamic_img_size": False}
+VIT = {"img_size": 32, "patch_size": 4}
 # name -> network, side of the images, images per turn
 NETWORKS = {
-    "ResNet-18, 32 px": (Backbone(name="resnet18", stem="cifar"), 32, 512),
-    "ResNet-50, 64 px": (Backbone(name="resnet50"), 64, 512),
-    "ViT-S/4, 32 px": (Backbone(name="vit_small_patch16_224", options=VIT), 32, 256),
+    "ResNet-18, 32 px": (Backbone(name="resnet18", stem="cifar"), 32, BATCH),
+    "ResNet-50, 64 px": (Backbone(name="resnet50"), 64, BATCH),
+    "ViT-S/4, 32 px": (Backbone(name="vit_small_patch16_224", options=VIT), 32, BATCH // 2),
 }
 QUICK = {"ResNet-18, 32 px": (Backbone(name="resnet18", width=0.125, stem="cifar"), 32, 32)}
 
@@ -70,8 +70,8 @@ def _speed(report: measure.Report, given: argparse.Namespace) -> None:
                         for taken in seconds.values()]
                 met = measure.bar(share, at_least=SHARE_BAR)
                 rows.append([name, precision, f"{threads}", *each, f"{share:.3f}", met])
-    report.say(f"**Extraction** beside the network's own forward passes on ready tensors, batches of {BATCH}, images "
-               "in memory, ms per image; one thread: CPU time, two: wall time")
+    report.say(f"**Extraction** beside the network's own forward passes on ready tensors, images in memory, one batch "
+               f"of {BATCH} (ViT: {BATCH // 2}), ms per image; one thread: CPU time, two: wall time")
     report.table(["network", "precision", "threads", "forward alone", "extraction", "share", "bar"], rows)
 
 
@@ -176,21 +176,22 @@ def _points(report: measure.Report, quick: bool) -> None:
         what = "CIFAR-10, its first 10,000 images of each split"
     else:
         card = read_file(find("data", "digits"), Card)
-        parts = [_first(open_source(card, split), n) for split, n in (("train", 1297), ("val", 500))]
+        parts = [_first(open_source(card, split), 200 if quick else 1297) for split in ("train", "val")]
         what = "digits"
     assert parts[0].images is not None
     size = parts[0].images.shape[1]
     network = _network(Backbone(name="resnet18", width=0.25, stem="cifar"), size)
+    updates = 10 if quick else 300
     rows = _compared("untrained", network, size, *parts)
-    _train(network, parts[0], 10 if quick else 300)
+    _train(network, parts[0], updates)
     rows += _compared("trained", network, size, *parts)
-    report.say(f"**What bfloat16 changes**: a ResNet-18 of a quarter of the width on {what}, untrained and after 300 "
-               "updates with labels")
+    report.say(f"**What bfloat16 changes**: a ResNet-18 of a quarter of the width on {what}, untrained and after "
+               f"{updates} updates with labels")
     report.table(["network", "number", "fp32", "bf16", "images judged otherwise, %", "points apart", "bar"], rows)
 
 
 def _compared(name: str, network: nn.Module, size: int, bank: ArraySource, queries: ArraySource) -> list[list[str]]:
-    cfg = read_protocol("linear", ["lr=[0.1]", "weight_decay=[0.0]"])
+    cfg = read_protocol("linear", ["lr=[0.1]", "weight_decay=[0.0]", "min_updates=50"])
     assert isinstance(cfg, Linear)
     found: dict[str, list[Tensor]] = {}
     for precision in ("fp32", "bf16"):
