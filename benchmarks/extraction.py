@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 import tempfile
 import time
@@ -49,11 +47,10 @@ QUICK = {"ResNet-18, 32 px": (Backbone(name="resnet18", width=0.125, stem="cifar
 
 def extraction(report: measure.Report, given: argparse.Namespace) -> None:
     """Add speed, memory, the cost of a second protocol, and what bfloat16 changes."""
-    with contextlib.redirect_stdout(io.StringIO()):  # what the product says meanwhile is no part of the report
-        _speed(report, given)
-        _memory(report, given.quick)
-        _second(report, given.quick)
-        _points(report, given.quick)
+    _speed(report, given)
+    _memory(report, given.quick)
+    _second(report, given.quick)
+    _points(report, given.quick)
 
 
 def _speed(report: measure.Report, given: argparse.Namespace) -> None:

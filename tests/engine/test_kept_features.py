@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -197,7 +199,7 @@ def test_an_image_that_became_readable_is_not_left_out_for_ever(photos: Path, mo
 
 @pytest.mark.parametrize("damage", [
     lambda data: b"", lambda data: data[:-1], lambda data: data + b"x", lambda data: b"\x00" + data[1:],
-    lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], lambda data: b'{"shape": [-1, -1]}\n',
+    lambda data: data[:-60] + bytes([data[-60] ^ 1]) + data[-59:], lambda data: b'{"shape": [-1, -1]}\n',
     lambda data: b"[]\n", lambda data: b"\xff\n",
 ])  # fmt: skip
 def test_damaged_files_are_computed_anew_and_replaced(photos: Path, own_cache: Path, damage):
@@ -276,6 +278,22 @@ def test_only_what_is_missing_is_computed(photos: Path):
     assert images == 7 and list(found) == ["network", "random_init", "raw_pixels"]
     assert not torch.equal(found["network"].x, found["random_init"].x) and found["raw_pixels"].x.shape == (6, 192)
     assert both(source(photos))[1] == 0
+
+
+def test_other_code_of_a_network_of_ones_own_is_another_network(tmp_path: Path):
+    def digest_of(body: str) -> str:
+        (tmp_path / "own.py").write_text(f"from torch import nn\n\n\nclass Own(nn.Module):\n    def forward(self, x):\n"
+                                         f"        return {body}\n")
+        spec = importlib.util.spec_from_file_location("own_network", tmp_path / "own.py")
+        sys.modules["own_network"] = own = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(own)
+        module._file_digest.cache_clear()  # a process reads a file once
+        return network_digest(own.Own())
+
+    try:
+        assert digest_of("x") == digest_of("x") != digest_of("2 * x")
+    finally:
+        del sys.modules["own_network"]
 
 
 def test_a_network_has_one_digest_in_every_process_and_another_after_any_change():
