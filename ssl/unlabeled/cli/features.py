@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from unlabeled.cli.arguments import existing, take
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 SUMMARY = "Write the features of every image in a folder, with their keys."
 EXAMPLES = [
@@ -34,8 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Embed the folder with the run's default export, or the one that is named."""
     unknown, own = take(arguments.settings, {"out": None, "export": None, "precision": "auto"})
     if unknown:
-        raise UserError(f"unlabeled features: unknown setting '{unknown[0]}'. Known: out=FILE, export=EXPORT, "
-                        "precision=PRECISION")
+        known = ("out", "export", "precision")
+        question = did_you_mean(nearest(unknown[0], known), "Known: out=FILE, export=EXPORT, precision=PRECISION")
+        raise UserError(f"unlabeled features: unknown setting '{unknown[0]}'.{question}")
     from unlabeled.config.recipe import Precision
 
     precision, allowed = own["precision"], get_args(Precision)

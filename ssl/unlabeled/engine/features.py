@@ -162,11 +162,11 @@ def _extract_part(
     corrupt: list[str] = []
     seen = 0
     what = f"features of '{source.split}' of '{source.name}'"
-    with full_precision(device), LongPass(what, len(source), rank() == 0) as told:
+    with full_precision(device), LongPass(what, len(source), rank() == 0) as progress:
         for part in eval_batches(source, EvalCrop(size), rank(), world(), batch, workers):
             corrupt += part.corrupt
             seen += len(part.index) + len(part.corrupt)
-            told.advance(min(len(source), seen * world()))
+            progress.advance(min(len(source), seen * world()))
             if len(part.index) == 0:
                 continue
             crops = part.crops[0].to(device, non_blocking=True)

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 import unlabeled
-from unlabeled.data.sources.base import CorruptKey, CorruptSample, Source, digest
+from unlabeled.data.sources.base import CorruptKey, CorruptSample, Source
 from unlabeled.data.sources.files.kept import cache_folder, keep
+from unlabeled.data.sources.fingerprint import digest
 from unlabeled.errors import UserError
 
 Identity = Callable[[], str]  # gives a digest of all that features depend on beside the images

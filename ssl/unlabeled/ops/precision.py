@@ -1,4 +1,4 @@
-"""The precision that networks run in, and a region in which float32 means float32."""
+"""The precision that networks run in, and that of losses and measures, whatever that is."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Resolved = Literal["fp32", "bf16", "fp16"]  # what a setting of precision means on this machine
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in float32, or as it is if it is float64: half precision is for networks, not for losses."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def learn(cfg: SegmentationFcn, network: Network, splits: MaskedSplits, device: 
                            cfg.images_per_update, rank(), world(), cfg.workers)
     missed: set[str] = set()
     model.train()
-    with LongPass("segmentation-fcn", cfg.updates, rank() == 0, "updates") as told:
+    with LongPass("segmentation-fcn", cfg.updates, rank() == 0, "updates") as progress:
         for update, part in enumerate(crops):
             optimizer.param_groups[0]["lr"] = cfg.lr * 0.1 ** sum(update >= share * cfg.updates for share in cfg.drops)
             missed.update(part.corrupt)
@@ -137,7 +137,7 @@ def learn(cfg: SegmentationFcn, network: Network, splits: MaskedSplits, device: 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            told.advance(update + 1)
+            progress.advance(update + 1)
             if (update + 1) % max(1, cfg.updates // 10) == 0:
                 mean = float(sum_over_ranks(loss.detach().clone())) / world()
                 if rank() == 0:
@@ -164,11 +164,11 @@ def judge(cfg: SegmentationFcn, model: Fcn, network: Network, splits: MaskedSpli
     counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     missed: list[str] = []
     seen, what = 0, f"segmentation of '{splits.test.split}' of '{splits.test.name}'"
-    with full_precision(device), LongPass(what, len(splits.test), rank() == 0) as told:
+    with full_precision(device), LongPass(what, len(splits.test), rank() == 0) as progress:
         for part in whole_images(splits.test, cfg.batch, rank(), world(), cfg.workers):
             missed += part.corrupt
             seen += len(part.images) + len(part.corrupt)
-            told.advance(seen * world())
+            progress.advance(seen * world())
             if len(part.images):
                 predicted = upsampled_classes(model(network.prepare(part.images.to(device))), *part.masks.shape[1:])
                 counts += confusion(predicted, part.masks.to(device), classes)

@@ -28,12 +28,12 @@ def run(cfg: FewLabels, train: Features, test: Features, classes: int, device: t
     for k in cfg.labels_per_class:
         rows = draws(train.label.numpy(), train.index.numpy(), k, cfg.draws, cfg.seed)
         values: list[float] = []
-        with LongPass(f"logistic regression on {k} labels per class", cfg.draws, True, "draws") as told:
+        with LongPass(f"logistic regression on {k} labels per class", cfg.draws, True, "draws") as progress:
             for group in rows.split(max(1, _ELEMENTS // (rows.shape[1] * train.x.shape[1]))):
                 x, label = scale(train.x[group]).to(device), train.label[group].to(device)
-                weight, bias = logistic(x, label, classes, cfg.c, told.step)
+                weight, bias = logistic(x, label, classes, cfg.c, progress.step)
                 values += [accuracy(column, test.label) for column in predict(weight, bias, scale, test.x)]
-                told.advance(len(values))
+                progress.advance(len(values))
         details = {"draws": cfg.draws, "min": min(values), "max": max(values)}
         scores[f"logistic{k}@C{plain(cfg.c)}"] = Score(float(np.mean(values)), float(np.std(values, ddof=1)), details)
     return scores
@@ -48,10 +48,10 @@ def draws(label: np.ndarray, index: np.ndarray, k: int, count: int, seed: int) -
     found = []
     for draw in range(count):
         parts = []
-        for each in np.unique(label):
-            rows = np.flatnonzero(label == each)
+        for kind in np.unique(label):
+            rows = np.flatnonzero(label == kind)
             rows = rows[np.argsort(index[rows])]
-            parts.append(rows[permutation(len(rows), seed, "few-labels", draw, int(each))[:k]])
+            parts.append(rows[permutation(len(rows), seed, "few-labels", draw, int(kind))[:k]])
         found.append(np.concatenate(parts))
     return torch.from_numpy(np.stack(found))
 

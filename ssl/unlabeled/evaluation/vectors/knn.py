@@ -23,12 +23,12 @@ def run(cfg: Knn, train: Features, test: Features, classes: int, device: torch.d
     own = own_rows(train, test)
     bank = train.x.to(device)
     parts: list[dict[int, Tensor]] = []
-    with LongPass("kNN", len(test.x), shown=True) as told:
+    with LongPass("kNN", len(test.x), shown=True) as progress:
         for rows in torch.arange(len(test.x)).split(_AT_ONCE):
             part = None if own is None else own[rows]
             parts.append(knn.predict(bank, train.label, test.x[rows], cfg.k, cfg.temperature, classes, cfg.search,
                                      part))
-            told.advance(int(rows[-1]) + 1)
+            progress.advance(int(rows[-1]) + 1)
     found = {k: torch.cat([part[k] for part in parts]) for k in cfg.k}
     return {f"knn{k}@{plain(cfg.temperature)}": Score(accuracy(found[k], test.label)) for k in cfg.k}
 

@@ -25,12 +25,12 @@ def run(cfg: Logistic, train: Features, test: Features, classes: int, device: to
     rest = np.setdiff1d(np.arange(len(train.label)), held)
     kept = Features(train.x[held], train.index[held], train.label[held])
     found: dict[float, float] = {}
-    with LongPass("logistic regression", len(cfg.c) + 1, True, "fits") as told:
+    with LongPass("logistic regression", len(cfg.c) + 1, True, "fits") as progress:
         for c in sorted(cfg.c):
-            found[c] = _score(train, rest, kept, classes, c, device, told.step)
-            told.advance(len(found))
+            found[c] = _score(train, rest, kept, classes, c, device, progress.step)
+            progress.advance(len(found))
         best = max(found, key=lambda c: found[c])
-        value = _score(train, np.arange(len(train.label)), test, classes, best, device, told.step)
+        value = _score(train, np.arange(len(train.label)), test, classes, best, device, progress.step)
     details: dict[str, Any] = {"c": best, "held_out": round(found[best], 2)}
     if len(cfg.c) > 1 and best in (min(cfg.c), max(cfg.c)):
         details["note"] = "the chosen c is at the end of the grid"
