@@ -1,5 +1,6 @@
 """Evaluation over several real processes."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -52,8 +53,9 @@ def test_what_one_process_cannot_read_ends_the_extraction_in_all():
                                          "RuntimeError: no memory"]
 
 
-def in_a_process(rank: int, run: Path) -> tuple[list[float] | None, int]:
+def in_a_process(rank: int, run: Path, cache: Path) -> tuple[list[float] | None, int]:
     """Return the numbers, computed anew, and how many images the networks are asked for where features are kept."""
+    os.environ.update({"XDG_CACHE_HOME": str(cache), LIMIT: "1"})  # children have the environment of an earlier test
     evaluate_module.load_run = FakeRuns("digits", run)
     settings = ["workers=0", "raw_pixels=false", "precision=fp32"]
     report = evaluate_module.evaluate("knn", run, [*settings, "keep_features=false"])
@@ -69,12 +71,12 @@ def in_a_process(rank: int, run: Path) -> tuple[list[float] | None, int]:
     return [score["value"] for n in report.numbers for score in (n.network, n.random_init)], sum(asked)
 
 
-def test_two_processes_give_the_numbers_of_one_and_find_its_features_again(tmp_path, monkeypatch):
-    monkeypatch.setenv(LIMIT, "1")
-    monkeypatch.setattr(evaluate_module, "load_run", evaluate_module.load_run)  # restored afterwards
-    alone, asked = in_a_process(0, tmp_path / "one")
+def test_two_processes_give_the_numbers_of_one_and_find_its_features_again(tmp_path, own_cache, monkeypatch):
+    monkeypatch.setenv(LIMIT, "1")  # restored afterwards, as is the next
+    monkeypatch.setattr(evaluate_module, "load_run", evaluate_module.load_run)
+    alone, asked = in_a_process(0, tmp_path / "one", own_cache)
     assert asked == 2 * (1297 + 500 + 2)
-    assert run_processes(2, in_a_process, tmp_path / "two") == [(alone, 0), (None, 0)]
+    assert run_processes(2, in_a_process, tmp_path / "two", own_cache) == [(alone, 0), (None, 0)]
     assert (tmp_path / "two" / "eval" / "knn-precision=fp32-update00000012.json").exists()
 
 
