@@ -1,7 +1,7 @@
 """A CUDA device that is only pretended: tensors compute on the CPU but say that they are elsewhere.
 
-So faults of placement show on any machine: an operation on tensors of both places, a tensor of the CPU in a collective of
-NCCL, and what makes the CPU wait for the device (a value that is read, a copy from memory that is not page-locked).
+So faults of placement show on any machine: an operation on tensors of both places, a tensor of the CPU in a collective
+of NCCL, and what makes the CPU wait for the device (a value that is read, a copy from memory that is not page-locked).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from tests.gpu.kernels import Recorded
 from tests.gpu.pretended import CPU, CUDA, Elsewhere, pretended_cuda
 from tiny import BATCH, VARIANTS, tiny_recipe, tiny_run
 
@@ -58,10 +59,12 @@ def test_an_update_of_two_processes_is_on_the_gpu_and_waits_once(
         micros = [{name: batch.pin_memory() for name, batch in tiny.micros(0)[0].items()}]
         assert len(next(iter(micros[0].values())).index) in (BATCH // 2, 6)
         gpu.waits.clear()
-        outcome = tiny.updater.update(0, micros, [0])
+        with Recorded() as kernels:
+            outcome = tiny.updater.update(0, micros, [0])
         found = gpu.waits - Counter({"torch.Tensor.tolist": 1})
     assert not outcome.dropped and all(x.is_cuda for x in outcome.values.values())
-    assert variant == TORCHVISION or found == READ.get(method, {}), "an update waits for the GPU, which then stands idle"
+    assert variant == TORCHVISION or found == READ.get(method, {}), "an update waits for the GPU, which stands idle"
+    assert len(kernels.names) > 40 and not kernels.raising(), "these raise under train.deterministic"
 
 
 def test_losses_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,9 +86,10 @@ def test_features_and_probes_are_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> 
             part = extract({"x": embedder}, source, batch=256, workers=0, device=device, max_corrupt=0.0)["x"]
             assert type(part.x) is torch.Tensor
             short = {"epochs": 1, "min_updates": 3}
-            scores = [knn.run(Knn(protocol="knn", k=[5]), part, part, 10, device),
-                      linear.run(Linear(protocol="linear", lr=[0.1], weight_decay=[0.0], **short), part, part, 10, device),
-                      logistic.run(Logistic(protocol="logistic", c=[0.01]), part, part, 10, device),
-                      few_labels.run(FewLabels(protocol="few-labels", labels_per_class=[1], draws=2), part, part, 10, device)]
+            jobs = [(knn, Knn(protocol="knn", k=[5])),
+                    (linear, Linear(protocol="linear", lr=[0.1], weight_decay=[0.0], **short)),
+                    (logistic, Logistic(protocol="logistic", c=[0.01])),
+                    (few_labels, FewLabels(protocol="few-labels", labels_per_class=[1], draws=2))]
+            scores = [module.run(cfg, part, part, 10, device) for module, cfg in jobs]
         found[device] = [{name: score.value for name, score in each.items()} for each in scores]
     assert found[CUDA] == found[CPU]
