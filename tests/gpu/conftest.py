@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.gpu.devices import DEVICE, computing_on
 
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without network may not resolve its own name
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, so before the first of several trainings
 
 

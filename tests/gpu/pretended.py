@@ -132,6 +132,7 @@ def _in_backward() -> bool:
 @contextlib.contextmanager
 def pretended_cuda(monkeypatch: pytest.MonkeyPatch, processes: int = 1) -> Iterator[PretendedCuda]:
     """Let runs that start here compute on a pretended GPU, as the first of `processes` that all hold the same."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # where there is a real one
     monkeypatch.setattr(Accelerator, "device", CUDA)
     monkeypatch.setattr(Accelerator, "prepare_model", lambda self, model: model)  # it would move it once more
     if processes > 1:

