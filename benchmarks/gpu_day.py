@@ -159,10 +159,10 @@ def throughput_rows(size: str, text: str) -> list[tuple[str, str, str]]:
 def train(day: Day, result: Result) -> None:
     """Train SimCLR on CIFAR-10 for as many epochs as fit, with kNN at the end."""
     if day.quick:
-        recipe = ["demo/simclrv2", "train.epochs=1", "optim.warmup_epochs=0", "train.log_every=1"]
+        recipe = ["demo/simclrv2", "train.epochs=1", "optim.warmup_epochs=0"]
         epochs = 1
     else:
-        recipe = ["cifar10/simclrv2", "train.precision=auto", "train.log_every=20"]
+        recipe = ["cifar10/simclrv2"]
         recipe += [f"data.train.root={day.root}"] if day.root else []
         recipe += ["data.train.batch=64"] if not day.cuda else []
         rate = _rate(day, result, recipe)
@@ -170,9 +170,8 @@ def train(day: Day, result: Result) -> None:
         epochs = max(1, int(rate * (0.8 * day.left() - 20) / EPOCH))
         recipe += [f"train.epochs={epochs}", f"optim.warmup_epochs={min(10, epochs // 10)}"]
     run = day.out / "cifar10"
-    words = ["-m", "unlabeled.cli.main", "pretrain", *recipe, "eval.every=0", "eval.at_end=[knn]", f"run={run}",
-             "fresh=true"]
-    day.run(result, words, "train.log")
+    ends = ["train.log_every=5", "eval.every=0", "eval.at_end=[knn]", f"run={run}", "fresh=true"]
+    day.run(result, ["-m", "unlabeled.cli.main", "pretrain", *recipe, *ends], "train.log")
     result.rows.append(("epochs", str(epochs), ""))
     for line in _lines(run)[-1:]:
         result.rows.append(("loss", f"{line['loss']:.3f}", ""))
@@ -249,7 +248,8 @@ def written(day: Day) -> str:
     """Return the results of all parts that have run as Markdown."""
     files = [day.out / f"{name}.json" for name in PARTS]
     results = [json.loads(file.read_text()) for file in files if file.exists()]
-    commands = [command.replace(str(day.out), "OUT") for each in results for command in each["commands"]]
+    commands = [command.replace(str(day.out), "OUT").replace(f"root={day.root}", "root=ROOT")
+                for each in results for command in each["commands"]]  # fmt: skip
     rows = [[each["part"], *(cell.replace("|", "/").replace(str(day.out), "OUT") for cell in row)]
             for each in results for row in each["rows"]]  # fmt: skip
     rows += [[each["part"], "seconds", f"{each['seconds']:.0f}", ""] for each in results]
