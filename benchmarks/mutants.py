@@ -3,10 +3,10 @@
     python -m benchmarks.mutants
     python -m benchmarks.mutants area=losses,ema --jobs 2
 
-The mistakes stand in benchmarks/mistakes/AREA.yaml. Each is planted in a scratch copy of the project, in which the tests
-of its group run until one fails. Every mistake has a process of its own, forked from one that has imported the libraries.
-What was found is kept in a file of lines, and found again there while the file with the mistake and its tests are the
-same; --fresh plants all anew.
+The mistakes stand in benchmarks/mistakes/AREA.yaml. Each is planted in a scratch copy of the project, in which the
+tests of its group run until one fails. Every mistake has a process of its own, forked from one that has imported the
+libraries. What was found is kept in a file of lines, and found again there while the file with the mistake and its
+tests are the same; --fresh plants all anew.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ QUESTION = "which small mistakes in the code do the tests of its area miss?"
 BAR = 95.0  # % of the mistakes that must be caught
 PACKAGE = Path("ssl/unlabeled")
 # what the tests import, but for the package itself, which must be read from the scratch copy
-LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "sklearn.linear_model", "sklearn.datasets", "scipy.io", "PIL.Image",
-             "matplotlib.pyplot", "pydantic", "rich.console", "safetensors.torch", "simplejpeg", "webdataset", "pytest")
+LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "sklearn.linear_model", "sklearn.datasets", "scipy.io",
+             "PIL.Image", "matplotlib.pyplot", "pydantic", "rich.console", "safetensors.torch", "simplejpeg", "webdataset",
+             "pytest")
 LIMIT = (60.0, 5.0)  # seconds that the tests of a mistake may take: so many, and so many times what they take without
 
 
@@ -65,7 +66,7 @@ class Mistake:
         return f"{self.file}: {_one_line(self.old)} -> {_one_line(self.new) or '(nothing)'}"
 
     def planted(self, root: Path) -> str:
-        """Return the text of the file with the mistake. Raises ValueError if `old` does not stand in it exactly once."""
+        """Return the text of the file with the mistake. Raises ValueError unless `old` stands in it exactly once."""
         text = (root / PACKAGE / self.file).read_text("utf-8")
         if (count := text.count(self.old)) != 1:
             raise ValueError(f"{self.area}.yaml: {_one_line(self.old)!r} stands {count} times in {self.file}, not once")
@@ -95,6 +96,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutants", description=QUESTION)
     parser.add_argument("areas", nargs="*", metavar="area=NAME,...", help="only these lists (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="mistakes at a time (default 1)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only those whose file or lines hold this text")
     parser.add_argument("--first", type=int, metavar="N", help="only the first N in the order of the seed")
     parser.add_argument("--seed", type=int, default=0, help="of the order (default 0)")
     parser.add_argument("--fresh", action="store_true", help="forget what was found before")
@@ -102,7 +104,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="also write the result into this Markdown file")
     given = parser.parse_args(words)
     chosen = areas(given.areas, parser.error)
-    mistakes = [mistake for area in chosen for mistake in read(LISTS / f"{area}.yaml")]
+    mistakes = [mistake for area in chosen for mistake in read(LISTS / f"{area}.yaml") if given.only in mistake.title]
     random.Random(given.seed).shuffle(mistakes)
     if given.fresh:
         given.found.unlink(missing_ok=True)
@@ -290,7 +292,8 @@ def run_tests(copy: Path, tests: Sequence[str]) -> None:
         sys.path[:] = [str(copy), *(p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "ssl"))]
         import pytest
 
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(copy), *tests], [_First(temporary)]))
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(copy)]
+        code = int(pytest.main([*options, *tests], [_First(temporary)]))
     except BaseException:
         (copy / ".tmp" / "failed").write_text(traceback.format_exc(limit=-1).splitlines()[-1])
     finally:
@@ -323,25 +326,26 @@ def end(pid: int, reap: bool = True) -> None:
 
 def report(trials: Sequence[tuple[Mistake, Trial]], out: Path | None) -> int:
     """Print how many were caught by area, and those that survive; return 1 if less than BAR % are caught, else 0."""
-    rows = []
-    for area in sorted({mistake.area for mistake, _ in trials}):
-        mine = [(mistake, trial) for mistake, trial in trials if mistake.area == area]
-        caught = sum(trial.outcome != "survived" for _, trial in mine)
-        rows.append([area, str(len(mine)), str(caught), str(len(mine) - caught), f"{sum(t.seconds for _, t in mine):.0f}"])
-    caught = sum(trial.outcome != "survived" for _, trial in trials)
-    share = 100.0 * caught / max(1, len(trials))
-    seconds = sum(trial.seconds for _, trial in trials)
-    rows.append(["all", str(len(trials)), str(caught), str(len(trials) - caught), f"{seconds:.0f}"])
+    areas = {area: [trial for mistake, trial in trials if mistake.area == area]
+             for area in sorted({mistake.area for mistake, _ in trials})}
+    every = [trial for _, trial in trials]
+    rows = [_counts(area, mine) for area, mine in [*areas.items(), ("all", every)]]
+    share = 100.0 * sum(trial.outcome != "survived" for trial in every) / max(1, len(every))
     page = measure.Report("mutants", "Small mistakes that the tests catch", QUESTION)
     page.table(["area", "planted", "caught", "survived", "seconds"], rows)
-    hung = sum(trial.outcome == "hung" for _, trial in trials)
-    page.say(f"Caught: {share:.1f} %, bar {measure.bar(share, at_least=BAR, unit=' %')}; {hung} of them by a test that hung.")
+    hung = sum(trial.outcome == "hung" for trial in every)
+    page.say(f"Caught: {share:.1f} %, bar {measure.bar(share, at_least=BAR, unit=' %')}; {hung} of them by tests that hung.")
     left = [[mistake.area, f"`{mistake.title}`", mistake.why or "no test notices"]
             for mistake, trial in trials if trial.outcome == "survived"]
     if left:
         page.table(["area", "survived", "why"], [[cell.replace("|", "\\|") for cell in row] for row in left])
     page.finish(out)
     return 0 if share >= BAR else 1
+
+
+def _counts(area: str, trials: Sequence[Trial]) -> list[str]:
+    caught, seconds = sum(trial.outcome != "survived" for trial in trials), sum(trial.seconds for trial in trials)
+    return [area, str(len(trials)), str(caught), str(len(trials) - caught), f"{seconds:.0f}"]
 
 
 def _one_line(text: str) -> str:

@@ -236,3 +236,28 @@ def test_a_finished_run_keeps_what_it_has_where_a_protocol_cannot_be_run(tmp_pat
     assert code == 2 and printed.err == "large: k is 5000, but there are 1297 labelled training images; use k=[129]\n"
     assert "knn5@.07" in printed.out and "curves: " in printed.out
     assert (run / "DONE").exists() and (run / "eval" / "small-update00000001.json").exists()
+
+
+def test_unknown_labels_do_not_count_among_the_test_images(runs, tmp_path, capsys):
+    rng, labels = np.random.default_rng(0), np.arange(40) % 2
+    labels[::4] = -1
+    (tmp_path / "set").mkdir()
+    np.savez(tmp_path / "set" / "train.npz", images=rng.integers(0, 256, (40, 8, 8, 3), np.uint8), labels=labels)
+    (tmp_path / "card.yaml").write_text(
+        f"name: own\nsource: {{kind: array}}\nroot: {tmp_path / 'set'}\nclasses: [a, b]\n"
+        "splits: {train: {}, val: {path: train.npz}}\n")
+    report = evaluate("knn", runs.run, [f"card={tmp_path / 'card.yaml'}", "k=[1]", *QUICK])
+    assert (report.scored, report.shared, report.test.n, report.test.unlabelled) == (30, 30, 40, 10)
+    (caution,) = report.cautions
+    assert caution.startswith("30 of the 30 test images of 'val' stand in the training split 'train' too: each is left")
+    assert "30, all in train" in capsys.readouterr().out and report["knn1@.07"].chance == pytest.approx(200 / 3)
+
+
+def test_a_protocol_that_does_not_fit_is_not_run(runs, tmp_path, monkeypatch):
+    """Neither with others on the same splits nor by itself: what it would train is never begun."""
+    checkpoint = tmp_path / "run" / "checkpoints" / "update-00000012.pt"
+    monkeypatch.setattr(module, "train_and_score", None)
+    (tmp_path / "five.yaml").write_text("protocol: knn\nk: [5]\nrandom_init: false\nraw_pixels: false\n")
+    with pytest.raises(UserError, match=r"^linear-sgd: protocol 'linear-sgd' starts from a finished run"):
+        evaluate_many([tmp_path / "five.yaml", "linear-sgd"], checkpoint, ["workers=0"])
+    assert [path.name.partition("-")[0] for path in (runs.run / "eval").iterdir()] == ["five"]
