@@ -41,8 +41,8 @@ BAR = 95.0  # % of the mistakes that must be caught
 PACKAGE = Path("ssl/unlabeled")
 # what the tests import, but for the package itself, which must be read from the scratch copy
 LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "sklearn.linear_model", "sklearn.datasets", "scipy.io",
-             "PIL.Image", "matplotlib.pyplot", "pydantic", "rich.console", "safetensors.torch", "simplejpeg", "webdataset",
-             "pytest")
+             "PIL.Image", "matplotlib.pyplot", "pydantic", "rich.console", "safetensors.torch", "simplejpeg",
+             "webdataset", "pytest")
 LIMIT = (60.0, 5.0)  # seconds that the tests of a mistake may take: so many, and so many times what they take without
 
 
@@ -334,7 +334,8 @@ def report(trials: Sequence[tuple[Mistake, Trial]], out: Path | None) -> int:
     page = measure.Report("mutants", "Small mistakes that the tests catch", QUESTION)
     page.table(["area", "planted", "caught", "survived", "seconds"], rows)
     hung = sum(trial.outcome == "hung" for trial in every)
-    page.say(f"Caught: {share:.1f} %, bar {measure.bar(share, at_least=BAR, unit=' %')}; {hung} of them by tests that hung.")
+    page.say(f"Caught: {share:.1f} %, {hung} of the mistakes by tests that hung. Bar "
+             f"{measure.bar(share, at_least=BAR, unit=' %')}.")
     left = [[mistake.area, f"`{mistake.title}`", mistake.why or "no test notices"]
             for mistake, trial in trials if trial.outcome == "survived"]
     if left:

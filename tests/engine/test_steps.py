@@ -59,3 +59,23 @@ def test_equal_crops_look_different_at_two_updates_and_alike_at_one(method: str,
     changing = [name for name in first if not torch.equal(first[name], later[name])]
     assert changing and all(torch.equal(first[name], again[name]) for name in first)
     assert all(not torch.equal(first[name], other[name]) for name in changing)
+
+
+@pytest.mark.parametrize("method", ["pixpro", "simmatchv2"])
+def test_teachers_stand_still_from_the_end_of_the_horizon_on(method: str) -> None:
+    """`train.schedule_scale` shortens the rise of their momentum to 1 as it shortens the learning rate's wave."""
+    rising = ["method.ema.momentum=0.9"] if method == "simmatchv2" else []
+    tiny = tiny_run(tiny_recipe(method, "plain", ["train.schedule_scale=2", *rising]))
+    plan, trained = tiny.updater.plan, tiny.updater.method
+    assert (plan.total, plan.horizon) == (6, 3)
+    student, teacher = ((trained.student, trained.teacher) if method == "simmatchv2" else (trained.online, trained.key))
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+        views = tiny.updater.views(0, 0, tiny.micros(0)[0]) if method == "simmatchv2" else {}
+        carry = trained(views, make_step(plan, 0, 0, 0, 0)).carry if views else {}
+    apart = []
+    for update in range(5):
+        trained.after_step(make_step(plan, update, 1, 0, 0), carry)
+        apart.append(float((next(student.parameters()) - next(teacher.parameters())).detach().flatten()[0]))
+    assert 1 > apart[0] > apart[1] > apart[2] - 1e-6 and apart[1] == apart[2] == apart[3] == apart[4]

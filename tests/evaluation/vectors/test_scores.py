@@ -1,0 +1,76 @@
+"""What all probes share: the training set's scale against scikit-learn's, and how settings are written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from unlabeled.config.protocols.vectors import FewLabels, Linear
+from unlabeled.engine.features import Features
+from unlabeled.evaluation.vectors import few_labels, linear
+from unlabeled.evaluation.vectors.scores import Scale, accuracy, plain
+
+CPU = torch.device("cpu")
+
+
+def drawn(n: int, seed: int) -> torch.Tensor:
+    return 5 + torch.randn(n, 3, generator=torch.Generator().manual_seed(seed)) * torch.tensor([1.0, 9.0, 1e-3])
+
+
+def test_the_scale_is_scikit_learns() -> None:
+    train, test = drawn(7, 0), drawn(4, 1)
+    scaler = StandardScaler().fit(train.double().numpy())
+    expected = torch.from_numpy(scaler.transform(test.double().numpy())).float()
+    torch.testing.assert_close(Scale.of(train)(test), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(Scale.of(train)(train).std(0, correction=0), torch.ones(3), rtol=1e-3, atol=0)
+
+
+def test_a_feature_that_never_changes_keeps_its_scale_whatever_rounding_says() -> None:
+    train = torch.full((1000, 2), 0.1)
+    train[::2, 1] += 1e-9  # nothing in float32
+    assert torch.equal(Scale.of(train).std, torch.ones(2))
+    assert float(Scale.of(1e8 * torch.ones(10, 1) + torch.eye(10)[:, :1] * 0.5).std) == 1
+
+
+def test_few_labels_are_scikit_learns_mean_and_deviation_over_the_draws() -> None:
+    """Standardised by all training images, not by the few of a draw; the deviation is that of a sample."""
+    label = torch.arange(60) % 3
+    train = Features(drawn(60, 2) + label[:, None], torch.arange(60), label)
+    test = Features(drawn(90, 3) + (torch.arange(90) % 3)[:, None], torch.arange(90), torch.arange(90) % 3)
+    score = few_labels.run(FewLabels(protocol="few-labels", labels_per_class=[4], draws=5), train, test, 3, CPU)
+    scaler = StandardScaler().fit(train.x.double().numpy())
+    x, scored = (scaler.transform(each.x.double().numpy()) for each in (train, test))
+    values = []
+    for rows in few_labels.draws(label.numpy(), train.index.numpy(), 4, 5, 0):
+        model = LogisticRegression(max_iter=2000, tol=1e-9).fit(x[rows], label[rows].numpy())
+        values.append(100 * model.score(scored, test.label.numpy()))
+    assert score["logistic4@C1"].value == pytest.approx(torch.tensor(values).mean().item(), abs=0.5)
+    assert score["logistic4@C1"].deviation == pytest.approx(torch.tensor(values).std().item(), abs=0.3)
+    assert (score["logistic4@C1"].details["min"], score["logistic4@C1"].details["max"]) == (min(values), max(values))
+
+
+def test_held_out_images_have_no_part_in_the_scale_by_which_a_setting_is_chosen() -> None:
+    """One of them is enormous: seen by the scale, it would hide the feature that tells the class."""
+    cfg = Linear(protocol="linear", lr=[0.03], weight_decay=[0.0], epochs=1, min_updates=60, held_out=0.3)
+    label = torch.arange(100) % 2
+    x = torch.stack([2.0 * label - 1, torch.randn(100, generator=torch.Generator().manual_seed(0))], 1)
+    held = linear.hold_out(label.numpy(), cfg.held_out, cfg.seed)
+    x[held[0], 0] *= 1e6
+    _, held_out = linear.choose(cfg, x, label, 2, CPU)
+    assert held_out == 100
+
+
+def test_of_equally_good_settings_the_one_with_the_lower_loss_is_taken() -> None:
+    label = torch.arange(40) % 2
+    x = torch.stack([2.0 * label - 1, torch.zeros(40)], 1)
+    for lr in ([0.001, 0.3], [0.3, 0.001]):
+        cfg = Linear(protocol="linear", lr=lr, weight_decay=[0.0], epochs=1, min_updates=20)
+        chosen, held_out = linear.choose(cfg, x, label, 2, CPU)
+        assert (lr[chosen], held_out) == (0.3, 100)
+
+
+def test_settings_are_written_short_and_exact() -> None:
+    assert [plain(x) for x in (0.07, 1, 1e-5, 20, 0.5, 1.5)] == [".07", "1", "1e-05", "20", ".5", "1.5"]
+    assert accuracy(torch.tensor([1, 2, 3]), torch.tensor([1, 2, 0])) == pytest.approx(200 / 3)
