@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.tiny import tiny_recipe
 
 from unlabeled.engine.run import record
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.run.record import new_id, read_record, this_start, what_changed
 from unlabeled.errors import UserError
 
@@ -51,3 +53,54 @@ def test_records_of_all_versions_are_read(tmp_path: Path) -> None:
                         ({"data": []}, r"'data' is \[\]"), ({"info": None}, "'info' is missing")):
         with pytest.raises(UserError, match=said):
             read({**whole, **wrong})
+
+
+def test_a_run_that_saved_nothing_keeps_its_id_and_starts_unless_its_recipe_changes(tmp_path: Path) -> None:
+    recipe, folder = tiny_recipe("rotnet", "all"), RunFolder(tmp_path)
+    info = {"info": {}, "data": {}}
+    folder.open(recipe, info, fresh=False)
+    first = read_record(tmp_path)
+    folder.begin(recipe, info, 0, [], [])
+    folder.open(recipe, info, fresh=False)
+    again = read_record(tmp_path)
+    assert again["id"] == first["id"] is not None and [start["update"] for start in again["starts"]] == [0]
+    folder.open(tiny_recipe("rotnet", "all", ["train.seed=1"]), info, fresh=False)
+    other = read_record(tmp_path)
+    assert other["id"] != first["id"] and other["starts"] == []
+    folder.lock.release()
+
+
+def test_starts_are_added_and_what_differs_from_the_one_before_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = tiny_recipe("rotnet", "all"), RunFolder(tmp_path)
+    info = {"info": {}, "data": {}}
+    folder.open(recipe, info, fresh=False)
+    assert folder.begin(recipe, info, 0, [], []) == []
+    monkeypatch.setattr(record, "world", lambda: 2)
+    (note,) = folder.begin(recipe, info, 4, [], [])
+    assert note.startswith("2 processes where the run had 1 process")
+    starts = read_record(tmp_path)["starts"]
+    assert [(start["update"], start["processes"], start.get("notes")) for start in starts] == [
+        (0, 1, None), (4, 2, [note])]
+    folder.lock.release()
+
+
+def test_setting_aside_never_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    for number in range(3):
+        folder = RunFolder(tmp_path / "run")
+        folder.open(tiny_recipe("rotnet", "all", [f"train.seed={number}"]), {"info": {}}, fresh=True)
+        folder.lock.release()
+    aside = [tmp_path / f"run.replaced-{number}" / "recipe.yaml" for number in (1, 2)]
+    assert ["seed: 0" in aside[0].read_text(), "seed: 1" in aside[1].read_text()] == [True, True]
+
+
+def test_only_an_unfinished_last_line_of_metrics_is_passed_over_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text('{"update": 1}\n{"update": 2, "lo')
+    assert folder.read_lines(folder.metrics) == [{"update": 1}] and capsys.readouterr().out == ""
+    folder.metrics.write_text('{"update": 1}\n{"upd\n[]\n{"update": 3}\n')
+    assert [line["update"] for line in folder.read_lines(folder.metrics)] == [1, 3]
+    assert "2 lines that cannot be read (2, 3) left out" in capsys.readouterr().out
