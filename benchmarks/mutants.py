@@ -103,6 +103,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--found", type=Path, default=ROOT / ".mutants.jsonl", help="file of what was found")
     parser.add_argument("--out", type=Path, help="also write the result into this Markdown file")
     given = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is running is ended too
     chosen = areas(given.areas, parser.error)
     mistakes = [mistake for area in chosen for mistake in read(LISTS / f"{area}.yaml") if given.only in mistake.title]
     random.Random(given.seed).shuffle(mistakes)
@@ -281,11 +282,14 @@ def run_tests(copy: Path, tests: Sequence[str]) -> None:
     code = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         silence = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(silence, descriptor)
         os.chdir(copy)
         temporary = copy / ".tmp"
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        sys.dont_write_bytecode = False  # else all is compiled again for every mistake
         os.environ.update(PYTHONPATH=str(copy / "ssl"), TMPDIR=str(temporary), XDG_CACHE_HOME=str(temporary / "cache"))
         tempfile.tempdir = None
         # the parent's own root must not be found before the copy

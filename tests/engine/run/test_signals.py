@@ -14,6 +14,7 @@ from unlabeled.engine.run.signals import Interrupted, Signals
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[dict[int, object]]:
     before = {number: signal.getsignal(number) for number in Signals.watched}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup themselves
     yield before
     for number, handler in before.items():
         signal.signal(number, handler)
