@@ -1,6 +1,7 @@
 """Numbers on images that were learnt from: kNN leaves each out, everything else says so, in the table and its file."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,13 +49,14 @@ def test_knn_on_the_training_split_leaves_the_image_itself_out(runs, tmp_path, c
     assert saved["shared"] == 200 and "training split" in saved["cautions"][0]
 
 
-def test_an_image_that_cannot_be_read_does_not_shift_which_is_left_out(runs, tmp_path):
+def test_an_image_that_cannot_be_read_does_not_shift_which_is_left_out(runs, tmp_path, capsys):
     for kind in range(2):
         noise(tmp_path / "set" / "train" / str(kind), 100, kind)
     (tmp_path / "set" / "train" / "0" / "000.png").write_bytes(b"no image")
     report = evaluate("knn", runs.run, ["card=classfolder", f"root={tmp_path / 'set'}", "test=train", "k=[1]",
                                         "max_corrupt=1", *QUICK])
     assert report.test.n == 199 and 30 < report["knn1@.07"].network["value"] < 70
+    assert "unreadable 2, seed 0" in capsys.readouterr().out, "of train and test together"
 
 
 def test_protocols_with_different_test_splits_do_not_share_one(runs, tmp_path):
@@ -105,6 +107,23 @@ def test_the_split_that_the_run_was_trained_on_is_named(runs, monkeypatch, capsy
     report = evaluate("knn", fake.run, ["raw_pixels=false", *QUICK])
     assert report.shared == 0
     assert "note: the run itself was trained on test 'val' (data.train)" in capsys.readouterr().out
+
+
+def test_a_set_of_the_same_name_elsewhere_is_not_what_the_run_was_trained_on(tmp_path, monkeypatch):
+    class Rooted(FakeRuns):
+        def __call__(self, *args, **options):
+            restored = super().__call__(*args, **options)
+            stream = restored.recipe.data.train.model_copy(update={"root": str(tmp_path / "here")})
+            data = restored.recipe.data.model_copy(update={"train": stream})
+            return replace(restored, recipe=restored.recipe.model_copy(update={"data": data}))
+
+    monkeypatch.setattr(module, "load_run", Rooted("classfolder", tmp_path / "run"))
+    for place, count in (("here", 1), ("there", 0)):
+        for split, kind in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")):
+            noise(tmp_path / place / split / kind, 4, ord(kind))
+        report = evaluate("knn", tmp_path / "run", ["card=classfolder", f"root={tmp_path / place}", "k=[1]",
+                                                    "test=train", "train=val", *QUICK])
+        assert sum("the run itself was trained on" in line for line in report.cautions) == count
 
 
 def test_k_may_take_all_images_but_the_one_itself(runs):
