@@ -7,9 +7,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from unlabeled.config.protocols.vectors import FewLabels, Linear
+from unlabeled.config.protocols.vectors import FewLabels, Linear, Logistic
 from unlabeled.engine.features import Features
-from unlabeled.evaluation.vectors import few_labels, linear
+from unlabeled.evaluation.vectors import few_labels, linear, logistic
 from unlabeled.evaluation.vectors.scores import Scale, accuracy, plain
 
 CPU = torch.device("cpu")
@@ -74,3 +74,26 @@ def test_of_equally_good_settings_the_one_with_the_lower_loss_is_taken() -> None
 def test_settings_are_written_short_and_exact() -> None:
     assert [plain(x) for x in (0.07, 1, 1e-5, 20, 0.5, 1.5)] == [".07", "1", "1e-05", "20", ".5", "1.5"]
     assert accuracy(torch.tensor([1, 2, 3]), torch.tensor([1, 2, 0])) == pytest.approx(200 / 3)
+
+
+def test_equal_accuracy_goes_to_the_smaller_c() -> None:
+    label = torch.arange(60) % 2
+    x = torch.stack([2.0 * label - 1, torch.zeros(60)], 1)
+    told = Features(x, torch.arange(60), label)
+    for c in ([0.1, 1.0], [1.0, 0.1]):
+        score = logistic.run(Logistic(protocol="logistic", c=c), told, told, 2, CPU)["logistic"]
+        assert (score.details["c"], score.details["held_out"], score.value) == (0.1, 100, 100)
+
+
+def test_every_epoch_takes_every_image_once_in_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+
+    def look(probe, settings, updates, draw, momentum) -> None:
+        seen.extend(draw(update)[0][:, 0].int().tolist() for update in range(updates))
+
+    monkeypatch.setattr(linear, "descend", look)
+    cfg = Linear(protocol="linear", images_per_update=4, epochs=3, min_updates=1)
+    linear.fit(cfg, torch.arange(12.0)[:, None], torch.zeros(12).long(), 2, [(0.1, 0.0)], CPU)
+    epochs = [[row for batch in seen[first : first + 3] for row in batch] for first in (0, 3, 6)]
+    assert len(seen) == 9 and all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
