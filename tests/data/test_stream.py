@@ -12,6 +12,7 @@ from unlabeled.data.order import Order
 from unlabeled.data.sources.base import Source
 from unlabeled.data.stream import TrainStream
 from unlabeled.errors import UserError
+from unlabeled.ops.random import permutation
 
 STREAM = Stream((Corner(), Corner()), labels=True)
 
@@ -189,3 +190,10 @@ def test_a_substitute_is_another_one_after_every_attempt_and_in_every_epoch() ->
     drawn = {order.substitute(epoch, position, attempt)
              for epoch in range(4) for position in range(4) for attempt in range(4)}
     assert len(drawn) > 60
+
+
+def test_positions_of_an_epoch_are_places_in_its_permutations() -> None:
+    order = Order(10, 3, "train")
+    whole = [permutation(10, 3, "train", "order", 1), permutation(10, 3, "train", "order", 1, 1)]
+    assert order.indices(1, np.arange(20)).tolist() == [*whole[0].tolist(), *whole[1].tolist()]
+    assert order.indices(1, np.array([19, 0, 7])).tolist() == [whole[1][9], whole[0][0], whole[0][7]]

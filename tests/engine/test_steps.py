@@ -52,7 +52,8 @@ def test_the_global_generators_follow_the_parts() -> None:
     ("finetune", "regularised"), ("rotnet", "one"),
 ])  # fmt: skip
 def test_equal_crops_look_different_at_two_updates_and_alike_at_one(method: str, variant: str) -> None:
-    tiny = tiny_run(tiny_recipe(method, variant))
+    few = ["data.unlabeled.batch=6", "data.labeled.batch=4"] if method == "simmatchv2" else ["data.train.batch=6"]
+    tiny = tiny_run(tiny_recipe(method, variant, few))
     batch = tiny.micros(0)[0]
     first, again, later, other = (tiny.updater.views(update, micro, batch) for update, micro in (
         (3, 0), (3, 0), (4, 0), (3, 1)))
@@ -65,7 +66,8 @@ def test_equal_crops_look_different_at_two_updates_and_alike_at_one(method: str,
 def test_teachers_stand_still_from_the_end_of_the_horizon_on(method: str) -> None:
     """`train.schedule_scale` shortens the rise of their momentum to 1 as it shortens the learning rate's wave."""
     rising = ["method.ema.momentum=0.9"] if method == "simmatchv2" else []
-    tiny = tiny_run(tiny_recipe(method, "plain", ["train.schedule_scale=2", *rising]))
+    few = ["data.unlabeled.batch=6", "data.labeled.batch=4"] if method == "simmatchv2" else ["data.train.batch=6"]
+    tiny = tiny_run(tiny_recipe(method, "plain", ["train.schedule_scale=2", *rising, *few]))
     plan, trained = tiny.updater.plan, tiny.updater.method
     assert (plan.total, plan.horizon) == (6, 3)
     student, teacher = ((trained.student, trained.teacher) if method == "simmatchv2" else (trained.online, trained.key))

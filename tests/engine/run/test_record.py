@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.tiny import tiny_recipe
 
+from unlabeled.config.yaml.write import to_yaml
 from unlabeled.engine.run import record
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.run.record import new_id, read_record, this_start, what_changed
@@ -104,3 +105,14 @@ def test_only_an_unfinished_last_line_of_metrics_is_passed_over_in_silence(
     folder.metrics.write_text('{"update": 1}\n{"upd\n[]\n{"update": 3}\n')
     assert [line["update"] for line in folder.read_lines(folder.metrics)] == [1, 3]
     assert "2 lines that cannot be read (2, 3) left out" in capsys.readouterr().out
+
+
+def test_metrics_tell_of_a_checkpoint_only_from_its_update_on(tmp_path: Path) -> None:
+    """Earlier versions kept no marker: whether one has vanished is known from how far the metrics go."""
+    folder = RunFolder(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(to_yaml(tiny_recipe("rotnet", "all", ["train.checkpoint_every=100"])))
+    folder.append(folder.metrics, [{"update": update} for update in range(0, 100, 10)])
+    assert not folder.goes_on()
+    folder.append(folder.metrics, [{"update": update} for update in range(100, 260, 10)])
+    with pytest.raises(UserError, match="holds no checkpoint, but one was saved after update 200"):
+        folder.goes_on()

@@ -28,10 +28,10 @@ def test_the_scale_is_scikit_learns() -> None:
 
 
 def test_a_feature_that_never_changes_keeps_its_scale_whatever_rounding_says() -> None:
-    train = torch.full((1000, 2), 0.1)
-    train[::2, 1] += 1e-9  # nothing in float32
-    assert torch.equal(Scale.of(train).std, torch.ones(2))
-    assert float(Scale.of(1e8 * torch.ones(10, 1) + torch.eye(10)[:, :1] * 0.5).std) == 1
+    train = torch.full((1000, 3), 1000.0)
+    train[0, 1] = torch.nextafter(train[0, 1], torch.tensor(2000.0))
+    train[:, 2] = 1000 + torch.arange(1000) % 2  # this one does change
+    torch.testing.assert_close(Scale.of(train).std, torch.tensor([1.0, 1.0, 0.5]))
 
 
 def test_few_labels_are_scikit_learns_mean_and_deviation_over_the_draws() -> None:
@@ -69,6 +69,15 @@ def test_of_equally_good_settings_the_one_with_the_lower_loss_is_taken() -> None
         cfg = Linear(protocol="linear", lr=lr, weight_decay=[0.0], epochs=1, min_updates=20)
         chosen, held_out = linear.choose(cfg, x, label, 2, CPU)
         assert (lr[chosen], held_out) == (0.3, 100)
+
+
+def test_the_weight_decay_that_was_chosen_is_that_of_the_last_training() -> None:
+    """So much of it that the bias alone answers, which does not decay: the larger class."""
+    label = (torch.arange(80) % 4 == 0).long()
+    told = Features(torch.stack([2.0 * label - 1, torch.zeros(80)], 1), torch.arange(80), label)
+    for decay, expected in ((20.0, 75), (0.0, 100)):
+        cfg = Linear(protocol="linear", lr=[0.03], weight_decay=[decay], epochs=1, min_updates=200)
+        assert linear.run(cfg, told, told, 2, CPU)["linear"].value == expected
 
 
 def test_settings_are_written_short_and_exact() -> None:
