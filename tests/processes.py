@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import pickle
 import socket
@@ -17,8 +18,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# children are forked from a server that has imported torch and holds no threads: fast, and safe unlike a fork of pytest
-mp.get_context("forkserver").set_forkserver_preload(["torch", "torchvision", "timm"])
+# children are forked, one set per call so that no state leaks between calls, from a server that has imported everything
+# and holds no threads: fast, and safe unlike a fork of pytest
+mp.get_context("forkserver").set_forkserver_preload(["tests.warm"])
+
+HANG = 300  # seconds after which a child says where it stands, and ends
 
 
 def free_port() -> int:
@@ -37,10 +41,11 @@ def run_processes(count: int, work: Callable[..., Any], *args: Any) -> list[Any]
 
 
 def _join(rank: int, count: int, port: int, folder: str, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    faulthandler.dump_traceback_later(HANG, exit=True)
     torch.set_num_threads(1)
-    # what a launcher sets: Accelerate joins the group instead of running alone
+    # what a launcher sets: Accelerate joins the group instead of running alone, on one thread
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ.update(address, WORLD_SIZE=str(count), ACCELERATE_USE_CPU="true")
+    os.environ.update(address, WORLD_SIZE=str(count), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
     (Path(folder) / str(rank)).write_bytes(pickle.dumps(work(rank, *args)))
     dist.barrier()

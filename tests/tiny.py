@@ -6,7 +6,7 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -26,12 +26,15 @@ from unlabeled.engine.plan import make_plan
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.steps import make_step
 from unlabeled.engine.updater import Updater
+from unlabeled.methods.base import Losses, Method, Step
 from unlabeled.ops.distributed import rank, world
 
 UPDATES = 6
 BATCH = 24  # divides by 1, 2, 3 and 4 processes
 
 _DIGITS = ["data.train.card=digits", "data.workers=0"]
+
+_DISTIL = "name: distil, teacher: '@teacher', crop: {kind: padded, size: 8}"
 
 # two batch sizes; a bank of three updates, which six updates fill twice; confident enough for every image
 _SIMMATCHV2 = ["data.labeled.batch=12", "method.bank=72", "method.topn=7", "method.threshold=0.1"]
@@ -48,13 +51,12 @@ _PIXPRO = [
 # method -> variants, each a recipe and overrides; together the variants use every part of the method
 TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
     "distil": {
-        "plain": ("cifar10/rotnet-cpu", [*_DIGITS, "method={name: distil, crop: {kind: padded, size: 8}}"]),
+        "plain": ("cifar10/rotnet-cpu", [*_DIGITS, f"method={{{_DISTIL}}}"]),
         "labels": (
             "cifar10/rotnet-cpu",
             [
                 *_DIGITS,
-                "method={name: distil, crop: {kind: padded, size: 8}, temperature: 2.0, alpha: 0.7, "
-                "labels: {share: 0.5}}",
+                f"method={{{_DISTIL}, temperature: 2.0, alpha: 0.7, labels: {{share: 0.5}}}}",
             ],
         ),
     },
@@ -136,22 +138,52 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
 VARIANTS = [(method, variant) for method, variants in TINY.items() for variant in variants]
 
 
+_SMALL = [
+    "train.epochs=null",
+    f"train.updates={UPDATES}",
+    "train.precision=fp32",
+    "optim.warmup_epochs=0",
+    "eval.at_end=[]",
+    "eval.every=0",
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the checks of the battery run on: a recipe by name or path, at tiny size.
+
+    batch: images per update of every stream, None being the recipe's. dtype: in which exactness is asked. processes:
+    how many share an update. In overrides @teacher stands for a run that a method may start from.
+    """
+
+    name: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    batch: int | None = None
+    dtype: torch.dtype = torch.float64
+    processes: tuple[int, ...] = (2, 4)
+
+    def read(self, more: Sequence[str] = ()) -> Recipe:
+        """Read the recipe with its overrides, and `more` of them."""
+        own = [text.replace("@teacher", str(teacher())) if "@teacher" in text else text for text in self.overrides]
+        if self.batch is None:
+            return read_recipe(self.recipe, [*_SMALL, *own, *more])
+        streams = read_recipe(self.recipe, [*_SMALL, *own, *more]).data.streams()
+        batches = [f"data.{stream}.batch={self.batch}" for stream in streams]
+        return read_recipe(self.recipe, [*_SMALL, *batches, *own, *more])
+
+
+def tiny_case(method: str, variant: str, *more: str, name: str = "") -> Case:
+    """Return a variant as a case, with more overrides under a name of its own; the first ones run on four too."""
+    recipe, own = TINY[method][variant]
+    processes = (2, 4) if variant == next(iter(TINY[method])) else (2,)
+    small = "backbone.width=0.125"
+    return Case(name or f"{method}-{variant}", recipe, (small, *own, *more), BATCH, processes=processes)
+
+
 def tiny_recipe(method: str, variant: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a variant at tiny size."""
-    name, own = TINY[method][variant]
-    own = [*own, f"method.teacher={teacher()}"] if method == "distil" else own
-    small = [
-        "backbone.width=0.125",
-        "train.epochs=null",
-        f"train.updates={UPDATES}",
-        "train.precision=fp32",
-        "optim.warmup_epochs=0",
-        "eval.at_end=[]",
-        "eval.every=0",
-    ]
-    recipe = read_recipe(name, [*small, *own, *overrides])
-    batches = [f"data.{stream}.batch={BATCH}" for stream in recipe.data.streams()]
-    return read_recipe(name, [*small, *batches, *own, *overrides])
+    return tiny_case(method, variant).read(overrides)
 
 
 @functools.cache
@@ -185,27 +217,43 @@ class Tiny:
         """Do the updates [start, stop) and return their losses."""
         return [float(self.updater.update(u, self.micros(u), [0]).values["loss"]) for u in range(start, stop)]
 
+    def losses(self, update: int) -> tuple[dict[str, torch.Tensor], Step, Losses]:
+        """Return views, step and losses of the first micro-batch of `update`, without stepping."""
+        views = self.updater.views(update, 0, self.micros(update)[0])
+        step = make_step(self.updater.plan, update, 0, self.updater.seed, rank())
+        return views, step, self.updater.model(views, step)
+
     def first_gradients(self) -> tuple[dict[str, torch.Tensor], torch.Tensor, dict[str, torch.Tensor]]:
         """Return views, loss and gradients of the first update, without stepping."""
-        views = self.updater.views(0, 0, self.micros(0)[0])
-        dtype = next(self.updater.method.parameters()).dtype
-        views = {name: x.to(dtype) if x.is_floating_point() else x for name, x in views.items()}
-        losses = self.updater.model(views, make_step(self.updater.plan, 0, 0, self.updater.seed, rank()))
+        views, _, losses = self.losses(0)
         loss = sum(losses.terms.values())
         loss.backward()
         named = self.updater.method.named_parameters()
         return views, loss.detach(), {name: p.grad for name, p in named if p.requires_grad}
 
 
-def tiny_run(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Tiny:
-    """Build the run in this process, which may be one of several."""
+class _Typed(Updater):
+    """Gives the method its views in its own dtype."""
+
+    def views(self, update: int, micro: int, batch: dict[str, Batch]) -> dict[str, torch.Tensor]:
+        dtype = next(self.method.parameters()).dtype
+        views = super().views(update, micro, batch)
+        return {name: x.to(dtype) if x.is_floating_point() else x for name, x in views.items()}
+
+
+def tiny_run(
+    recipe: Recipe, dtype: torch.dtype = torch.float32, change: Callable[[Method], None] | None = None
+) -> Tiny:
+    """Build the run in this process, which may be one of several; `change` its networks before they are wrapped."""
     accelerator = launch.start(recipe.train)
     opened = open_streams(recipe)
     clock = build.method_class(recipe).clock
     plan = make_plan(recipe, clock, len(opened[clock].source), world())
     method = build_method(recipe, build.make_info(recipe, opened)).to(dtype)
+    if change:
+        change(method)
     streams = build.train_streams(recipe, opened, plan)
-    return Tiny(Updater(method, recipe, plan, accelerator), streams)
+    return Tiny(_Typed(method, recipe, plan, accelerator), streams)
 
 
 def snapshot(tiny: Tiny) -> dict[str, torch.Tensor]:

@@ -42,6 +42,8 @@ def start(train: Train) -> Accelerator:
     fp16 without a GPU.
     """
     _end_with_the_launcher()
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, with the first product on a GPU
     cuda = torch.cuda.is_available() and not _on_cpu()
     precision = pick_precision(train.precision, "cuda" if cuda else "cpu", "train.precision")
     # buffers stay as each rank computed them; the engine broadcasts what is not synchronised. The option has a new name
@@ -60,12 +62,8 @@ def start(train: Train) -> Accelerator:
                 f"{who} {count} processes, but {accelerator.num_processes} came together. Start them with: "
                 + HOW.format(n=count)
             )
-    if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    elif cuda:
-        torch.backends.cudnn.benchmark = True
+    torch.use_deterministic_algorithms(train.deterministic)  # off too: a process may train several times
+    torch.backends.cudnn.benchmark = cuda and not train.deterministic
     if not cuda:
         keep_freed_memory()
     _compile(train.compile, accelerator)

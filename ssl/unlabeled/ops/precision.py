@@ -22,15 +22,15 @@ def at_least_float32(x: Tensor) -> Tensor:
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Switch off autocast and TF32 for the products inside: a cosine of three digits would change what is nearest."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False  # convolutions have a switch of their own, which is on unless set
+    torch.backends.cudnn.allow_tf32 = False  # torch's default is True, whatever the products are in
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def autocast(device: torch.device, precision: Resolved) -> torch.autocast:
