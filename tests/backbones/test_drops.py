@@ -126,6 +126,19 @@ def test_windows_are_counted_per_layer_and_refused_for_crops_of_several_sizes() 
     built("swin_tiny_patch4_window7_224", (32, 16), **{**SWIN, "dynamic_img_size": True}, drop_path_rate=0.1)
 
 
+def test_tables_of_the_network_are_dropped_alike_for_all_images() -> None:
+    network = built("vit_relpos_small_patch16_224", img_size=32, depth=1, embed_dim=8, num_heads=1)
+    layer = network.get_submodule("blocks.0.attn.rel_pos.mlp.drop1")
+    assert layer.p > 0 and layer.inner == 0  # timm's own rate for its table of distances
+    layer.rows.begin({"x": torch.rand(2, 3, 32, 32)}, 1, 2)
+    kept = []
+    for part in range(2):
+        layer.rows.begin({"x": torch.rand(2, 3, 32, 32)}, part, 2)
+        torch.manual_seed(0)
+        kept.append(layer(torch.ones(9, 64)) != 0)
+    assert torch.equal(*kept) and 0 < float(kept[0].float().mean()) < 1
+
+
 class TokensFirst(nn.Module):
     """A network whose tokens are the first dimension."""
 

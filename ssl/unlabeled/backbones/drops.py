@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unlabeled.errors import UserError
 from unlabeled.ops.drop_path import FromGlobalBatch, HeadDropout, Rows, adopt, convert
 
-_IMAGES = 23  # of a trial: a prime, so that few other dimensions are a multiple of it
+_IMAGES, _MORE = 23, 29  # of a trial: primes, so that few other dimensions are a multiple of them
+
+Shapes = dict[int, list[tuple[int, ...]]]  # that every converted layer met, by its identity
 _ATTENTION = ("scaled_dot_product", "_fused_sdp", "multi_head")
 
 
@@ -56,22 +58,26 @@ def _refuse_attention(name: str, module: nn.Module) -> None:
 
 def _try(network: nn.Module, size: int, rows: Rows) -> None:
     drawing, met = _trial(network, size)
-    head = drawing.get("")
-    if head is not None and _take_over_head(network, rows):
+    if "" in drawing and _take_over_head(network, rows):
         drawing, met = _trial(network, size)
     for name, operation in drawing.items():
         where = f"module '{name}' ({type(network.get_submodule(name)).__name__})" if name else "own forward pass"
         cure = "attn_drop_rate" if operation.startswith(_ATTENTION) else "drop rates"
         raise UserError(f"the network's {where} draws at random by itself ({operation}), which would depend on the "
                         f"number of processes: leave its {cure} out of backbone.options, or choose another network")
+    odd = any(shape[0] % _IMAGES for shapes in met.values() for shape in shapes)
+    again = _trial(network, size, _MORE)[1] if odd else {}
     layers = {id(module): (name, module) for name, module in network.named_modules()}
-    for identity, several in met.items():
+    for identity, shapes in met.items():
         name, layer = layers[identity]
         assert isinstance(layer, FromGlobalBatch)
-        inner = {count // _IMAGES if count % _IMAGES == 0 else 0 for count in several}
+        if shapes == again.get(identity):
+            inner = {0}  # of the network, for all images alike
+        else:
+            inner = {-1 if shape[0] % _IMAGES else shape[0] // _IMAGES for shape in shapes}
         inner |= {layer.inner} if "inner" in vars(layer) else set()
-        if len(inner) > 1 or 0 in inner:
-            what = "rows that are no images" if 0 in inner else f"{sorted(inner)} rows per image"
+        if len(inner) > 1 or -1 in inner:
+            what = "rows that are no images" if -1 in inner else f"{sorted(inner)} rows per image"
             raise UserError(f"the network's '{name}' drops at random among {what}: its masks cannot be drawn per "
                             "image; leave its drop rate out of backbone.options, or use crops of one size")
         layer.inner = inner.pop()
@@ -83,7 +89,10 @@ def _take_over_head(network: nn.Module, rows: Rows) -> bool:
     The classifier must be none: then what is dropped before it is dropped in its place.
     """
     rate = getattr(network, "drop_rate", 0)
-    classifier = network.get_classifier() if hasattr(network, "get_classifier") else None  # type: ignore[operator]
+    try:
+        classifier = network.get_classifier()  # type: ignore[operator]
+    except AttributeError:  # timm's SHViT does not expect to have none
+        return False
     if not rate or type(classifier) is not nn.Identity:
         return False
     classifier.p = float(rate)  # type: ignore[assignment]
@@ -92,8 +101,8 @@ def _take_over_head(network: nn.Module, rows: Rows) -> bool:
     return True
 
 
-def _trial(network: nn.Module, size: int) -> tuple[dict[str, str], dict[int, list[int]]]:
-    """Return the modules that draw at random and by which operation, and the rows that every converted layer met.
+def _trial(network: nn.Module, size: int, images: int = _IMAGES) -> tuple[dict[str, str], Shapes]:
+    """Return the modules that draw at random and by which operation, and the shapes that every converted layer met.
 
     Both are empty where the network cannot be tried without computing.
     """
@@ -101,7 +110,7 @@ def _trial(network: nn.Module, size: int) -> tuple[dict[str, str], dict[int, lis
     tensors = [*network.named_parameters(), *network.named_buffers()]
     blank = {name: torch.empty_like(x, device="meta") for name, x in tensors}
     like = next(network.parameters(), torch.zeros(()))
-    x = torch.empty(_IMAGES, 3, size, size, dtype=like.dtype, device="meta")
+    x = torch.empty(images, 3, size, size, dtype=like.dtype, device="meta")
     watch = _Watch(names)
     with watch.entered(), torch.no_grad(), _recording() as met:
         try:
@@ -112,7 +121,7 @@ def _trial(network: nn.Module, size: int) -> tuple[dict[str, str], dict[int, lis
 
 
 @contextmanager
-def _recording() -> Iterator[dict[int, list[int]]]:
+def _recording() -> Iterator[Shapes]:
     FromGlobalBatch.recorded = {}
     try:
         yield FromGlobalBatch.recorded

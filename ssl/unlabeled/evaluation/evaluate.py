@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from unlabeled.config.files import find
+from unlabeled.config.objects import load_object
 from unlabeled.config.protocols.dense import Dense
 from unlabeled.config.protocols.vectors import Classify, Protocol, Trained
 from unlabeled.config.read import read_protocol
@@ -259,8 +259,7 @@ def _run(cfg: Protocol, features: dict[str, Pair], splits: Splits, device: torch
 
 
 def _runner(cfg: Protocol) -> Callable[..., Any]:
-    module, _, function = PROTOCOLS[cfg.protocol].partition(":")
-    runner: Callable[..., Any] = getattr(import_module(module), function)
+    runner: Callable[..., Any] = load_object(cfg.protocol, PROTOCOLS)
     return runner
 
 

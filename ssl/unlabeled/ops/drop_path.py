@@ -49,8 +49,11 @@ class Rows:
     def numbers(self, rows: int, inner: int = 1) -> np.ndarray:
         """Return the places in the global batch of a tensor's rows, int64 [rows]; inner: consecutive rows of one image.
 
-        Raises UserError for rows that are no views.
+        inner: 0 for rows that belong to the network, such as places of a table, and are the same for all images. Raises
+        UserError for rows that are no views.
         """
+        if inner == 0:
+            return np.arange(rows)
         found: list[np.ndarray] = []
         start = 0
         for length in self._lengths(rows, inner):
@@ -81,14 +84,14 @@ class Rows:
 class FromGlobalBatch(nn.Module):
     """What the layers share; each is a layer of torch or timm that keeps its name, and whose copies are plain again.
 
-    rows: of the method that it belongs to. inner: rows that it meets per image, such as windows. recorded: while a
-    network is tried, the rows that each layer met.
+    rows: of the method that it belongs to. inner: rows that it meets per image, such as windows (see
+    `Rows.numbers`). recorded: while a network is tried, the shapes that each layer met.
     """
 
     rate: ClassVar[str] = "p"  # the name of its probability
     rows: Rows
     inner: int = 1
-    recorded: ClassVar[dict[int, list[int]] | None] = None
+    recorded: ClassVar[dict[int, list[tuple[int, ...]]] | None] = None
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Return what makes the plain layer: exports and EMA copies carry nothing of the training."""
@@ -103,7 +106,7 @@ class FromGlobalBatch(nn.Module):
         if not self.training or not getattr(self, self.rate):
             return self.nothing(x)
         if FromGlobalBatch.recorded is not None:
-            FromGlobalBatch.recorded.setdefault(id(self), []).append(len(x))
+            FromGlobalBatch.recorded.setdefault(id(self), []).append(tuple(x.shape))
             return self.nothing(x)
         return self.dropped(x)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unlabeled.backbones import naming
 from unlabeled.backbones.build import loading_lines
+from unlabeled.config.objects import is_dotted
 from unlabeled.config.recipe import Backbone
 from unlabeled.engine.exports.preparation import preparing_lines
 from unlabeled.errors import UserError
@@ -85,8 +86,10 @@ def _timm(network: nn.Module, backbone: Backbone, image: Input) -> Form:
     from safetensors.torch import load_file
 
     build, _, _ = loading_lines(backbone, "").rpartition("\n")
-    if "unlabeled" in build:
-        raise UserError(f"timm has no network like this {backbone.name}, which is defined in this package: "
+    own = is_dotted(backbone.name)
+    if "unlabeled" in build or own:
+        where = "one of the recipe's own" if own else "defined in this package"
+        raise UserError(f"timm has no network like this {backbone.name}, which is {where}: "
                         "RUN/export/backbone.safetensors holds its weights")
 
     def told(path: Path) -> str:
