@@ -133,6 +133,7 @@ def test_windows_of_an_image_follow_it() -> None:
     torch.manual_seed(0)
     x = torch.ones(8 * 4, 6)
     whole = layer(x).view(2, 4, 4, 6)
+    assert len({tuple(row.tolist()) for row in whole.flatten(0, 2)}) > 16  # of 32, so windows are independent
     for part in range(2):
         rows.begin({"one": one[:2], "two": two[:2]}, part, 2)
         torch.manual_seed(0)
@@ -151,6 +152,13 @@ def test_recomputation_meets_the_same_masks() -> None:
         y.backward()
         grads.append(layer[0].weight.grad.clone())
     assert torch.equal(*grads) and float(grads[0].abs().sum()) > 0
+
+
+def test_compiled_layers_drop_the_same() -> None:
+    layer, rows = converted(nn.Sequential(nn.Linear(5, 5), nn.Dropout(0.5), drop.DropPath(0.5)))
+    x = torch.ones(6, 5)
+    outputs = [call(network, rows, [x]) for network in (layer, torch.compile(layer, backend="eager"))]
+    assert torch.equal(*outputs) and bool((outputs[0] == 0).any())
 
 
 @pytest.mark.parametrize("rows_met", [3, 10, 36])
