@@ -66,9 +66,9 @@ class Noisy(nn.Module):
             case "function":
                 return nn.functional.dropout(x, 0.5, self.training)
             case "idle":
-                return nn.functional.dropout(x, 0.0, self.training)
+                return torch.native_dropout(x, 0.0, True)[0]  # may draw, but does not
             case _:
-                return x + torch.rand(x.shape, generator=torch.Generator(x.device), device=x.device)
+                return x + torch.rand(x.shape, generator=torch.Generator()).to(x)
 
 
 @pytest.mark.parametrize(("kind", "operation"), [("noise", "randn_like"), ("function", "bernoulli_")])
@@ -78,8 +78,9 @@ def test_own_functions_that_draw_are_found(kind: str, operation: str) -> None:
         draw_for_the_global_batch(network, [network], (8,), Rows())
 
 
-def test_what_draws_nothing_is_not_refused() -> None:
-    network = Noisy("idle")
+@pytest.mark.parametrize("kind", ["idle", "generator"])
+def test_what_draws_nothing_or_from_its_own_generator_is_not_refused(kind: str) -> None:
+    network = Noisy(kind)
     draw_for_the_global_batch(network, [network], (8,), Rows())
 
 

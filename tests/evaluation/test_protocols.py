@@ -7,7 +7,7 @@ import pytest
 
 from unlabeled.config.chain import Chain
 from unlabeled.config.files import find, listing
-from unlabeled.config.protocols.all import all as protocols
+from unlabeled.config.protocols import all as protocols
 from unlabeled.config.read import read_file, read_protocol, read_recipe
 from unlabeled.config.tables import PROTOCOLS
 from unlabeled.errors import UserError
