@@ -79,7 +79,7 @@ class Work:
         self.method = method.to(device).to(memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(method, self.recipe.optim)
         set_learning_rate(self.optimizer, 1e-6, 0.0)
-        self.step = Step(0, 100, 100, 0, 1, 0, torch.Generator(), torch.Generator())
+        self.step = Step(0, 100, 100, 0, 1, 100, 0.0, 0, torch.Generator(), torch.Generator())
         self.bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         views = torch.randn(2, batch, 3, size, size, device=device)
         self.views = {f"view{i + 1}": x.contiguous(memory_format=torch.channels_last) for i, x in enumerate(views)}

@@ -40,11 +40,6 @@ def test_every_folder_of_the_package_is_a_package():
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
-def test_no_file_is_too_long_to_read():
-    files = [*SOURCES, *(ROOT / "tests").rglob("*.py"), *ROOT.glob("*.py")]
-    assert {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > 450} == {}
-
-
 def test_the_page_of_promises_names_tests_that_exist():
     for row in (ROOT / "docs" / "reliability.md").read_text().splitlines():
         if not row.startswith("| ") or row.startswith("| fault"):

@@ -161,7 +161,7 @@ class Odd(nn.Module):
 def test_names_that_do_not_work_are_refused() -> None:
     network = Odd()
     assert names(network) == ["first", "parts"]
-    with pytest.raises(UserError, match=r"no module 'frist'\. Did you mean first\? Its blocks: first, parts"):
+    with pytest.raises(UserError, match=r"no module 'frist'\. Did you mean 'first'\? Its blocks: first, parts"):
         Intermediate(network, "frist")
     with pytest.raises(UserError, match="no module ''"):
         Intermediate(network, "")

@@ -199,7 +199,8 @@ def test_named_cards_and_protocols_are_read_before_training(recipe, tmp_path):
     lines = lines_of(path, "data.train.split=trian", check_files=True)
     assert lines[0] == "r.yaml:18: bad.yaml:2: unknown key 'temprature'. Did you mean 'temperature'?"
     assert lines[1].startswith("r.yaml:18: no evaluation protocol 'absent'.")
-    assert lines[2] == "override 'data.train.split=trian': data card 'mine' has no split 'trian' (it has: train)"
+    assert lines[2] == ("override 'data.train.split=trian': data card 'mine' has no split 'trian' (it has: train). "
+                        "Did you mean 'train'?")
 
 
 @pytest.mark.parametrize("protocol, needs", [("segmentation-linear", "masks"), ("segmentation-fcn", "masks"),

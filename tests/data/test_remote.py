@@ -26,7 +26,7 @@ from unlabeled.data.remote import InOrder, StreamSource
 from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.tar import stream as tar_stream
 from unlabeled.data.sources.tar.index import make_index
-from unlabeled.data.stream import TrainStream
+from unlabeled.data.stream import BatchShare, Reading, TrainStream
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 
@@ -62,8 +62,8 @@ def opened(root: Path | str | None, **more: Any) -> StreamSource:
 
 def make(source: StreamSource, rank: int = 0, world: int = 1, accum: int = 1, workers: int = 0, batch: int = 12,
          seed: int = 3) -> TrainStream:
-    return TrainStream(source, STREAM, name="train", seed=seed, batch=batch, rank=rank, world=world, grad_accum=accum,
-                       workers=workers, updates_per_epoch=len(source) // batch)
+    return TrainStream(source, STREAM, BatchShare(batch, rank, world, accum), Reading(workers), name="train", seed=seed,
+                       updates_per_epoch=len(source) // batch)
 
 
 def flat(updates: Iterator[list[Batch]]) -> list[Batch]:

@@ -9,7 +9,7 @@ from tests.data.toys import Corner, Numbered
 
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.sources.base import Source
-from unlabeled.data.stream import TrainStream
+from unlabeled.data.stream import BatchShare, Reading, TrainStream
 from unlabeled.errors import UserError
 
 STREAM = Stream((Corner(), Corner()), labels=True)
@@ -17,8 +17,8 @@ STREAM = Stream((Corner(), Corner()), labels=True)
 
 def make(source: Source, rank: int = 0, world: int = 1, accum: int = 1, workers: int = 0, batch: int = 12,
          per_epoch: int | None = None, seed: int = 3, name: str = "train") -> TrainStream:
-    return TrainStream(source, STREAM, name=name, seed=seed, batch=batch, rank=rank, world=world, grad_accum=accum,
-                       workers=workers, updates_per_epoch=per_epoch or len(source) // batch)
+    return TrainStream(source, STREAM, BatchShare(batch, rank, world, accum), Reading(workers), name=name, seed=seed,
+                       updates_per_epoch=per_epoch or len(source) // batch)
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -143,8 +143,7 @@ def test_a_stream_that_gives_more_than_it_holds_takes_whole_permutations_first()
 
 def test_wrong_numbers_are_answered_with_the_cure() -> None:
     with pytest.raises(UserError, match=r"data.train.batch is 12, but .* holds only 5 samples; use a smaller batch"):
-        TrainStream(Numbered(5), STREAM, name="train", seed=0, batch=12, rank=0, world=1, grad_accum=1, workers=0,
-                    updates_per_epoch=5 // 12)
+        TrainStream(Numbered(5), STREAM, BatchShare(12), name="train", seed=0, updates_per_epoch=5 // 12)
     with pytest.raises(UserError, match="does not divide into 5 processes"):
         make(Numbered(20), world=5)
     unlabelled = Numbered(20)

@@ -14,7 +14,8 @@ from PIL import Image
 from tiny import tiny_recipe
 
 from unlabeled.config.read import read_recipe
-from unlabeled.data.sources.base import CorruptSample, Names, with_reason
+from unlabeled.data.sources.base import CorruptSample, with_reason
+from unlabeled.data.sources.fingerprint import Names
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.train import train
 

@@ -24,16 +24,6 @@ def test_every_type_has_a_runner_and_every_runner_a_type():
         assert callable(getattr(import_module(module), function))
 
 
-DENSE = ["correspondence", "segmentation-linear", "segmentation-fcn"]
-
-
-@pytest.mark.parametrize("name", ["knn", "linear", "few-labels", "logistic", "classify", *DENSE])
-def test_files_state_the_defaults(name):
-    assert name in listing("eval")
-    cfg = read_protocol(name)
-    assert cfg == type(cfg)(protocol=name)
-
-
 @pytest.mark.parametrize("name", listing("eval"))
 def test_every_file_is_a_protocol(name):
     read_protocol(name)

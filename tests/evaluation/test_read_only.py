@@ -16,7 +16,7 @@ from unlabeled.config.look import LookSettings
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as evaluating
 from unlabeled.evaluation import export_features as exporting
-from unlabeled.evaluation.dense.networks import look as looking
+from unlabeled.evaluation.dense import look as looking
 
 
 @pytest.fixture

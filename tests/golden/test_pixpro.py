@@ -18,7 +18,8 @@ from unlabeled.methods import pixpro
 from unlabeled.methods.base import Info, Step
 from unlabeled.methods.pixpro_config import Byol, PixProConfig, Propagation
 from unlabeled.ops.cells import coordinates, distances
-from unlabeled.ops.ema import rising_momentum
+from unlabeled.ops.curves import value_at
+from unlabeled.ops.ema import rising
 
 KINDS = (
     "pixpro_loss",
@@ -217,7 +218,7 @@ def check_steps(case: Case, dtype: torch.dtype, losses: np.ndarray) -> None:
     optimizer = torch.optim.SGD(trained, lr=float(case["sgd_lr"]))
     steps = len(case["view1"])
     for k in range(steps):
-        step = Step(k, total, total, 0, 1, 0, torch.Generator(), torch.Generator())
+        step = Step(k, total, total, 0, 1, total, 0.0, 0, torch.Generator(), torch.Generator())
         arrays = {"view1": "view1", "view2": "view2", "place1": "coords1", "place2": "coords2"}
         result = method({name: tensor(case[array][k], dtype) for name, array in arrays.items()}, step)
         loss = torch.stack(list(result.terms.values())).sum()
@@ -258,8 +259,9 @@ def test_schedules(case: Case) -> None:
     )
     curve = learning_rate(Optim(name="lars", lr=rule), 1, total, warmup, per_epoch)
     close(np.array([curve.at(t) for t in range(total)]), case["learning_rate_per_step"], rel=1e-10)
-    start = float(case["base_momentum"])
-    close(np.array([rising_momentum(start, k, total) for k in range(total)]), case["key_momentum_per_step"], rel=1e-10)
+    momentum = rising(float(case["base_momentum"]))
+    found = [value_at(momentum, k, total, per_epoch) for k in range(total)]
+    close(np.array(found), case["key_momentum_per_step"], rel=1e-10)
 
 
 @parametrize("pixpro_lars")

@@ -146,7 +146,7 @@ def method(case: Case) -> RotNet:
 
 
 def step() -> Step:
-    return Step(0, 1, 1, 0, 1, 0, torch.Generator(), torch.Generator())
+    return Step(0, 1, 1, 0, 1, 1, 0.0, 0, torch.Generator(), torch.Generator())
 
 
 def images(case: Case) -> Tensor:

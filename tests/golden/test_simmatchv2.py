@@ -20,6 +20,7 @@ from unlabeled.methods import simmatchv2
 from unlabeled.methods.base import Info, StreamInfo
 from unlabeled.methods.simmatchv2 import SimMatchV2
 from unlabeled.methods.simmatchv2_config import SimMatchV2Config
+from unlabeled.ops.curves import value_at
 from unlabeled.ops.distributed import rank, world
 
 KINDS = ("simmatchv2_step", "simmatchv2_fresh_bank", "simmatchv2_dist2", "simmatchv2_schedules")
@@ -121,6 +122,11 @@ def views_of(case: Case, dtype: torch.dtype, prefix: str = "") -> dict[str, Tens
     return made | {name: torch.from_numpy(value) for name, value in numbers.items()}
 
 
+def teach(method: SimMatchV2, case: Case, dtype: torch.dtype, prefix: str) -> tuple:
+    views = views_of(case, dtype, prefix)
+    return method._teach(views["labeled"], views["weak"], make_step(plan(), 0, 0, 0, rank()))
+
+
 def step_and_losses(method: SimMatchV2, case: Case, dtype: torch.dtype, prefix: str = "") -> tuple[dict, dict]:
     """One forward and backward pass and what follows the update, which the arrays do not make; views and values."""
     views, step = views_of(case, dtype, prefix), make_step(plan(), 0, 0, 0, rank())
@@ -140,8 +146,8 @@ def expected(case: Case, name: str, dtype: torch.dtype) -> np.ndarray:
 def check_step(method: SimMatchV2, case: Case, dtype: torch.dtype, prefix: str = "", exact: float = 1e-10) -> None:
     """Compare losses, gradients and state after one step with the arrays `prefix...`."""
     near = {"abs": exact} if dtype == torch.float64 else {"rel": 1e-4, "abs": 1e-5}
-    told, _ = method._teach(*(views_of(case, dtype, prefix)[name] for name in ("labeled", "weak")), None)
-    check_targets(method, told, case, dtype, prefix, near)
+    teacher, _ = teach(method, case, dtype, prefix)
+    check_targets(method, teacher, case, dtype, prefix, near)
     method.zero_grad()
     views, values = step_and_losses(method, case, dtype, prefix)
     for name in (*LOSSES, "total"):
@@ -160,11 +166,11 @@ def check_step(method: SimMatchV2, case: Case, dtype: torch.dtype, prefix: str =
 
 
 def check_targets(
-    method: SimMatchV2, told: simmatchv2.Told, case: Case, dtype: torch.dtype, prefix: str, near: dict
+    method: SimMatchV2, teacher: simmatchv2.Targets, case: Case, dtype: torch.dtype, prefix: str, near: dict
 ) -> None:
-    close(told.prob, expected(case, f"{prefix}out_prob_weak_aligned", dtype), **near)
-    close(told.label, expected(case, f"{prefix}out_pseudo_label", dtype), **near)
-    close(told.mask, case[f"{prefix}out_mask"])
+    close(teacher.prob, expected(case, f"{prefix}out_prob_weak_aligned", dtype), **near)
+    close(teacher.label, expected(case, f"{prefix}out_pseudo_label", dtype), **near)
+    close(teacher.mask, case[f"{prefix}out_mask"])
     embedding = method.teacher(views_of(case, dtype, prefix)["weak"]).embedding.detach()
     found = simmatchv2.neighbours(embedding, method.labeled_bank.feature, method.cfg.topn)
     close(found.sort(1).values, case[f"{prefix}out_topn_index_sorted"])
@@ -204,9 +210,9 @@ def on_rank(number: int, case: Case, steps: int) -> list[dict]:
     method, found = method_of(case, torch.float32), []
     for step in range(steps):
         prefix = f"step{step}_rank{number}_"
-        told, _ = method._teach(*(views_of(case, torch.float32, prefix)[x] for x in ("labeled", "weak")), None)
+        teacher, _ = teach(method, case, torch.float32, prefix)
         _, values = step_and_losses(method, case, torch.float32, prefix)
-        found.append({"values": values, "state": banks(method), "told": [x.numpy() for x in told[:3]]})
+        found.append({"values": values, "state": banks(method), "targets": [x.numpy() for x in teacher[:3]]})
     return found
 
 
@@ -221,7 +227,7 @@ def test_processes(case: Case) -> None:
             for name in (*LOSSES, "total"):
                 expects = case[f"{prefix}out_loss_{name}"].reshape(())
                 close(np.array(result["values"][name]), expects, rel=1e-4, abs=1e-5)
-            for value, name in zip(result["told"], ("prob_weak_aligned", "pseudo_label", "mask"), strict=True):
+            for value, name in zip(result["targets"], ("prob_weak_aligned", "pseudo_label", "mask"), strict=True):
                 close(value, case[f"{prefix}out_{name}"], rel=1e-4, abs=1e-5)
             check_banks(result["state"], case, f"step{step}_")
             for name, value in ranks[0][step]["state"].items():
@@ -244,7 +250,8 @@ def test_ema_momentum(case: Case) -> None:
     assert names
     for name in names:
         base, values = float(name.rpartition("base")[2].replace("p", ".")), case[name]
-        found = [simmatchv2.ema_momentum(base, update, len(values)) for update in range(len(values))]
+        rule, total = simmatchv2.teacher_momentum(base), len(values)
+        found = [value_at(rule, update + 1, total, 1) for update in range(total)]
         close(np.array(found), values, rel=1e-12)
 
 

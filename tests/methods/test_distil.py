@@ -66,11 +66,11 @@ def test_alpha_zero_is_training_on_labels() -> None:
 def test_only_the_chosen_images_show_their_labels() -> None:
     tiny = tiny_run(tiny_recipe("distil", "labels", ["method.labels={per_class: 3, seed: 1}"]))
     method = tiny.updater.method
-    assert int(method.chosen.sum()) == 30
+    assert int(method.label_mask.sum()) == 30
     for update in range(6):
         batch = tiny.micros(update)[0]["train"]
         label = tiny.updater.views(update, 0, {"train": batch})["label"]
-        assert torch.equal(label >= 0, method.chosen[batch.index])
+        assert torch.equal(label >= 0, method.label_mask[batch.index])
 
 
 def test_the_teacher_is_left_alone() -> None:

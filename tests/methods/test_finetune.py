@@ -11,6 +11,7 @@ from torch import nn
 from unlabeled.augment import regularise
 from unlabeled.backbones.depth import layer_depths
 from unlabeled.errors import UserError
+from unlabeled.ops.distributed import Share
 from unlabeled.ops.labels import known, known_cross_entropy, known_soft_cross_entropy, likeliest, one_hot
 
 MIXED = ["method={name: finetune, crop: {kind: padded, size: 8}, mixup: 0.8, cutmix: 1.0, smoothing: 0.1}"]
@@ -69,12 +70,13 @@ def test_what_is_drawn_for_an_image_depends_on_its_place_alone() -> None:
     images = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     augment = regularise.rand_augment(2, 30)
     state = torch.get_rng_state()
-    whole = regularise.each(images, augment, torch.Generator().manual_seed(1), 0, 1)
+    whole = regularise.each(images, augment, torch.Generator().manual_seed(1), Share(6, slice(0, 6)))
     assert torch.equal(torch.get_rng_state(), state), "the global generator is left as it was"
     halves = enumerate(images.split(3))
-    parts = [regularise.each(half, augment, torch.Generator().manual_seed(1), r, 2) for r, half in halves]
+    shares = [Share(6, slice(0, 3)), Share(6, slice(3, 6))]
+    parts = [regularise.each(half, augment, torch.Generator().manual_seed(1), shares[r]) for r, half in halves]
     assert torch.equal(torch.cat(parts), whole) and not torch.equal(whole, images)
-    other = regularise.each(images, augment, torch.Generator().manual_seed(2), 0, 1)
+    other = regularise.each(images, augment, torch.Generator().manual_seed(2), Share(6, slice(0, 6)))
     assert not torch.equal(other, whole)
 
 

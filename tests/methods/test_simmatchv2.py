@@ -26,9 +26,9 @@ from unlabeled.errors import UserError
 from unlabeled.methods.base import Info, Input, StreamInfo
 from unlabeled.methods.simmatchv2 import (
     LabeledBank,
-    Seen,
+    Prediction,
     SimMatchV2,
-    Told,
+    Targets,
     UnlabeledBank,
     align,
     consistency,
@@ -62,8 +62,8 @@ def unlabeled_bank(prob: Tensor) -> UnlabeledBank:
     return bank
 
 
-def told(prob: Tensor, edge: Tensor) -> Told:
-    return Told(prob, prob, torch.ones(len(prob), dtype=prob.dtype), edge)
+def targets(prob: Tensor, edge: Tensor) -> Targets:
+    return Targets(prob, prob, torch.ones(len(prob), dtype=prob.dtype), edge)
 
 
 # ---- the graph
@@ -126,7 +126,7 @@ def test_alignment_by_a_uniform_mean_changes_nothing_and_by_the_own_mean_evens_o
 def test_equal_edges_give_their_entropy_and_no_gradient() -> None:
     bank, embedding = unlabeled_bank(probs(K)), units(5, seed=3).requires_grad_()
     edge = (embedding.detach() @ bank.feature.T / 0.1).softmax(1)
-    _, edge_edge, _ = consistency(Seen(torch.zeros(5, C), embedding), told(probs(5), edge), bank, 0.1)
+    _, edge_edge, _ = consistency(Prediction(torch.zeros(5, C), embedding), targets(probs(5), edge), bank, 0.1)
     assert float(edge_edge.detach()) == pytest.approx(float(-(edge * edge.log()).sum(1).mean()))
     edge_edge.backward()
     assert float(embedding.grad.abs().max()) < 1e-12
@@ -135,7 +135,7 @@ def test_equal_edges_give_their_entropy_and_no_gradient() -> None:
 def test_a_uniform_bank_gives_log_classes_and_no_gradient() -> None:
     bank = unlabeled_bank(torch.full((K, C), 1 / C, dtype=torch.float64))
     embedding = units(5, seed=3).requires_grad_()
-    _, _, edge_node = consistency(Seen(torch.zeros(5, C), embedding), told(probs(5), probs(5, K)), bank, 0.1)
+    _, _, edge_node = consistency(Prediction(torch.zeros(5, C), embedding), targets(probs(5), probs(5, K)), bank, 0.1)
     assert float(edge_node.detach()) == pytest.approx(math.log(C))
     edge_node.backward()
     assert float(embedding.grad.abs().max()) < 1e-12
@@ -147,7 +147,7 @@ def test_a_bank_filled_in_part_adds_the_log_of_the_share() -> None:
     prob[: K // 3] = 1 / C
     bank = unlabeled_bank(prob)
     bank.feature.copy_(units(1).expand(K, -1))
-    _, _, edge_node = consistency(Seen(torch.zeros(5, C), units(5)), told(probs(5), probs(5, K)), bank, 0.1)
+    _, _, edge_node = consistency(Prediction(torch.zeros(5, C), units(5)), targets(probs(5), probs(5, K)), bank, 0.1)
     assert float(edge_node.detach()) == pytest.approx(math.log(C) + math.log(3))
 
 

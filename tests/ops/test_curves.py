@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from unlabeled.ops.curves import Curve, table_rate
+from unlabeled.config.base.curve import CurveRule
+from unlabeled.ops.curves import Curve, curve_of, table_rate, value_at
+from unlabeled.ops.ema import rising
 
 WARM = Curve(2.0, 0.0, 100, warmup=10)
 
@@ -94,3 +96,35 @@ def test_cosine_and_line_against_torch() -> None:
 def test_a_table_holds_its_last_rate() -> None:
     table = [(35, 0.1), (70, 0.02)]
     assert [table_rate(epoch, table) for epoch in (0, 34.9, 35, 69, 70, 500)] == [0.1, 0.1, 0.02, 0.02, 0.02, 0.02]
+
+
+def test_every_key_of_a_rule_reaches_the_curve() -> None:
+    rule = CurveRule(start=0.8, end=0.01, shape="linear", portion=0.5, every="epoch", warmup_epochs=2.5,
+                     warmup_start=0.1, warmup_rule="(k+1)/w", count_from="start")  # fmt: skip
+    assert curve_of(rule, 100, 4) == Curve(0.8, 0.01, 100, "linear", 0.5, 10, 0.1, "(k+1)/w", "start", 4)
+    assert curve_of(CurveRule(start=0.8, shape="constant"), 100, 4) == Curve(0.8, 0.8, 100, "constant")
+
+
+def test_a_number_stays_and_a_table_moves_between_epochs() -> None:
+    assert [value_at(0.3, update, 10, 5) for update in (0, 9, 100)] == [0.3] * 3
+    table = CurveRule(table=[(1, 0.1), (3, 0.02)])
+    assert [value_at(table, update, 1, 2) for update in range(8)] == [0.1, 0.1, *[0.02] * 6]
+
+
+def test_the_four_curves_of_a_published_self_distillation() -> None:
+    """Decay, momentum and teacher temperature as numpy makes them: half cosines, a rise by linspace."""
+    k, wave = np.arange(76), 0.5 * (1 + np.cos(np.pi * np.arange(76) / 76))
+    decay, momentum = CurveRule(start=0.04, end=0.4), CurveRule(start=0.992, end=0.9999)
+    np.testing.assert_allclose([value_at(decay, u, 76, 5) for u in k], 0.4 + (0.04 - 0.4) * wave, rtol=1e-12)
+    np.testing.assert_allclose([value_at(momentum, u, 76, 5) for u in k], 0.9999 - 0.0079 * wave, rtol=1e-12)
+    assert value_at(decay, 76, 76, 5) == value_at(decay, 500, 76, 5) == 0.4
+    temperature = CurveRule(start=0.07, shape="constant", warmup_epochs=3, warmup_start=0.04, warmup_rule="k/(w-1)")
+    expected = [*np.linspace(0.04, 0.07, 15), *[0.07] * 20]
+    np.testing.assert_allclose([value_at(temperature, u, 76, 5) for u in range(35)], expected, rtol=1e-12)
+
+
+def test_a_plain_momentum_rises_to_1_by_a_half_cosine_and_a_curve_is_itself() -> None:
+    found = [value_at(rising(0.99), u, 60, 7) for u in range(61)]
+    np.testing.assert_allclose(found, 1 - 0.01 * (np.cos(np.pi * np.arange(61) / 60) + 1) / 2, rtol=1e-14)
+    flat = CurveRule(start=0.9, shape="constant")
+    assert rising(flat) is flat and value_at(rising(flat), 60, 60, 7) == 0.9

@@ -34,9 +34,9 @@ def draw_blur(
     n: int, p: float, sigma: tuple[float, float], generator: torch.Generator, *, one_sigma: bool = False
 ) -> Blur:
     """Choose each of n samples with probability p and draw its deviation, or one for all, from the range `sigma`."""
-    uniform = torch.rand(n, 2, dtype=torch.float64, generator=generator)
-    drawn = uniform[:1, 1].expand(n) if one_sigma else uniform[:, 1]
-    return Blur(uniform[:, 0] < p, sigma[0] + (sigma[1] - sigma[0]) * drawn)
+    active, share = torch.rand(n, 2, dtype=torch.float64, generator=generator).unbind(1)
+    low, high = sigma
+    return Blur(active < p, low + (high - low) * (share[:1].expand(n) if one_sigma else share))
 
 
 def default_taps(size: int) -> int:

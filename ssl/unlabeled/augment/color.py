@@ -56,18 +56,19 @@ def draw_jitter(
 ) -> Jitter:
     """Draw colour jitter for n samples: factors from max(0, 1 - strength) to 1 + strength, hue from -hue to hue."""
     uniform = torch.rand(n, 9, dtype=torch.float64, generator=generator)
+    active, u_brightness, u_contrast, u_saturation, u_hue, *u_order = uniform.unbind(1)
 
-    def factor(column: int, strength: float) -> Tensor:
+    def factor(u: Tensor, strength: float) -> Tensor:
         low, high = max(0.0, 1 - strength), 1 + strength
-        return low + (high - low) * uniform[:, column]
+        return low + (high - low) * u
 
     return Jitter(
-        active=uniform[:, 0] < p,
-        order=uniform[:, 5:].argsort(1),
-        brightness=factor(1, brightness),
-        contrast=factor(2, contrast),
-        saturation=factor(3, saturation),
-        hue=hue * (2 * uniform[:, 4] - 1),
+        active=active < p,
+        order=torch.stack(u_order, 1).argsort(1),
+        brightness=factor(u_brightness, brightness),
+        contrast=factor(u_contrast, contrast),
+        saturation=factor(u_saturation, saturation),
+        hue=hue * (2 * u_hue - 1),
     )
 
 
@@ -127,14 +128,14 @@ def apply_to(x: Tensor, active: Tensor, operation: Callable[[Tensor], Tensor], i
 
     As all functions here: with `inplace` x may be overwritten, without it is not; where nothing changes, x is returned.
     """
-    chosen = active.nonzero().squeeze(1)
-    if len(chosen) == 0:
+    rows = active.nonzero().squeeze(1)
+    if len(rows) == 0:
         return x
-    if len(chosen) == len(x):
+    if len(rows) == len(x):
         return operation(x).contiguous()
     out = x if inplace else x.clone()
-    chosen = to_device(chosen, x.device)
-    return out.index_copy_(0, chosen, operation(out.index_select(0, chosen)))
+    rows = to_device(rows, x.device)
+    return out.index_copy_(0, rows, operation(out.index_select(0, rows)))
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

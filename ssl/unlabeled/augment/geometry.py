@@ -15,6 +15,7 @@ from unlabeled.augment import affine
 from unlabeled.augment.plain_crops import RandomPaddedCrop, RandomSquareCrop
 from unlabeled.augment.resample import Interpolation, crop_resize, crop_resize_batch
 from unlabeled.config.augment import AffineCrop, Crop, PaddedCrop, SquareCrop
+from unlabeled.ops.boxes import crop_boxes
 
 _TRIES = 10
 
@@ -38,16 +39,18 @@ class RandomResizedCrop:
         place, else the largest central crop of an allowed aspect. The last uniform number decides the flip.
         """
         sizes = sizes.astype(np.float64)
-        height, width = _candidates(uniforms[:, : 2 * _TRIES], sizes, self.area, self.aspect)
-        fits = (width > 0) & (width <= sizes[:, 1:]) & (height > 0) & (height <= sizes[:, :1])
+        tries, offset, flip = np.split(uniforms, [2 * _TRIES, 2 * _TRIES + 2], 1)
+        height, width = _candidates(tries, sizes, self.area, self.aspect)
+        image_height, image_width = np.split(sizes, 2, 1)
+        fits = (width > 0) & (width <= image_width) & (height > 0) & (height <= image_height)
         first = fits.argmax(1)[:, None]
-        found = fits.any(axis=1, keepdims=True)
+        fitting = fits.any(axis=1, keepdims=True)
         extent = np.concatenate([np.take_along_axis(height, first, 1), np.take_along_axis(width, first, 1)], 1)
-        place = np.floor(uniforms[:, 2 * _TRIES : 2 * _TRIES + 2] * (sizes - extent + 1))
+        place = np.floor(offset * (sizes - extent + 1))
         central = _largest(sizes, self.aspect)
-        extent = np.where(found, extent, central)
-        place = np.where(found, place, (sizes - central) // 2)
-        return np.concatenate([place, extent, sizes, uniforms[:, -1:] < self.flip], 1)
+        extent = np.where(fitting, extent, central)
+        place = np.where(fitting, place, (sizes - central) // 2)
+        return crop_boxes(place, extent, sizes, flip[:, 0] < self.flip)
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
@@ -79,10 +82,8 @@ class EvalCrop:
 
     def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Turn image sizes [n, 2] into boxes [n, 7]; `uniforms` [n, 0] is not looked at."""
-        boxes = central_boxes(sizes, self.share)
-        whole = (sizes == self.size).all(1)
-        boxes[whole, :4] = [0, 0, self.size, self.size]
-        return boxes
+        whole = (sizes == self.size).all(1, keepdims=True)
+        return central_boxes(sizes, np.where(whole, 1.0, self.share))
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
@@ -112,14 +113,14 @@ class RandomAffine:
 
     def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Turn uniforms [n, 5] (angle, two shifts, scale, shear) and image sizes [n, 2] into maps [n, 6]."""
-        signed = 2 * uniforms - 1
+        angle, across, down, scale, shear = uniforms.T
         low, high = self.scale
         return affine.inverse_maps(
             sizes,
-            angle=np.deg2rad(self.degrees * signed[:, 0]),
-            shift=self.translate * signed[:, 1:3],
-            scale=low + (high - low) * uniforms[:, 3],
-            shear=np.deg2rad(self.shear * signed[:, 4]),
+            angle=np.deg2rad(self.degrees * (2 * angle - 1)),
+            shift=self.translate * (2 * np.stack([across, down], 1) - 1),
+            scale=low + (high - low) * scale,
+            shear=np.deg2rad(self.shear * (2 * shear - 1)),
         )
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
@@ -142,15 +143,15 @@ def build(cfg: Crop) -> RandomResizedCrop | RandomPaddedCrop | RandomSquareCrop 
     return RandomResizedCrop(cfg.size, cfg.area, cfg.aspect, cfg.flip, cfg.interpolation)
 
 
-def central_boxes(sizes: np.ndarray, proportion: float) -> np.ndarray:
+def central_boxes(sizes: np.ndarray, proportion: float | np.ndarray) -> np.ndarray:
     """Return the central square boxes [n, 7] with `proportion` of the shorter side of images of sizes [n, 2].
 
-    Rounding and offsets are those of SimCLR (tf2/data_util.py `center_crop`).
+    proportion: one number, or [n, 1].     Rounding and offsets are those of SimCLR (tf2/data_util.py `center_crop`).
     """
     sizes = sizes.astype(np.float64)
     side = np.maximum(np.rint(proportion * sizes.min(1, keepdims=True)), 1)
     place = (sizes - side + 1) // 2
-    return np.concatenate([place, side, side, sizes, np.zeros_like(side)], 1)
+    return crop_boxes(place, side.repeat(2, 1), sizes, np.zeros(len(sizes)))
 
 
 def _candidates(
@@ -166,7 +167,7 @@ def _candidates(
 
 def _largest(sizes: np.ndarray, aspect: tuple[float, float]) -> np.ndarray:
     """Return height and width [n, 2] of the largest crops of images [n, 2] whose aspect is allowed."""
-    height, width = sizes[:, 0], sizes[:, 1]
+    height, width = sizes.T
     ratio = width / height
     tall = np.where(ratio < aspect[0], np.rint(width / aspect[0]), height)
     wide = np.where(ratio > aspect[1], np.rint(height * aspect[1]), width)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlabeled.augment.resample import Interpolation, crop_resize, crop_resize_batch
 from unlabeled.errors import UserError
+from unlabeled.ops.boxes import crop_boxes, crop_columns
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class RandomPaddedCrop:
             )
         place = np.floor(uniforms[:, :2] * (room + 1)) - self.pad
         extent = np.full_like(place, self.size)
-        return np.concatenate([place, extent, sizes.astype(np.float64), uniforms[:, 2:] < self.flip], 1)
+        return crop_boxes(place, extent, sizes.astype(np.float64), uniforms[:, -1] < self.flip)
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
@@ -49,15 +50,14 @@ class RandomPaddedCrop:
 
     def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
         """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
-        steps = torch.arange(self.size)
-        rows, columns = (torch.from_numpy(parameters[:, i : i + 1]).long() + steps for i in (0, 1))
+        box, steps = crop_columns(torch.from_numpy(parameters)[:, None]), torch.arange(self.size)
+        rows, columns = (start.long() + steps for start in (box.top, box.left))
         if self.reflect:
             rows, columns = _mirrored(rows, images.shape[2]), _mirrored(columns, images.shape[3])
         else:
             images = torch.nn.functional.pad(images, (self.pad,) * 4)
             rows, columns = rows + self.pad, columns + self.pad
-        flipped = torch.from_numpy(parameters[:, 6:7] > 0)
-        columns = torch.where(flipped, columns.flip(1), columns)
+        columns = torch.where(box.flipped > 0, columns.flip(1), columns)
         chosen = images[torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
         return chosen.permute(0, 3, 1, 2).contiguous()
 
@@ -82,7 +82,7 @@ class RandomSquareCrop:
         sizes = sizes.astype(np.float64)
         side = np.maximum(np.rint(self.proportion * sizes.min(1, keepdims=True)), 1)
         place = np.floor(uniforms[:, :2] * (sizes - side + 1))
-        return np.concatenate([place, side, side, sizes, uniforms[:, 2:] < self.flip], 1)
+        return crop_boxes(place, side.repeat(2, 1), sizes, uniforms[:, -1] < self.flip)
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""

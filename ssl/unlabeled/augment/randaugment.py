@@ -53,10 +53,10 @@ def apply(x: Tensor, drawn: RandAugment) -> Tensor:
     x = x.clone(memory_format=torch.contiguous_format)
     for which, amount in zip(drawn.operation.unbind(1), drawn.amount.unbind(1), strict=True):
         for index, operation in enumerate(OPERATIONS.values()):
-            chosen = (which == index).nonzero().squeeze(1)
-            if len(chosen):
-                rows = to_device(chosen, x.device)
-                x.index_copy_(0, rows, operation(x.index_select(0, rows), amount[chosen]))
+            samples = (which == index).nonzero().squeeze(1)
+            if len(samples):
+                rows = to_device(samples, x.device)
+                x.index_copy_(0, rows, operation(x.index_select(0, rows), amount[samples]))
     return _fill_square(x, drawn.square)
 
 
@@ -195,8 +195,8 @@ def _warp(x: Tensor, *matrix: Tensor) -> Tensor:
     fixed = to_device((steps * _FIXED + 0.5).floor().long(), x.device).view(-1, 6, 1, 1)
     n, channels, height, width = x.shape
     u, v = torch.arange(width, device=x.device), torch.arange(height, device=x.device)[:, None]
-    column = (fixed[:, 0] * u + fixed[:, 1] * v + fixed[:, 2]) >> 16
-    row = (fixed[:, 3] * u + fixed[:, 4] * v + fixed[:, 5]) >> 16
+    a, b, c, d, e, f = fixed.unbind(1)
+    column, row = (a * u + b * v + c) >> 16, (d * u + e * v + f) >> 16
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     place = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).view(n, 1, -1).expand(-1, channels, -1)
     return x.flatten(2).gather(2, place).view_as(x) * inside[:, None]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from unlabeled.ops.distributed import Share
+
 Image = Callable[[Tensor], Tensor]
 
 
@@ -25,13 +27,12 @@ def random_erasing(p: float) -> Image:
     return v2.RandomErasing(p, value="random")
 
 
-def each(images: Tensor, transform: Image, generator: torch.Generator, rank: int, world: int) -> Tensor:
+def each(images: Tensor, transform: Image, generator: torch.Generator, share: Share) -> Tensor:
     """Transform every image of this rank's [n, 3, H, W]; what is drawn for it depends on its place in the global batch.
 
     generator: one that is equal on all ranks.
     """
-    n = len(images)
-    seeds = torch.randint(2**62, (n * world,), generator=generator)[rank * n : (rank + 1) * n]
+    seeds = torch.randint(2**62, (share.total,), generator=generator)[share.mine]
     made = []
     with torch.random.fork_rng(devices=[]):
         for image, seed in zip(images, seeds.tolist(), strict=True):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unlabeled.ops.boxes import CropBox, crop_columns
+
 Interpolation = Literal["bilinear", "bicubic"]
 
 # Working memory of one chunk on a CPU: small enough to stay in the cache, large enough to hide the cost of a call.
@@ -16,19 +18,19 @@ _CHUNK_BYTES = 4 << 20
 
 
 def crop_resize(image: np.ndarray, box: np.ndarray, size: int, interpolation: Interpolation) -> np.ndarray:
-    """Cut box [7] (see `data.batch.Batch`) out of uint8 [H, W, 3] and resize it to uint8 [3, size, size].
+    """Cut box [7] (see `ops.boxes`) out of uint8 [H, W, 3] and resize it to uint8 [3, size, size].
 
     Integer arithmetic with an 8-bit intermediate as in PIL, whose result it equals within one grey level (bicubic,
     rarely two), in a third of PIL's time (torch's uint8 kernel, which wants channels-last memory).
     `crop_resize_batch` rounds once: bilinear it differs by one level at most, bicubic by more where the overshoot is
     clipped in between.
     """
-    top, left, height, width, flip = (int(v) for v in box[[0, 1, 2, 3, 6]])
+    top, left, height, width, _, _, flipped = CropBox(*(int(v) for v in box))
     part = torch.from_numpy(np.ascontiguousarray(image[top : top + height, left : left + width]))
     view = part.permute(2, 0, 1)[None]
     if (height, width) != (size, size):
         view = F.interpolate(view, size=(size, size), mode=interpolation, align_corners=False, antialias=True)
-    return (view[0].flip(-1) if flip else view[0]).contiguous().numpy()
+    return (view[0].flip(-1) if flipped else view[0]).contiguous().numpy()
 
 
 def crop_resize_batch(images: Tensor, boxes: np.ndarray, size: int, interpolation: Interpolation) -> Tensor:
@@ -42,9 +44,9 @@ def crop_resize_batch(images: Tensor, boxes: np.ndarray, size: int, interpolatio
     step = max(1, _CHUNK_BYTES // per_image) if images.device.type == "cpu" else max(1, n)
     for start in range(0, n, step):
         part = slice(start, start + step)
-        box = torch.from_numpy(boxes[part]).to(images.device, torch.float32)
-        rows = resize_weights(box[:, 0], box[:, 2], size, height, interpolation)
-        columns = resize_weights(box[:, 1], box[:, 3], size, width, interpolation, mirror=box[:, 6])
+        box = crop_columns(torch.from_numpy(boxes[part]).to(images.device, torch.float32))
+        rows = resize_weights(box.top, box.height, size, height, interpolation)
+        columns = resize_weights(box.left, box.width, size, width, interpolation, mirror=box.flipped)
         # Bicubic weights overshoot, hence the clamp.
         view = resample(images[part], rows, columns).round_().clamp_(0, 255)
         out[part] = view.permute(0, 2, 1, 3)

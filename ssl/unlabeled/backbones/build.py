@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Any
 
@@ -10,11 +9,11 @@ import torch
 from torch import nn
 
 from unlabeled.backbones.options import constructor_options, written
-from unlabeled.config.objects import is_dotted, load_object, refuse_unknown_options
+from unlabeled.config.base.objects import is_dotted, load_object, refuse_unknown_options
 from unlabeled.config.recipe import RESERVED_OPTIONS, Backbone
 from unlabeled.config.tables import BACKBONE_OPTIONS, BACKBONES
-from unlabeled.config.yaml.explain import did_you_mean, show
-from unlabeled.errors import UserError
+from unlabeled.config.yaml.explain import show
+from unlabeled.errors import UserError, did_you_mean, nearest
 from unlabeled.ops.machine.convolutions import avoid_broken_kernels
 
 
@@ -107,7 +106,8 @@ def _blame(cfg: Backbone, error: Exception) -> str:
                 network = _build(cfg.model_copy(update={"options": {}}))
                 taken = inspect.signature(type(network).__init__).parameters
                 known = [name for name in taken if name not in ("self", *RESERVED_OPTIONS)]
-                return f"backbone.options.{key}: {cfg.name} has no such option. {did_you_mean(key, known)}"
+                question = did_you_mean(nearest(key, known), f"Known: {', '.join(known)}")
+                return f"backbone.options.{key}: {cfg.name} has no such option.{question}"
     said = (str(error) or type(error).__name__).splitlines()[0]
     together = " together" if len(cfg.options) > 1 else ""
     return f"backbone.options {', '.join(cfg.options)} do not fit {cfg.name}{together}: {said}"
@@ -118,9 +118,8 @@ def _from_timm(cfg: Backbone) -> nn.Module:
 
     if not timm.is_model(cfg.name):
         known = list(dict.fromkeys([*BACKBONES, *timm.list_models()]))
-        near = difflib.get_close_matches(cfg.name, known, 3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() names timm's."
-        raise UserError(f"backbone.name: no network '{cfg.name}' here or in timm. {hint}")
+        question = did_you_mean(nearest(cfg.name, known, 3), "timm.list_models() names timm's.")
+        raise UserError(f"backbone.name: no network '{cfg.name}' here or in timm.{question}")
     model = timm.create_model(cfg.name, num_classes=0, **constructor_options(cfg))
     # some of timm's networks end in a layer wider than the map that num_features counts
     model.num_features = getattr(model, "head_hidden_size", None) or model.num_features

@@ -16,8 +16,8 @@ def layer_depths(network: nn.Module) -> dict[str, int]:
     """
     for prefix, module in network.named_modules():
         if hasattr(module, "group_matcher"):
-            found = group_parameters(module, module.group_matcher(coarse=False), reverse=True)
-            last = max(found.values())
+            layers = group_parameters(module, module.group_matcher(coarse=False), reverse=True)
+            last = max(layers.values())
             dot = "." if prefix else ""
-            return {f"{prefix}{dot}{name}": last - layer + 1 for name, layer in found.items()}
+            return {f"{prefix}{dot}{name}": last - layer + 1 for name, layer in layers.items()}
     raise UserError("method.layer_decay needs a network of timm, which knows the order of its layers; leave it at 1")

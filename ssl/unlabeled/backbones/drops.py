@@ -57,18 +57,18 @@ def _refuse_attention(name: str, module: nn.Module) -> None:
 
 
 def _try(network: nn.Module, size: int, rows: Rows) -> None:
-    drawing, met = _trial(network, size)
+    drawing, shapes_met = _trial(network, size)
     if "" in drawing and _take_over_head(network, rows):
-        drawing, met = _trial(network, size)
+        drawing, shapes_met = _trial(network, size)
     for name, operation in drawing.items():
         where = f"module '{name}' ({type(network.get_submodule(name)).__name__})" if name else "own forward pass"
         cure = "attn_drop_rate" if operation.startswith(_ATTENTION) else "drop rates"
         raise UserError(f"the network's {where} draws at random by itself ({operation}), which would depend on the "
                         f"number of processes: leave its {cure} out of backbone.options, or choose another network")
-    odd = any(shape[0] % _IMAGES for shapes in met.values() for shape in shapes)
+    odd = any(shape[0] % _IMAGES for shapes in shapes_met.values() for shape in shapes)
     again = _trial(network, size, _MORE)[1] if odd else {}
     layers = {id(module): (name, module) for name, module in network.named_modules()}
-    for identity, shapes in met.items():
+    for identity, shapes in shapes_met.items():
         name, layer = layers[identity]
         assert isinstance(layer, FromGlobalBatch)
         if shapes == again.get(identity):
@@ -112,12 +112,12 @@ def _trial(network: nn.Module, size: int, images: int = _IMAGES) -> tuple[dict[s
     like = next(network.parameters(), torch.zeros(()))
     x = torch.empty(images, 3, size, size, dtype=like.dtype, device="meta")
     watch = _Watch(names)
-    with watch.entered(), torch.no_grad(), _recording() as met:
+    with watch.entered(), torch.no_grad(), _recording() as shapes_met:
         try:
             functional_call(network, blank, (x,))
         except (NotImplementedError, RuntimeError):
             return watch.drawing, {}
-    return watch.drawing, met
+    return watch.drawing, shapes_met
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
 from torch import Tensor, nn
 
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 
 class Intermediate(nn.Module):
@@ -35,30 +34,29 @@ def outputs(backbone: nn.Module, wanted: Sequence[str], x: Tensor, *, whole: boo
     whole: run to the end and return the backbone's own output too, as "". Raises UserError if a module is not called or
     gives no tensor.
     """
-    found: dict[str, object] = {}
+    tensors: dict[str, object] = {}
 
     def keep(name: str, module: nn.Module, inputs: object, output: object) -> None:
-        found[name] = output
-        if not whole and len(found) == len(set(wanted)):
+        tensors[name] = output
+        if not whole and len(tensors) == len(set(wanted)):
             raise _Complete
 
     handles = [backbone.get_submodule(name).register_forward_hook(partial(keep, name)) for name in set(wanted)]
     try:
         with _without_recomputing(backbone), suppress(_Complete):
-            found[""] = backbone.forward(x)  # not the call: a compiled network would not stop inside
+            tensors[""] = backbone.forward(x)  # not the call: a compiled network would not stop inside
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _tensor(backbone, name, found) for name in [*wanted, *([""] if whole else [])]}
+    return {name: _tensor(backbone, name, tensors) for name in [*wanted, *([""] if whole else [])]}
 
 
 def refuse_unknown(backbone: nn.Module, name: str) -> None:
     """Raise UserError, with the nearest names, if the backbone has no module `name`."""
     modules = [inner for inner, _ in backbone.named_modules() if inner]
     if name not in modules:
-        near = difflib.get_close_matches(name, modules, 3)
-        hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(f"the backbone has no module '{name}'. {hint}Its blocks: {', '.join(names(backbone))}")
+        question = did_you_mean(nearest(name, modules, 3))
+        raise UserError(f"the backbone has no module '{name}'.{question} Its blocks: {', '.join(names(backbone))}")
 
 
 def _tensor(backbone: nn.Module, name: str, found: Mapping[str, object]) -> Tensor:

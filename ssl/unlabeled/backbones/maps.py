@@ -19,20 +19,20 @@ def maps(backbone: nn.Module, x: Tensor, blocks: Sequence[str] = ()) -> list[Ten
     """
     if not hasattr(backbone, "forward_features"):
         raise UserError(f"{type(backbone).__name__} has no feature map; use a ResNet, ConvNeXt or Swin")
-    found: dict[str, Tensor] = {}
+    levels: dict[str, Tensor] = {}
 
     def keep(name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
-        found[name] = output
+        levels[name] = output
 
     handles = [backbone.get_submodule(name).register_forward_hook(partial(keep, name)) for name in blocks]
     try:
-        found["last"] = features(backbone, x, eager=bool(blocks))  # the hooks would break a graph into pieces
+        levels["last"] = features(backbone, x, eager=bool(blocks))  # the hooks would break a graph into pieces
     finally:
         for handle in handles:
             handle.remove()
-    if len(found) <= len(blocks):
+    if len(levels) <= len(blocks):
         raise UserError("maps of inner blocks exclude backbone.grad_checkpointing, which passes over whole blocks")
-    outputs = [found[name] for name in [*blocks, "last"]]
+    outputs = [levels[name] for name in [*blocks, "last"]]
     for output in outputs:
         if output.ndim != 4:
             raise UserError(f"the network gives {list(output.shape)}, no feature map; use a ResNet, ConvNeXt or Swin")

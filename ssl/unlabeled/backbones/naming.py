@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
+from torchvision.models import resnet
 
 from unlabeled.errors import UserError
 
@@ -76,15 +77,27 @@ def shape_of(network: nn.Module) -> Shape:
     return Shape(name, [len(stage) for stage in stages], groups, first.conv2.out_channels // groups)
 
 
+def torchvision_network(shape: Shape) -> nn.Module:
+    """Build torchvision's ResNet of that shape, without classifier."""
+    network = resnet.ResNet(getattr(resnet, shape.block), shape.layers, **_torchvision_options(shape))
+    network.fc = nn.Identity()
+    return network
+
+
 def torchvision_lines(shape: Shape) -> str:
-    """Return the Python lines that build torchvision's ResNet of that shape, without classifier, as `model`."""
-    plain = (shape.groups, shape.width) == (1, 64) or shape.block == "BasicBlock"  # its BasicBlock has no other
-    options = "" if plain else f", groups={shape.groups}, width_per_group={shape.width}"
+    """Return the Python lines that do what `torchvision_network` does, for a user without this package, as `model`."""
+    options = "".join(f", {name}={value}" for name, value in _torchvision_options(shape).items())
     return (
         f"import torch\nfrom torchvision.models.resnet import {shape.block}, ResNet\n"
         f"model = ResNet({shape.block}, {shape.layers}{options})\n"
         "model.fc = torch.nn.Identity()"
     )
+
+
+def _torchvision_options(shape: Shape) -> dict[str, int]:
+    if (shape.groups, shape.width) == (1, 64) or shape.block == "BasicBlock":  # its BasicBlock has no other
+        return {}
+    return {"groups": shape.groups, "width_per_group": shape.width}
 
 
 def refuse_other_shapes(state: Mapping[str, Tensor], theirs: Mapping[str, Tensor], library: str) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,16 +28,16 @@ class Parser(argparse.ArgumentParser):
 
 def take(settings: Sequence[str], own: Mapping[str, str | None]) -> tuple[list[str], dict[str, str | None]]:
     """Part `key=value` settings into overrides of the file and the command's own, with the defaults `own`."""
-    found, overrides = dict(own), []
+    values, overrides = dict(own), []
     for text in settings:
         key, equals, value = text.partition("=")
         if equals and key in own:
             if not value:
                 raise UserError(f"'{text}' has no value")
-            found[key] = value
+            values[key] = value
         else:
             overrides.append(text)
-    return overrides, found
+    return overrides, values
 
 
 def truth(key: str, value: str | None) -> bool:
@@ -71,9 +70,8 @@ def existing(path: Path) -> None:
     if os.path.exists(path):  # which is False for a path that is too long
         return
     beside = sorted(other.name for other in path.parent.iterdir()) if os.path.isdir(path.parent) else []
-    near = difflib.get_close_matches(path.name, beside, 1, 0.6)
-    hint = f" Did you mean '{path.parent / near[0]}'?" if near else ""
-    raise UserError(f"'{path}' does not exist.{hint}")
+    question = did_you_mean(str(path.parent / name) for name in nearest(path.name, beside))
+    raise UserError(f"'{path}' does not exist.{question}")
 
 
 def first_process() -> bool:

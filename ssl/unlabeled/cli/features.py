@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from unlabeled.cli.arguments import existing, take
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 SUMMARY = "Write the features of every image in a folder, with their keys."
 EXAMPLES = [
@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Embed the folder with the run's default export, or the one that is named."""
     unknown, own = take(arguments.settings, {"out": None, "export": None})
     if unknown:
-        raise UserError(f"unlabeled features: unknown setting '{unknown[0]}'. Known: out=FILE, export=EXPORT")
+        question = did_you_mean(nearest(unknown[0], ("out", "export")), "Known: out=FILE, export=EXPORT")
+        raise UserError(f"unlabeled features: unknown setting '{unknown[0]}'.{question}")
     run, folder, export = arguments.run, arguments.folder, own["export"]
     existing(run)
     existing(folder)

@@ -5,7 +5,6 @@ Nothing is imported before it is needed: help, version, a list of recipes and a 
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ from unlabeled import __version__
 from unlabeled.cli import chain, evaluate, export, features, look, pack, pretrain, recipes, schema
 from unlabeled.cli.arguments import Parser, first_process
 from unlabeled.cli.output import safe_streams
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "chain": chain, "features": features, "export": export,
             "look": look, "pack": pack, "recipes": recipes, "schema": schema}
@@ -80,9 +79,8 @@ def _top(arguments: Sequence[str]) -> int:
         parser.print_help()
         return 2
     if not arguments[0].startswith("-"):
-        near = difflib.get_close_matches(arguments[0], COMMANDS, 1)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(COMMANDS)}"
-        raise UserError(f"unlabeled: no command '{arguments[0]}'. {hint}")
+        question = did_you_mean(nearest(arguments[0], COMMANDS), f"Known: {', '.join(COMMANDS)}")
+        raise UserError(f"unlabeled: no command '{arguments[0]}'.{question}")
     parser.parse_args(arguments)
     return 0
 

@@ -41,16 +41,16 @@ def run(arguments: argparse.Namespace) -> int:
     from unlabeled.config.files import default_run, find
     from unlabeled.config.read import read_recipe
 
-    named = run_folder(own["run"]) if own["run"] else None
+    named_run = run_folder(own["run"]) if own["run"] else None
 
     def run_of(seed: int) -> Path:
-        return named or default_run(find("recipes", arguments.recipe), seed)
+        return named_run or default_run(find("recipes", arguments.recipe), seed)
 
     recipe = read_recipe(arguments.recipe, overrides, check_files=True, run_of=None if fresh else run_of)
     if arguments.show:
         print(resolved(recipe), end="")
         return 0
-    folder = named or run_folder(str(run_of(recipe.train.seed)))
+    folder = named_run or run_folder(str(run_of(recipe.train.seed)))
     for name, stream in recipe.data.streams().items():
         if stream.root is not None and os.path.realpath(stream.root) == os.path.realpath(folder):
             raise UserError(f"run={folder} is the folder of data.{name}.root: the run's pictures would become "

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, FiniteFloat, Tag, ValidationInfo, field_validator, model_validator
 
-from unlabeled.config.objects import is_dotted
+from unlabeled.config.base.objects import is_dotted
+from unlabeled.config.marks import Free
 from unlabeled.config.recipe import Strict
 from unlabeled.errors import UserError
 
@@ -150,8 +151,8 @@ class ImageList(Strict):
 class Card(Strict):
     """A data set: storage, splits, classes and statistics."""
 
-    name: str
-    about: str = Field("", description="one sentence for people")
+    name: Free[str]
+    about: Free[str] = Field("", description="one sentence for people")
     source: Annotated[
         Annotated[Shards, Tag("shards")]
         | Annotated[Streamed, Tag("stream")]
@@ -168,14 +169,18 @@ class Card(Strict):
         | Annotated[Own, Tag("module:object")],
         Discriminator(kind),
     ]
-    root: str | None = Field(None, description="folder of the data; may hold $VARIABLES; $CARD is the card's folder")
-    splits: dict[str, Split] = Field(min_length=1)
-    classes: list[str] | None = Field(None, description="names of the classes, in the order of the labels")
-    lists: dict[str, ImageList] = Field({}, description="published parts of the set, for data.STREAM.subset.list")
-    image_size: int | None = Field(None, gt=0, description="side of the images in pixels, where all are equal")
+    root: Free[str | None] = Field(
+        None, description="folder of the data; may hold $VARIABLES; $CARD is the card's folder"
+    )
+    splits: Free[dict[str, Split]] = Field(min_length=1)
+    classes: Free[list[str] | None] = Field(None, description="names of the classes, in the order of the labels")
+    lists: Free[dict[str, ImageList]] = Field({}, description="published parts of the set, for data.STREAM.subset.list")
+    image_size: Free[int | None] = Field(None, gt=0, description="side of the images in pixels, where all are equal")
     mean: tuple[float, float, float] | None = Field(None, description="of the training images in [0, 1], per channel")
     std: tuple[float, float, float] | None = None
-    in_memory: bool = Field(False, description="decode all images at start into one array (small sets, equal sizes)")
+    in_memory: Free[bool] = Field(
+        False, description="decode all images at start into one array (small sets, equal sizes)"
+    )
     orientation: Literal["apply", "ignore"] | None = Field(
         None, description="whether images are turned as their orientation tags say; if not given: ignore for layouts "
         "of published sets (torchvision, voc-*, coco-boxes, cityscapes-masks), whose numbers were made so, else apply")

@@ -50,15 +50,15 @@ class Chain(Strict):
 
     @model_validator(mode="after")
     def _steps_build_on_earlier_ones(self) -> Chain:
-        known = {"seed"}
+        names = {"seed"}
         for step in self.steps:
-            unknown = sorted(step.mentions() - known)
+            unknown = sorted(step.mentions() - names)
             if unknown:
-                earlier = ", ".join(sorted(known - {"seed"})) or "none"
+                earlier = ", ".join(sorted(names - {"seed"})) or "none"
                 raise ValueError(f"step '{step.name}' refers to '{unknown[0]}', which is no earlier step ({earlier})")
-            if step.name in known:
+            if step.name in names:
                 raise ValueError(f"two steps are named '{step.name}'")
-            known.add(step.name)
+            names.add(step.name)
         return self
 
     def per_seed(self) -> Iterator[tuple[Link, bool]]:

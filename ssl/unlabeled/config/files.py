@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import Literal
 
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 Kind = Literal["recipes", "data", "eval"]
 
@@ -80,7 +79,5 @@ def _nearest(kind: Kind, given: Path, short: Path) -> str:
         return f"'{given}' does not end in .yaml"
     names = listing(kind)
     wanted = short.with_suffix("").as_posix() if short.suffix in _SUFFIXES else short.as_posix()
-    near = difflib.get_close_matches(wanted, names, 3, 0.6) or [n for n in names if n.split("/")[-1] == short.stem]
-    if near:
-        return f"Did you mean {' or '.join(repr(n) for n in near)}?"
-    return f"Known: {', '.join(names) or 'none'}; or give the path of a .yaml file"
+    near = nearest(wanted, names, 3) or [n for n in names if n.split("/")[-1] == short.stem]
+    return did_you_mean(near, f"Known: {', '.join(names) or 'none'}; or give the path of a .yaml file").lstrip()

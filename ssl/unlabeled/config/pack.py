@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from unlabeled.config.marks import Free
 from unlabeled.config.recipe import Strict
 
 
@@ -13,25 +14,29 @@ class PackSettings(Strict):
     """How a set is packed."""
 
     store: Literal["shards", "array"] = Field("shards", description="array: a .npy file per split; images of one size")
-    root: str | None = Field(None, description="folder of the data of a card; overrides the card's own")
-    splits: list[str] | None = Field(None, min_length=1, description="which splits; all if not given")
-    classes: bool | None = Field(None, description="whether sub-folders are classes; guessed and said if not given")
+    root: Free[str | None] = Field(None, description="folder of the data of a card; overrides the card's own")
+    splits: Free[list[str] | None] = Field(None, min_length=1, description="which splits; all if not given")
+    classes: Free[bool | None] = Field(
+        None, description="whether sub-folders are classes; guessed and said if not given"
+    )
     short_side: int | None = Field(None, gt=0, description="resize larger images to this shorter side, as JPEG; pixels")
     jpeg_quality: int = Field(95, ge=1, le=100, description="of resized images")
     shard_mb: float = Field(256, gt=0, description="megabytes of a shard, about")
     shard_samples: int | None = Field(None, gt=0, description="instead of shard_mb: samples of a shard at most")
     seed: int = Field(0, ge=0, description="of the order of the samples in the shards")
-    max_corrupt: float = Field(0.001, ge=0, le=1, description="share of unreadable images above which packing stops")
-    workers: int = Field(4, ge=0, description="packing processes; 0: this one")
+    max_corrupt: Free[float] = Field(
+        0.001, ge=0, le=1, description="share of unreadable images above which packing stops"
+    )
+    workers: Free[int] = Field(4, ge=0, description="packing processes; 0: this one")
 
     @model_validator(mode="after")
     def _options_have_a_user(self) -> PackSettings:
-        given = self.model_fields_set
-        if {"shard_mb", "shard_samples"} <= given and self.shard_samples is not None:
+        own = self.model_fields_set
+        if {"shard_mb", "shard_samples"} <= own and self.shard_samples is not None:
             raise ValueError("give either shard_mb or shard_samples")
         for key in ("shard_mb", "shard_samples", "seed", "jpeg_quality"):
-            if self.store == "array" and key in given:
+            if self.store == "array" and key in own:
                 raise ValueError(f"'{key}' has no effect with store=array")
-        if "jpeg_quality" in given and self.short_side is None:
+        if "jpeg_quality" in own and self.short_side is None:
             raise ValueError("'jpeg_quality' has no effect without short_side: original files are stored untouched")
         return self

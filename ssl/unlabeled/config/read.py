@@ -14,19 +14,19 @@ from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
+from unlabeled.config.base.objects import is_dotted, load_object, settings_of
 from unlabeled.config.batches import small_batches
 from unlabeled.config.card import Card
 from unlabeled.config.files import find, shown
-from unlabeled.config.objects import is_dotted, load_object, settings_of
 from unlabeled.config.protocols.all import AnyProtocol
 from unlabeled.config.protocols.vectors import Protocol
 from unlabeled.config.recipe import MethodConfig, Recipe
 from unlabeled.config.sources import copy_of, split_source
 from unlabeled.config.tables import BACKBONES, METHODS
 from unlabeled.config.yaml import former
-from unlabeled.config.yaml.explain import Problem, Roots, did_you_mean, explain, show
+from unlabeled.config.yaml.explain import Problem, Roots, explain, show
 from unlabeled.config.yaml.lines import Key, dotted, parse, parse_file
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 T = TypeVar("T")
 
@@ -42,10 +42,10 @@ class Values:
 
     def place(self, path: Key) -> tuple[int, str]:
         """Return where `path`, or the block that should hold it, stands."""
-        known = next(path[:n] for n in range(len(path), -1, -1) if path[:n] in self.places)
-        order, text = self.places[known]
+        block = next(path[:n] for n in range(len(path), -1, -1) if path[:n] in self.places)
+        order, text = self.places[block]
         below = [said for key, said in self.overrides.items() if len(key) > len(path) and key[: len(path)] == path]
-        if known == path and below and text not in below:  # a rule of a whole block, part of which was overridden
+        if block == path and below and text not in below:  # a rule of a whole block, part of which was overridden
             return order, f"{text} with {below[-1]}"
         return order, text
 
@@ -55,22 +55,22 @@ class Values:
         path: Key = tuple(name.strip().split("."))
         if not equals or not all(path):
             raise UserError(f"'{text}' is not of the form key=value, such as optim.weight_decay=1e-6")
-        said = f"override '{text}'"
-        value = parse(written, said, numbered=False).value
+        title = f"override '{text}'"
+        value = parse(written, title, numbered=False).value
         block = self.value
         for depth, part in enumerate(path[:-1], 1):
             below = block.get(str(part))
             if below is None:
                 below = block[str(part)] = {}
-                self.places[path[:depth]] = (order, said)
+                self.places[path[:depth]] = (order, title)
             if not isinstance(below, dict):
-                raise UserError(f"{said}: '{dotted(path[:depth])}' is {show(below)}, not a block of keys")
+                raise UserError(f"{title}: '{dotted(path[:depth])}' is {show(below)}, not a block of keys")
             block = below
         block[str(path[-1])] = value
         for old in [key for key in self.places if key[: len(path)] == path]:
             del self.places[old]
-        self.places[path] = (order, said)
-        self.overrides[path] = said
+        self.places[path] = (order, title)
+        self.overrides[path] = title
 
 
 def read_values(path: Path, overrides: Sequence[str] = (), shorthand: str | None = None) -> Values:
@@ -226,7 +226,8 @@ def method_config(name: Any) -> type[MethodConfig]:
     if is_dotted(name):
         found = load_object(name)
         return getattr(found, "Config", found)
-    raise UserError(f"no method {show(name)}. {did_you_mean(str(name), METHODS)}")
+    question = did_you_mean(nearest(str(name), METHODS), f"Known: {', '.join(METHODS)}")
+    raise UserError(f"no method {show(name)}.{question}")
 
 
 def _expand(values: Values, shorthand: str | None) -> None:
@@ -318,7 +319,8 @@ def _wrong_files(value: dict[str, Any]) -> list[Problem]:
                 cards.append(card)
                 if split not in card.splits:
                     problems.append((("data", name, "split"), f"data card '{card.name}' has no split '{split}' "
-                                     f"(it has: {', '.join(card.splits)})"))
+                                     f"(it has: {', '.join(card.splits)})."
+                                     f"{did_you_mean(nearest(str(split), card.splits))}"))
             except UserError as error:
                 problems.append((("data", name, "card"), str(error)))
     for i, protocol in enumerate((value.get("eval") or {}).get("at_end", ())):

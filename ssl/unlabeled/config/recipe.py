@@ -9,8 +9,6 @@ import math
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PlainSerializer,
     SerializerFunctionWrapHandler,
@@ -21,14 +19,11 @@ from pydantic import (
     model_validator,
 )
 
-from unlabeled.config.objects import is_dotted
+from unlabeled.config.base.curve import CountFrom, Decay, Every, Portion, Shape, Table, WarmupRule, rising_ends
+from unlabeled.config.base.objects import is_dotted
+from unlabeled.config.base.strict import Strict
+from unlabeled.config.marks import Free
 from unlabeled.config.tables import BACKBONE_OPTIONS, NOT_TIMMS
-
-
-class Strict(BaseModel):
-    """A configuration block in which an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Smallest(NamedTuple):
@@ -153,7 +148,7 @@ class StreamData(Strict):
     """Where one stream of training samples comes from."""
 
     card: str = Field(description="name of a data card, or the path of one")
-    root: str | None = Field(None, description="folder of the data; overrides the card's own")
+    root: Free[str | None] = Field(None, description="folder of the data; overrides the card's own")
     split: str = "train"
     subset: Subset | None = Field(None, description="use only a part of the split")
     batch: int = Field(gt=0, description="images per update, over all processes")
@@ -165,8 +160,12 @@ class StreamData(Strict):
 class Data(Strict):
     """The streams of the run and how they are read."""
 
-    workers: int = Field(4, ge=0, description="loader processes per training process; 0 reads in the training process")
-    max_corrupt: float = Field(0.001, ge=0, le=1, description="share of unreadable samples above which the run stops")
+    workers: Free[int] = Field(
+        4, ge=0, description="loader processes per training process; 0 reads in the training process"
+    )
+    max_corrupt: Free[float] = Field(
+        0.001, ge=0, le=1, description="share of unreadable samples above which the run stops"
+    )
     train: StreamData | None = None
     labeled: StreamData | None = None
     unlabeled: StreamData | None = None
@@ -180,7 +179,7 @@ class LearningRate(Strict):
     """The peak learning rate as a rule of the global batch, or a table of learning rates by epoch."""
 
     base: float | None = Field(None, gt=0)
-    table: list[tuple[float, float]] | None = Field(
+    table: Table | None = Field(
         None,
         min_length=1,
         description="instead of base and schedule: pairs (end, lr); epochs before the first end have the first lr, and "
@@ -189,27 +188,18 @@ class LearningRate(Strict):
     scaling: Literal["linear", "sqrt", "none"] = "none"
     per: int | None = Field(None, gt=0, description="linear scaling: base is for this many images (256 if not given)")
     warmup_start: float = Field(0, ge=0, le=1, description="where the warm-up begins, as a share of the peak")
-    warmup_rule: Literal["k/w", "(k+1)/w", "k/(w-1)"] = Field(
-        "k/w", description="how far the warm-up has come at its update k (from 0) of w"
-    )
+    warmup_rule: WarmupRule = "k/w"
     final: float = Field(0, ge=0, description="the learning rate at the end of the schedule's wave")
-    portion: float = Field(
-        1, gt=0, le=1, description="share of the schedule's wave that is run; below 1 it ends above final"
-    )
-    count_from: Literal["warmup", "start"] = Field(
-        "warmup", description="where the wave begins: after the warm-up, or at the run's start, hidden by the warm-up"
-    )
-    every: Literal["update", "epoch"] = Field(
-        "update", description="when the wave moves; the warm-up moves at every update"
-    )
+    portion: Portion = 1
+    count_from: CountFrom = "warmup"
+    every: Every = "update"
 
     @model_validator(mode="after")
     def _base_or_table(self) -> LearningRate:
         if (self.base is None) == (self.table is None):
             raise ValueError("give either base or table")
         if self.table is not None:
-            ends = [end for end, _ in self.table]
-            if ends != sorted(set(ends)) or ends[0] <= 0 or min(rate for _, rate in self.table) <= 0:
+            if not rising_ends(self.table) or min(rate for _, rate in self.table) <= 0:
                 raise ValueError(f"table holds pairs (end epoch, lr) with rising ends, lr > 0; got {self.table}")
             if self.scaling != "none":
                 raise ValueError("'scaling' goes with base; the rates of a table are taken as they are")
@@ -281,10 +271,8 @@ class Optim(Strict):
     options: dict[str, Any] = Field({}, description="of an optimizer of one's own, for its constructor")
     lr: LearningRate
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up from lr.warmup_start, in epochs")
-    schedule: Literal["cosine", "quarter_cosine", "linear", "constant"] = Field(
-        "cosine", description="the wave from the peak to lr.final after the warm-up"
-    )
-    weight_decay: float = Field(0.0, ge=0)
+    schedule: Shape = Field("cosine", description="the wave from the peak to lr.final after the warm-up")
+    weight_decay: Decay = Field(0.0, description="a number, or a curve over the run: {start, end, ...}")
     exclude_decay: list[str] = Field(
         ["norm", "bias"], description="norm, bias, one_dimensional, or patterns of parameter names (fnmatch)"
     )
@@ -323,10 +311,10 @@ class Optim(Strict):
         idle = {"schedule", "warmup_epochs"} if self.lr.table is not None else set()
         idle |= {key for key, names in _USERS.items() if self.name not in names}
         idle |= set() if is_dotted(self.name) else {"options"}
-        kept = {key: value for key, value in dump(self).items() if key not in idle}
+        options = {key: value for key, value in dump(self).items() if key not in idle}
         if self.schedule == "constant":
-            kept["lr"] = {key: value for key, value in kept["lr"].items() if key not in _WAVE}
-        return kept
+            options["lr"] = {key: value for key, value in options["lr"].items() if key not in _WAVE}
+        return options
 
 
 # options of `optim` that only some optimizers know
@@ -349,8 +337,8 @@ class Train(Strict):
     updates: int | None = Field(None, gt=0, description="instead of epochs: the number of optimizer updates")
     schedule_scale: float = Field(1.0, gt=0, description="schedules run over total / schedule_scale updates")
     seed: int = Field(0, ge=0)
-    processes: int | None = Field(None, gt=0, description="refuse to start with another number of processes")
-    patience: float = Field(
+    processes: Free[int | None] = Field(None, gt=0, description="refuse to start with another number of processes")
+    patience: Free[float] = Field(
         600, gt=0, description="seconds after which a process that does not answer is given up; loader processes get a "
         "quarter of it, then are started anew, and again a quarter"
     )
@@ -360,14 +348,18 @@ class Train(Strict):
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile backbones, their momentum copies and, on a GPU, jitter")
     deterministic: bool = Field(False, description="bit-reproducible kernels on a GPU (slower)")
-    nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or infinity in loss or gradient does")
-    checkpoint_every: int | None = Field(
+    nonfinite: Free[Literal["stop", "skip"]] = Field(
+        "stop", description="what a NaN or infinity in loss or gradient does"
+    )
+    checkpoint_every: Free[int | None] = Field(
         1000, gt=0, description="updates between checkpoints; null: by time, so often that saving takes 2 % of it"
     )
-    keep: int = Field(2, gt=1, description="checkpoints kept; the newest may be damaged, so at least 2")
-    log_every: int = Field(10, gt=0, description="updates between lines of metrics.jsonl")
-    sinks: list[Literal["tensorboard", "wandb"]] = []
-    allow_changed_data: bool = Field(False, description="go on although the data is not what the run began with")
+    keep: Free[int] = Field(2, gt=1, description="checkpoints kept; the newest may be damaged, so at least 2")
+    log_every: Free[int] = Field(10, gt=0, description="updates between lines of metrics.jsonl")
+    sinks: Free[list[Literal["tensorboard", "wandb"]]] = Field(
+        [], description="where metrics go besides metrics.jsonl"
+    )
+    allow_changed_data: Free[bool] = Field(False, description="go on although the data is not what the run began with")
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -394,4 +386,4 @@ class Recipe(Strict):
     data: Data
     optim: Optim
     train: Train
-    eval: Eval = Eval()
+    eval: Free[Eval] = Eval()

@@ -48,8 +48,8 @@ class Stream:
 class Batch:
     """One micro-batch of one process.
 
-    crops: per crop of the stream, uint8 [b, 3, S, S]. boxes: per crop, float32 [b, 7]: top, left, height, width of the
-    crop and height, width of the image in pixels of the original image, and 1 if flipped; None for warps without a box.
+    crops: per crop of the stream, uint8 [b, 3, S, S]. boxes: per crop, float32 [b, 7] with the columns of
+    `ops.boxes.CropBox`; None for warps without a box.
     index: int64 [b], the sample's place in its split (of a streamed one: see `remote`). label: int64 [b], -1 where
     unknown; None if the stream has none.
     corrupt: keys of unreadable samples whose places were taken by substitutes.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.batch import Geometry
+from unlabeled.ops.boxes import CropBox
 
 TOGETHER = 8  # images decoded before they are cropped: draws are shared, memory stays small
 
@@ -39,7 +40,7 @@ def cut_in_turn(geometries: Sequence[Geometry], images: Iterable[np.ndarray], un
     images, first = iter(images), 0
     crops = [np.empty((len(draw), 3, geometry.size, geometry.size), np.uint8)
              for geometry, draw in zip(geometries, uniforms, strict=True)]
-    boxes = [np.empty((len(draw), 7), np.float32) for draw in uniforms]
+    boxes = [np.empty((len(draw), len(CropBox._fields)), np.float32) for draw in uniforms]
     while together := list(islice(images, TOGETHER)):
         stop = first + len(together)
         sizes = np.array([image.shape[:2] for image in together], np.int64)

@@ -14,6 +14,7 @@ from unlabeled.data.order import Order
 from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.data.sources.dense.annotations import read_objects
 from unlabeled.errors import UserError
+from unlabeled.ops.boxes import Edges, edge_columns
 from unlabeled.ops.random import uniforms
 
 _STREAM = "detection"  # name under which everything random is drawn
@@ -56,16 +57,16 @@ class TrainMaker:
         Raises UserError for annotations of another size than their image.
         """
         epoch, positions = unit
-        made = DetectionBatch()
+        batch = DetectionBatch()
         draws = uniforms(positions, 2, self.seed, _STREAM, "views", epoch)
-        for place, position, draw in zip(self.order.indices(epoch, positions), positions, draws, strict=True):
-            index, image = self._read(int(place), epoch, int(position), made.corrupt)
-            side = self.sizes[int(draw[0] * len(self.sizes))]
-            resized, target = self._view(index, image, side, flip=draw[1] < 0.5)
-            made.images.append(resized)
-            made.targets.append(target)
-            made.index.append(index)
-        return made
+        for place, position, (size, flip) in zip(self.order.indices(epoch, positions), positions, draws, strict=True):
+            index, image = self._read(int(place), epoch, int(position), batch.corrupt)
+            side = self.sizes[int(size * len(self.sizes))]
+            resized, target = self._view(index, image, side, flip=flip < 0.5)
+            batch.images.append(resized)
+            batch.targets.append(target)
+            batch.index.append(index)
+        return batch
 
     def _read(self, place: int, epoch: int, position: int, corrupt: list[str]) -> tuple[int, np.ndarray]:
         for attempt in range(_ATTEMPTS):
@@ -81,18 +82,19 @@ class TrainMaker:
     def _view(self, index: int, image: np.ndarray, side: int, flip: bool) -> tuple[Tensor, dict[str, Tensor]]:
         height, width = image.shape[:2]
         objects = read_objects(self.source, index, height, width, masks=self.masks)
-        kept = ~objects.crowd
+        single = ~objects.crowd
         new_height, new_width = resized_to(height, width, side, self.longest)
         if (new_height, new_width) != (height, width):
             image = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR))
         scale = np.array([new_width / width, new_height / height] * 2, np.float32)
-        boxes = objects.boxes[kept] * scale
+        boxes = objects.boxes[single] * scale
         if flip:
             image = image[:, ::-1]
-            boxes[:, [0, 2]] = new_width - boxes[:, [2, 0]]
-        target = {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(objects.kinds[kept] + 1)}
+            edge = edge_columns(boxes)
+            boxes = np.stack(Edges(new_width - edge.right, edge.top, new_width - edge.left, edge.bottom), 1)
+        target = {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(objects.kinds[single] + 1)}
         if objects.masks is not None:
-            masks = torch.from_numpy(objects.masks[kept].astype(np.uint8))
+            masks = torch.from_numpy(objects.masks[single].astype(np.uint8))
             if masks.shape[1:] != (new_height, new_width):
                 masks = F.interpolate(masks[None], (new_height, new_width), mode="nearest")[0]
             target["masks"] = masks.flip(2) if flip else masks
@@ -107,17 +109,17 @@ class WholeMaker:
 
     def make(self, unit: np.ndarray) -> DetectionBatch:
         """Return the readable images of a unit. Raises UserError for annotations of another size."""
-        made = DetectionBatch()
+        batch = DetectionBatch()
         for index in unit.tolist():
             try:
                 image = self.source.image(index)
             except CorruptSample as error:
-                made.corrupt.append(error.key)
+                batch.corrupt.append(error.key)
                 continue
             read_objects(self.source, index, *image.shape[:2])  # what it will be scored by
-            made.images.append(_tensor(image))
-            made.index.append(index)
-        return made
+            batch.images.append(_tensor(image))
+            batch.index.append(index)
+        return batch
 
 
 def resized_to(height: int, width: int, side: int, longest: int) -> tuple[int, int]:

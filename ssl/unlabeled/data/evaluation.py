@@ -50,18 +50,18 @@ class _EvalMaker:
         if self.source.images is not None:
             crops, boxes = self._cut(self.source.images[indices])
         else:
-            kept, parts = [], []
+            readable, parts = [], []
             for first in range(0, len(indices), TOGETHER):
                 images = []
                 for index in indices[first : first + TOGETHER].tolist():
                     try:
                         images.append(self.source.image(index))
-                        kept.append(index)
+                        readable.append(index)
                     except CorruptSample as error:
                         corrupt.append(error.key)
                 if images:
                     parts.append(self._cut(images))
-            indices = np.array(kept, np.int64)
+            indices = np.array(readable, np.int64)
             if parts:
                 crops = torch.cat([crop for crop, _ in parts])
                 boxes = torch.cat([box for _, box in parts if box is not None]) if self.geometry.boxes else None

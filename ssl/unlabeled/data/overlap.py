@@ -52,7 +52,7 @@ def _files(paths: list[str]) -> list[Origin]:
 def _file(path: str) -> Origin:
     """Return device and number of a file, links followed; its name where it cannot be looked at."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return (path,)
-    return (found.st_dev, found.st_ino) if found.st_ino else (os.path.realpath(path),)
+    return (status.st_dev, status.st_ino) if status.st_ino else (os.path.realpath(path),)

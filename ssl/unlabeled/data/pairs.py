@@ -31,17 +31,17 @@ class _Maker:
 
     def make(self, unit: np.ndarray) -> Batch:
         """Return the readable samples of a unit."""
-        images, kept, corrupt = [], [], []
+        images, readable, corrupt = [], [], []
         for index in unit.tolist():
             try:
                 if index in self.source.unreadable:
                     raise CorruptSample(self.source.key(index), self.source.unreadable[index])
                 images.append(self.source.image(index))
-                kept.append(index)
+                readable.append(index)
             except CorruptSample as error:
                 corrupt.append(error.key)
-        places = np.array(kept, np.int64)
-        if not kept:
+        places = np.array(readable, np.int64)
+        if not readable:
             empty = [torch.zeros(0, 3, crop.size, crop.size, dtype=torch.uint8) for crop in self.crops]
             return Batch(list(empty), [torch.zeros(0, 7) for _ in self.crops], torch.from_numpy(places), None, corrupt)
         cuts = [cut(crop, images, uniforms(places, crop.draws, *self.key, number))

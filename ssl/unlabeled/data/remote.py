@@ -22,8 +22,9 @@ from unlabeled.config.card import Card, Streamed
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.crops import cut_in_turn
 from unlabeled.data.loader import usable
-from unlabeled.data.sources.base import CorruptSample, Names, Source
+from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.data.sources.decode import decode
+from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.labels import read_label
 from unlabeled.data.sources.tar.shards import expand
 from unlabeled.data.sources.tar.stream import Member, read_tar

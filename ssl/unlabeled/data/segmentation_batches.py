@@ -105,20 +105,20 @@ class _Whole:
 
     def make(self, unit: np.ndarray) -> list[Masked]:
         """Return the readable images of a unit, in groups of equal size."""
-        found: list[Masked] = []
+        groups: list[Masked] = []
         for index in unit.tolist():
             pair = _pair(self.source, index)
             if pair is None:
                 empty = torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
-                found.append(Masked(empty, empty[:, 0], [self.source.key(index)]))
+                groups.append(Masked(empty, empty[:, 0], [self.source.key(index)]))
                 continue
             image, mask = torch.from_numpy(pair[0]).permute(2, 0, 1)[None], torch.from_numpy(pair[1])[None]
-            if found and found[-1].images.shape[1:] == image.shape[1:]:
-                last = found.pop()
-                found.append(Masked(torch.cat([last.images, image]), torch.cat([last.masks, mask]), last.corrupt))
+            if groups and groups[-1].images.shape[1:] == image.shape[1:]:
+                last = groups.pop()
+                groups.append(Masked(torch.cat([last.images, image]), torch.cat([last.masks, mask]), last.corrupt))
             else:
-                found.append(Masked(image, mask))
-        return found
+                groups.append(Masked(image, mask))
+        return groups
 
 
 def _pair(source: Source, index: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,26 +29,57 @@ class Unit:
     indices: np.ndarray
 
 
-class TrainStream:
-    """One stream of a run, for one of `world` processes.
+@dataclass(frozen=True)
+class BatchShare:
+    """What process `rank` of `world` takes of every global batch of `images`, in `grad_accum` micro-batches.
 
-    Update u takes positions [k B, (k + 1) B) of the order of epoch u // updates_per_epoch, k = u % updates_per_epoch;
-    its micro-batches are contiguous parts of these, and the processes' shares contiguous parts of the micro-batches.
+    Micro-batches are contiguous parts of the batch, and the processes' shares contiguous parts of the micro-batches.
+    """
+
+    images: int
+    rank: int = 0
+    world: int = 1
+    grad_accum: int = 1
+
+    @property
+    def parts(self) -> int:
+        """Into how many micro-batches of single processes the batch is divided."""
+        return self.world * self.grad_accum
+
+    def positions(self, batch: int, micro: int) -> np.ndarray:
+        """Return where a micro-batch of the epoch's batch number `batch` stands in the epoch's order, int64 [b]."""
+        length = self.images // self.parts
+        first = batch * self.images + (micro * self.world + self.rank) * length
+        return np.arange(first, first + length)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How batches are made: by how many processes, in page-locked memory or not, seconds to wait (`batches`)."""
+
+    workers: int = 0
+    pin_memory: bool = False
+    patience: float = PATIENCE
+
+
+class TrainStream:
+    """One stream of a run, for one of its processes.
+
+    Update u takes positions [k B, (k + 1) B) of the order of epoch u // updates_per_epoch, k = u % updates_per_epoch.
     What a sample becomes depends on (seed, name, epoch, position) alone, so not on processes, workers or resumes; of a
     `StreamSource` it also depends on the number of processes and of workers (see `remote`).
     Raises UserError if the batch does not divide, or an epoch holds none, or labels or places are wanted of a set
     without.
     """
 
-    def __init__(self, source: Source, stream: Stream, *, name: str, seed: int, batch: int, rank: int, world: int,
-                 grad_accum: int, workers: int, updates_per_epoch: int, pin_memory: bool = False,
-                 patience: float = PATIENCE) -> None:
-        if batch % (world * grad_accum):
-            raise UserError(f"data.{name}.batch {batch} does not divide into {world} processes x {grad_accum} "
-                            "micro-batches")
+    def __init__(self, source: Source, stream: Stream, share: BatchShare, reading: Reading = Reading(), *, name: str,
+                 seed: int, updates_per_epoch: int) -> None:
+        if share.images % share.parts:
+            raise UserError(f"data.{name}.batch {share.images} does not divide into {share.world} processes x "
+                            f"{share.grad_accum} micro-batches")
         if updates_per_epoch < 1:
-            raise UserError(f"data.{name}.batch is {batch}, but split '{source.split}' of '{source.name}' holds only "
-                            f"{len(source)} samples; use a smaller batch")
+            raise UserError(f"data.{name}.batch is {share.images}, but split '{source.split}' of '{source.name}' holds "
+                            f"only {len(source)} samples; use a smaller batch")
         if stream.labels and not source.has_labels:
             raise UserError(f"data.{name} needs labels, but split '{source.split}' of data card '{source.name}' has "
                             "none")
@@ -57,34 +88,31 @@ class TrainStream:
                             f"'{source.name}' is streamed; use a card with random access, such as source kind shards")
         self.maker: _TrainMaker | InOrder
         if isinstance(source, StreamSource):
-            lanes = source.lanes(world, workers)
-            self.maker, self.workers = InOrder(source, stream, name, seed, rank, world, lanes), min(workers, lanes)
+            lanes = source.lanes(share.world, reading.workers)
+            self.maker = InOrder(source, stream, name, seed, share.rank, share.world, lanes)
+            self.reading = replace(reading, workers=min(reading.workers, lanes))
         else:
             self.maker = _TrainMaker(source, stream, Order(len(source), seed, name))
-            self.workers = workers if source.images is None else 0
-        self.batch, self.rank, self.world, self.grad_accum = batch, rank, world, grad_accum
-        self.updates_per_epoch, self.pin_memory, self.patience = updates_per_epoch, pin_memory, patience
+            self.reading = reading if source.images is None else replace(reading, workers=0)
+        self.share, self.updates_per_epoch = share, updates_per_epoch
         self._running: Generator[Batch, None, None] | None = None
 
     def updates(self, start: int, stop: int, waiting: Callable[[], None] = lambda: None) -> Iterator[list[Batch]]:
         """Yield the micro-batches of this process for each update in [start, stop); see `batches` on `waiting`."""
         self.close()
-        units = _Units(self, start, stop)
-        running = batches(self.maker, units, self.workers, self.pin_memory, self.patience, waiting)
+        units, reading = _Units(self, start, stop), self.reading
+        running = batches(self.maker, units, reading.workers, reading.pin_memory, reading.patience, waiting)
         self._running = running
         try:
             for _ in range(start, stop):
-                yield [next(running) for _ in range(self.grad_accum)]
+                yield [next(running) for _ in range(self.share.grad_accum)]
         finally:  # also when the caller stops early: workers that wait for the garbage collector take seconds to end
             running.close()
 
     def unit(self, update: int, micro: int) -> Unit | Turn:
         """Return what the maker needs to know of one micro-batch of this process."""
         epoch, k = divmod(update, self.updates_per_epoch)
-        share = self.batch // (self.grad_accum * self.world)
-        first = k * self.batch + (micro * self.world + self.rank) * share
-        positions = np.arange(first, first + share)
-        return self.maker.unit(epoch, positions, k * self.grad_accum + micro)
+        return self.maker.unit(epoch, self.share.positions(k, micro), k * self.share.grad_accum + micro)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -98,11 +126,11 @@ class _Units:
         self.stream, self.start, self.stop = stream, start, stop
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.stream.grad_accum
+        return (self.stop - self.start) * self.stream.share.grad_accum
 
     def __iter__(self) -> Iterator[Unit | Turn]:
         for update in range(self.start, self.stop):
-            for micro in range(self.stream.grad_accum):
+            for micro in range(self.stream.share.grad_accum):
                 yield self.stream.unit(update, micro)
 
 

@@ -95,17 +95,17 @@ class Worker:
             problem = self._wait(patience, waiting)
             if not problem:
                 try:
-                    made = parcel.receive(self.link)
+                    outcome = parcel.receive(self.link)
                 except EOFError:
                     problem = Failure("system", self._death())
                 except OSError as error:
                     problem = failure(error)
                 else:
-                    if not isinstance(made, Failure):
+                    if not isinstance(outcome, Failure):
                         self._replaced = False
                         self.owed.popleft()
-                        return made
-                    problem = made
+                        return outcome
+                    problem = outcome
             if problem.kind != "system":
                 raise problem.error()
             if self._replaced:
@@ -217,11 +217,11 @@ def _work(link: socket.socket, maker: Maker) -> None:
         while True:
             unit = parcel.receive(link)
             try:
-                made = maker.make(unit)
+                outcome = maker.make(unit)
             except Exception as error:
-                made = failure(error)
-            _give(link, made)
-            del made
+                outcome = failure(error)
+            _give(link, outcome)
+            del outcome
 
 
 def _give(link: socket.socket, made: Any) -> None:

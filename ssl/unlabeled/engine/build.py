@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from unlabeled.config.objects import load_object
+from unlabeled.config.base.objects import load_object
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.tables import METHODS
 from unlabeled.data.sources.streams import OpenStream
-from unlabeled.data.stream import TrainStream
+from unlabeled.data.stream import BatchShare, Reading, TrainStream
 from unlabeled.engine.plan import Plan
 from unlabeled.engine.run.record import read_record
 from unlabeled.errors import UserError
@@ -33,16 +33,11 @@ def train_streams(
         name: TrainStream(
             opened[name].source,
             stream,
+            BatchShare(recipe.data.streams()[name].batch, rank(), world(), recipe.train.grad_accum),
+            Reading(recipe.data.workers, pin_memory, recipe.train.patience / 4),
             name=name,
             seed=recipe.train.seed,
-            batch=recipe.data.streams()[name].batch,
-            rank=rank(),
-            world=world(),
-            grad_accum=recipe.train.grad_accum,
-            workers=recipe.data.workers,
             updates_per_epoch=plan.updates_per_epoch,
-            pin_memory=pin_memory,
-            patience=recipe.train.patience / 4,
         )
         for name, stream in method_class(recipe).streams(recipe.method).items()
     }
@@ -50,10 +45,10 @@ def train_streams(
 
 def make_info(recipe: Recipe, opened: dict[str, OpenStream]) -> Info:
     """Collect what the method may know of the run."""
-    chosen = method_class(recipe)
-    clock = opened[chosen.clock]
+    kind = method_class(recipe)
+    clock = opened[kind.clock]
     # the classes are those of the labels that are read
-    labelled = [opened[name] for name, stream in chosen.streams(recipe.method).items() if stream.labels]
+    labelled = [opened[name] for name, stream in kind.streams(recipe.method).items() if stream.labels]
     streams = {}
     for name, stream in opened.items():
         labels = stream.source.labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from unlabeled.config.base.curve import CurveRule
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.sources.base import Source, with_reason
 from unlabeled.engine.online import Online, last_measured
@@ -23,7 +24,7 @@ class Journal:
     def __init__(
         self, recipe: Recipe, plan: Plan, folder: RunFolder, source: Source, device: torch.device, start: int
     ) -> None:
-        self.plan, self.log_every = plan, recipe.train.log_every
+        self.plan, self.log_every, self.weight_decay = plan, recipe.train.log_every, recipe.optim.weight_decay
         self.corrupt = CorruptSamples(folder, len(source), recipe.data.max_corrupt)
         last = on_rank0(lambda: last_measured(folder.read_lines(folder.metrics)))
         self.online = Online(recipe, plan, source, device, last)
@@ -52,11 +53,11 @@ class Journal:
     def measure(self, done: int, method: Method) -> None:
         """Measure after `done` updates, if that is due: a checkpoint or export of that moment stands already."""
         if self.online.due(done):
-            found = self.online.measure(method)
-            for line in self.online.report(done, found):
+            measures = self.online.measure(method)
+            for line in self.online.report(done, measures):
                 self.bar.say(line)
-            if self.metrics and found:
-                self.metrics.write(done - 1, found)
+            if self.metrics and measures:
+                self.metrics.write(done - 1, measures)
 
     def close(self) -> None:
         """Take the bar away, and close the files."""
@@ -67,11 +68,12 @@ class Journal:
             self.metrics.close()
 
     def _values(self, update: int, outcome: Outcome) -> dict[str, float]:
-        names = sorted(outcome.values)
+        names, decay = sorted(outcome.values), self.weight_decay
         mean = sum_over_ranks(torch.stack([outcome.values[n].double() for n in names])) / world()
         return {
             "epoch": (update + 1) / self.plan.updates_per_epoch,
             "lr": self.plan.lr(update),
+            **({"weight_decay": self.plan.value(decay, update)} if isinstance(decay, CurveRule) else {}),
             **dict(zip(names, mean.tolist(), strict=True)),
             "dropped": float(outcome.dropped),
             **self.meter.read(),

@@ -55,11 +55,11 @@ def start(train: Train) -> Accelerator:
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp, group])
     watch(train.patience)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    for wanted, who in ((launched, "the launcher started"), (train.processes, "train.processes asks for")):
-        if wanted and wanted != accelerator.num_processes:
+    for count, who in ((launched, "the launcher started"), (train.processes, "train.processes asks for")):
+        if count and count != accelerator.num_processes:
             raise UserError(
-                f"{who} {wanted} processes, but {accelerator.num_processes} came together. Start them with: "
-                + HOW.format(n=wanted)
+                f"{who} {count} processes, but {accelerator.num_processes} came together. Start them with: "
+                + HOW.format(n=count)
             )
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

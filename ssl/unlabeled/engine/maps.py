@@ -42,10 +42,10 @@ def last_map(name: str, export: Export, device: torch.device) -> tuple[LastMap, 
     """
     network = LastMap(name, export).to(device).to(memory_format=torch.channels_last).eval()
     size = export.input.size
-    found, problem = try_image(network, size)
-    if found is None:
+    output, problem = try_image(network, size)
+    if output is None:
         raise UserError(refusal(network, f"export '{name}'", size, problem, "size"))
-    _, channels, height, width = found.shape
+    _, channels, height, width = output.shape
     if min(height, width) < SMALLEST:
         raise UserError(f"export '{name}' gives a map of {height} x {width} cells for images of {size} x {size}, but "
                         f"{SMALLEST} x {SMALLEST} are the least; take larger images (size={2 * SMALLEST * size}) or an "

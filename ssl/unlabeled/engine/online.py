@@ -123,18 +123,18 @@ class Online:
                                   "no labels")
             self._told = True
             return {}
-        found = self._extract(embedder, self.queries)
+        features = self._extract(embedder, self.queries)
         if rank() != 0:
             return {}
-        known = found.labelled()
-        if not len(known.x):
+        labelled = features.labelled()
+        if not len(labelled.x):
             self.lines.append("no accuracy was measured: none of the labelled queries can be read")
             return {}
-        assert known.label is not None
-        return {ACCURACY_NAME: 100.0 * float((known.x.argmax(1) == known.label).double().mean())}
+        assert labelled.label is not None
+        return {ACCURACY_NAME: 100.0 * float((labelled.x.argmax(1) == labelled.label).double().mean())}
 
     def _extract(self, embedder: Embedder, part: Source) -> Features:
-        found = extract(
+        features = extract(
             {"export": embedder},
             part,
             batch=self.batch,
@@ -142,11 +142,11 @@ class Online:
             device=self.device,
             max_corrupt=1.0,
         )
-        return found["export"]
+        return features["export"]
 
     def _say_what_is_left_out(self) -> None:
         source, n = self.bank.source, len(self.bank) + len(self.queries)
-        known = [_known(part) for part in (self.bank, self.queries)]
+        counts = [_known(part) for part in (self.bank, self.queries)]
         where = f"split '{source.split}' of '{source.name}'"
         if len(self.bank) < _FEWEST:
             self._say(f"no health or kNN while training: the bank holds {len(self.bank)} image of {where}")
@@ -154,13 +154,13 @@ class Online:
             return
         elif not len(self.queries):
             self._say(f"no kNN while training: {where} has {n} images, of which none can be held out")
-        elif not all(known):
-            self._say(f"no kNN while training: of {where}, {known[0]} of {len(self.bank)} images of the bank and "
-                      f"{known[1]} of {len(self.queries)} queries have a label")
-        elif sum(known) < n:
+        elif not all(counts):
+            self._say(f"no kNN while training: of {where}, {counts[0]} of {len(self.bank)} images of the bank and "
+                      f"{counts[1]} of {len(self.queries)} queries have a label")
+        elif sum(counts) < n:
             self._say("images without a label are left out of kNN while training: "
-                      f"{len(self.bank) - known[0]} of {len(self.bank)} of the bank and "
-                      f"{len(self.queries) - known[1]} of {len(self.queries)} queries, in {where}")
+                      f"{len(self.bank) - counts[0]} of {len(self.bank)} of the bank and "
+                      f"{len(self.queries) - counts[1]} of {len(self.queries)} queries, in {where}")
 
     def _say(self, line: str) -> None:
         if rank() == 0:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from unlabeled.config.base.curve import CurveRule, Table, curves
 from unlabeled.config.batches import small_batches
 from unlabeled.config.recipe import Optim, Recipe
 from unlabeled.errors import UserError
-from unlabeled.ops.curves import Curve, table_rate
+from unlabeled.ops.curves import Curve, curve_of, table_rate, value_at
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Plan:
             return table_rate(update // self.updates_per_epoch, self.table)
         return self.curve.at(update)
 
+    def value(self, number: float | CurveRule, update: int) -> float:
+        """Return what a number of the recipe that may be a curve is at `update`."""
+        return value_at(number, update, self.horizon, self.updates_per_epoch)
+
 
 def make_plan(recipe: Recipe, clock: str, samples: int, world: int) -> Plan:
     """Derive the plan from the number of samples in the clock stream and of processes.
@@ -67,10 +72,12 @@ def make_plan(recipe: Recipe, clock: str, samples: int, world: int) -> Plan:
     per_epoch = samples // batch
     total = train.updates or (train.epochs or 0) * per_epoch
     warmup, horizon = int(optim.warmup_epochs * per_epoch), int(total / train.schedule_scale)
-    if warmup >= total:
-        raise UserError(
-            f"optim.warmup_epochs {optim.warmup_epochs:g} are {warmup} updates, but the run has only {total}"
-        )
+    rises = {"optim": optim.warmup_epochs} | {key: rule.warmup_epochs for key, rule in curves(recipe)}
+    for key, epochs in rises.items():
+        if int(epochs * per_epoch) >= total:
+            raise UserError(
+                f"{key}.warmup_epochs {epochs:g} are {int(epochs * per_epoch)} updates, but the run has only {total}"
+            )
     table = tuple(optim.lr.table) if optim.lr.table is not None else None
     return Plan(
         batch,
@@ -108,17 +115,30 @@ def describe(plan: Plan, recipe: Recipe) -> list[str]:
         f"{plan.batch_per_process} per process"
         + "".join(f"; with them {batch} of data.{name}" for name, batch in plan.beside)
     )
+    others = [f"{key} {_rule(rule, plan)}" for key, rule in curves(recipe)]
     if plan.table is not None:
-        steps = ", ".join(f"{rate:g} before epoch {end:g}" for end, rate in plan.table)
-        return [length, f"learning rate {steps}"]
+        return [length, f"learning rate {_steps(plan.table)}", *others]
     rule = recipe.optim.lr
     how = {
         "linear": f"{rule.base:g} x {plan.batch} / {rule.per or 256}",
         "sqrt": f"{rule.base:g} x sqrt({plan.batch})",
         "none": f"{rule.base:g}",
     }[rule.scaling]
-    curve = plan.curve
+    return [length, f"learning rate {how} = {_course(plan.curve)}", *others]
+
+
+def _rule(rule: CurveRule, plan: Plan) -> str:
+    if rule.table is not None:
+        return _steps(rule.table)
+    return _course(curve_of(rule, plan.horizon, plan.updates_per_epoch))
+
+
+def _steps(table: Table | tuple[tuple[float, float], ...]) -> str:
+    return ", ".join(f"{value:g} before epoch {end:g}" for end, value in table)
+
+
+def _course(curve: Curve) -> str:
     begin = f" from {curve.warmup_start:g}" if curve.warmup and curve.warmup_start else ""
-    end = f" to {curve.at(curve.horizon):.3g}" if curve.end or curve.portion < 1 else ""
-    rise = f"after {curve.warmup} warm-up updates{begin}, {curve.shape}{end} over {plan.horizon}"
-    return [length, f"learning rate {how} = {curve.start:g} {rise}"]
+    last = f"{curve.end:g}" if curve.portion == 1 else f"{curve.at(curve.horizon):.3g}"
+    end = f" to {last}" if curve.shape != "constant" and (curve.end or curve.portion < 1) else ""
+    return f"{curve.start:g} after {curve.warmup} warm-up updates{begin}, {curve.shape}{end} over {curve.horizon}"

@@ -37,10 +37,10 @@ def load_run(path: Path, *, random_init: bool = False, device: torch.device | st
     """
     run = path if path.is_dir() else path.parent.parent
     if not (run / "recipe.yaml").exists():
-        missing = run / "recipe.yaml"
+        file = run / "recipe.yaml"
         if (run / "run.json").exists():
-            raise UserError(f"{missing} is missing; give the run's own command again, which writes it anew")
-        raise UserError(f"{path} is no run: {missing} is missing; give the folder of a run, or a checkpoint in one")
+            raise UserError(f"{file} is missing; give the run's own command again, which writes it anew")
+        raise UserError(f"{path} is no run: {file} is missing; give the folder of a run, or a checkpoint in one")
     recipe = read_recipe(run / "recipe.yaml")
     method = build_method(recipe, stored_info(run, recipe), run, weights=not random_init, trained=True)
     update = 0
@@ -52,15 +52,15 @@ def load_run(path: Path, *, random_init: bool = False, device: torch.device | st
 def _load_weights(method: Method, recipe: Recipe, run: Path, checkpoint: Path | None) -> int:
     """Load a checkpoint of the run, or its newest good one, into `method`, and return after how many updates it was."""
     if checkpoint is None:
-        saved = RunFolder(run).saved_states()
-        found, passed = saved.load_newest()
+        checkpoints = RunFolder(run).saved_states()
+        found, passed = checkpoints.load_newest()
         for message in passed if rank() == 0 else ():
             print(f"{message}; taking the one before")
-        if found is None or saved.loaded is None:
+        if found is None or checkpoints.loaded is None:
             first = recipe.train.checkpoint_every
             when = f"; its first comes after {first} updates" if first else ""
             raise UserError(f"{run} has no checkpoint yet{when}")
-        state, checkpoint = found, saved.loaded
+        state, checkpoint = found, checkpoints.loaded
     else:
         state = read_checkpoint(checkpoint)
     kept = kept_recipe(read_about(checkpoint), checkpoint)

@@ -24,6 +24,8 @@ def make_step(
         horizon=plan.horizon,
         epoch=update // plan.updates_per_epoch,
         epochs=plan.epochs,
+        updates_per_epoch=plan.updates_per_epoch,
+        lr=plan.lr(update),
         micro=micro,
         local=generator(seed, "local", update, micro, rank),
         shared=generator(seed, "shared", update, micro),

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.batch import Batch
-from unlabeled.engine.optim.optimizer import build_optimizer, clip_and_norm, set_learning_rate
+from unlabeled.engine.optim.optimizer import (
+    build_optimizer,
+    clip_and_norm,
+    drop_frozen_gradients,
+    set_learning_rate,
+    set_weight_decay,
+)
 from unlabeled.engine.plan import Plan
 from unlabeled.engine.steps import make_step, seed_everything
 from unlabeled.errors import UserError
@@ -88,10 +94,13 @@ class Updater:
         done on no rank. A non-finite loss or gradient on any rank drops the update on all ranks, or raises UserError
         (train.nonfinite).
         """
-        set_learning_rate(self.optimizer, self.plan.lr(update), update / self.plan.updates_per_epoch)
+        epoch = update / self.plan.updates_per_epoch
+        set_learning_rate(self.optimizer, self.plan.lr(update), epoch)
+        set_weight_decay(self.optimizer, self.plan.value(self.recipe.optim.weight_decay, update))
         before = [b.clone() for b in self.statistics]
         with self._enough_values():
             terms, values, carry = self._forward_backward(update, micros)
+        drop_frozen_gradients(self.optimizer, epoch)  # the scaler must not look at them
         scaler = self.accelerator.scaler
         if scaler:
             scaler.unscale_(self.optimizer)

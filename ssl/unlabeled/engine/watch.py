@@ -101,10 +101,10 @@ class Watch:
         self._waited = self._waited + self.interval if self._begun_before == self.begun else 0.0
         self._begun_before = self.begun
         for other in range(world()):
-            told = self._told.get(other, "")
-            same = self._seen.get(other, "") == told and not told.startswith(_ENDED)
+            beat = self._told.get(other, "")
+            same = self._seen.get(other, "") == beat and not beat.startswith(_ENDED)
             self._silent[other] = self._silent.get(other, 0.0) + self.interval if same else 0.0
-            self._seen[other] = told
+            self._seen[other] = beat
 
     def _lost(self) -> tuple[list[int], str]:
         """Return the ranks that do not come, and what is wrong with them."""

@@ -11,7 +11,7 @@ def cautions(cfg: Protocol, train: str, test: str, shared: int, scored: int, tra
     shared: of the `scored` test images, those that stand in train too. trained: the run's stream that reads the test
     split itself.
     """
-    found = []
+    notes = []
     if shared:
         if train == test:
             which = f"test '{test}' is the training split"
@@ -19,7 +19,7 @@ def cautions(cfg: Protocol, train: str, test: str, shared: int, scored: int, tra
             which = f"{shared} of the {scored} test images of '{test}' stand in the training split '{train}' too"
         what = ("each is left out when it is the query itself" if isinstance(cfg, Knn) else
                 "the numbers tell how well these were learnt by heart, not what holds for other images")
-        found.append(f"{which}: {what}")
+        notes.append(f"{which}: {what}")
     if trained:
-        found.append(f"the run itself was trained on test '{test}' ({trained})")
-    return found
+        notes.append(f"the run itself was trained on test '{test}' ({trained})")
+    return notes

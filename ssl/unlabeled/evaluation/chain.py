@@ -64,7 +64,7 @@ def _recipe(step: Link, values: dict[str, str]) -> Recipe:
 
 
 def _protocol(step: Link, values: dict[str, str]) -> Trained:
-    found = read_protocol(step.protocol or "", step.filled(values))
-    if not isinstance(found, Trained):
+    protocol = read_protocol(step.protocol or "", step.filled(values))
+    if not isinstance(protocol, Trained):
         raise UserError(f"step '{step.name}': protocol '{step.protocol}' does not train; name it under 'evaluate'")
-    return found
+    return protocol

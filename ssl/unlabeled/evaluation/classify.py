@@ -32,14 +32,15 @@ def score_classifiers(
         raise UserError(f"the method has no classifier '{cfg.export or ''}' to score; {known}")
     sized = {name: replace(e, input=replace(e.input, size=cfg.size or e.input.size)) for name, e in chosen.items()}
     embedders = {name: network_embedder(export, device) for name, export in sized.items()}
-    found = extract(embedders, test, batch=cfg.batch, workers=cfg.workers, device=device, max_corrupt=cfg.max_corrupt)
+    features = extract(embedders, test, batch=cfg.batch, workers=cfg.workers, device=device,
+                       max_corrupt=cfg.max_corrupt)
     scores: dict[str, Score] = {}
     if rank() == 0:
-        for name, logits in found.items():
+        for name, logits in features.items():
             known_rows = logits.labelled()
             assert known_rows.label is not None
             scores[name] = Score(accuracy(known_rows.x.argmax(1), known_rows.label))
             if known_rows.x.shape[1] > _TOP:
                 near = (known_rows.x.topk(_TOP).indices == known_rows.label[:, None]).any(1)
                 scores[f"{name} top-{_TOP}"] = Score(100.0 * float(near.double().mean()))
-    return scores, next(iter(found.values()))
+    return scores, next(iter(features.values()))

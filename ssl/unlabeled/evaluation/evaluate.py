@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from unlabeled.config.base.objects import load_object
 from unlabeled.config.files import find
-from unlabeled.config.objects import load_object
+from unlabeled.config.marks import Mark, marked
 from unlabeled.config.protocols.dense import Dense
 from unlabeled.config.protocols.vectors import Classify, Protocol, Trained
 from unlabeled.config.read import read_protocol
@@ -38,10 +39,6 @@ from unlabeled.report.table import print_reports
 Pair = tuple[Features, Features]
 
 _NAME = 150  # longest name of a report; what is cut off is told apart by a hash
-# settings that change no number
-_SAME_NUMBER = (
-    "batch", "workers", "max_corrupt", "random_init", "raw_pixels", "checkpoint_every", "allow_changed_data",
-)
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,8 @@ def _read(protocol: str | Path, overrides: Sequence[str]) -> Job:
     given = {text.partition("=")[0] for text in overrides}
     export = cfg.export if "export" in given else None
     card = Path(cfg.card).stem if cfg.card and "card" in given else None
-    other = [text for text in overrides if text.partition("=")[0] not in ("export", "card", "root", *_SAME_NUMBER)]
+    unnamed = {"export", "card", *marked(type(cfg), Mark.FREE)}
+    other = [text for text in overrides if text.partition("=")[0] not in unnamed]
     special = (export, card, *(re.sub(r"[^\w=.+-]+", "_", text) for text in other))
     name = "-".join([find("eval", protocol).stem, *(part for part in special if part)])
     if len(name) > _NAME:  # it becomes the name of a file and of a folder

@@ -9,10 +9,12 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from unlabeled.config.base.curve import CurveRule
 from unlabeled.config.recipe import MethodConfig
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
-from unlabeled.ops.distributed import counts_per_part
+from unlabeled.ops.curves import value_at
+from unlabeled.ops.distributed import Share, counts_per_part
 
 
 class BackboneModule(nn.Module):
@@ -54,14 +56,22 @@ class Info:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    def share(self, rows: int) -> Share:
+        """Return this process's share of a global batch in which every process has `rows`.
+
+        What is drawn for all of it from `step.shared`, and then cut to `mine`, is the same on any number of processes.
+        """
+        return Share(rows * self.world, slice(self.rank * rows, (self.rank + 1) * rows))
+
 
 @dataclass(frozen=True)
 class Step:
     """The moment of training: `update` counts optimizer updates from 0 and is the same in views, forward, after_step.
 
-    total: updates of the run. horizon: length of cosine schedules. micro: micro-batch within the update.
-    local, shared: CPU generators that depend on (seed, update, micro) with and without the rank. counts: in `forward`
-    the method's counts, means over the micro-batches and processes of the update (see `Method.counts`).
+    total: updates of the run. horizon: length of schedules. lr: learning rate of the update, before a group's factor.
+    micro: micro-batch within the update. local, shared: CPU generators that depend on (seed, update, micro) with and
+    without the rank. counts: in `forward` the method's counts, means over the micro-batches and processes of the update
+    (see `Method.counts`).
     """
 
     update: int
@@ -69,10 +79,16 @@ class Step:
     horizon: int
     epoch: int
     epochs: int
+    updates_per_epoch: int
+    lr: float
     micro: int
     local: torch.Generator
     shared: torch.Generator
     counts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def value(self, number: float | CurveRule, *, ahead: int = 0) -> float:
+        """Return what an option that may be a curve is at this update, or so many updates ahead."""
+        return value_at(number, self.update + ahead, self.horizon, self.updates_per_epoch)
 
 
 @dataclass
@@ -86,7 +102,11 @@ class Losses:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that share their treatment; None means what the recipe's `optim` says."""
+    """Parameters that share their treatment; None means what the recipe's `optim` says.
+
+    frozen: what holds them still in the first `frozen_epochs`: a learning rate of 0, or gradients that are dropped
+    before the norm is taken and the gradient clipped, so that the optimizer has no moments of them yet.
+    """
 
     names: tuple[str, ...]
     lr_mult: float = 1.0
@@ -94,6 +114,7 @@ class Group:
     lars: bool | None = None
     part: str = "all"
     frozen_epochs: float = 0.0
+    frozen: Literal["lr", "grad"] = "lr"
 
 
 @dataclass(frozen=True)

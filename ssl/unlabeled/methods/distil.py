@@ -21,6 +21,7 @@ from unlabeled.methods.distil_config import DistilConfig
 from unlabeled.methods.finetune import Classifier
 from unlabeled.ops.frozen import Frozen
 from unlabeled.ops.labels import known, known_accuracy, known_cross_entropy
+from unlabeled.ops.precision import at_least_float32
 
 # ---- loss (equation 2)
 
@@ -30,14 +31,10 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, *, s
 
     scale_by_t2: times the squared temperature, as in the published code. Computed in at least float32.
     """
-    student, teacher = _wide(student), _wide(teacher)
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
     target = (teacher / temperature).softmax(1)
     loss = -(target * (student / temperature).log_softmax(1)).sum(1).mean()
     return loss * temperature**2 if scale_by_t2 else loss
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 # ---- the method
@@ -47,7 +44,7 @@ class Distil(Method):
     """Teacher and student on one crop of every image; with alpha < 1 labels too (equation 3)."""
 
     Config = DistilConfig
-    chosen: Tensor
+    label_mask: Tensor  # which samples' labels may be looked at
 
     @classmethod
     def streams(cls, cfg: DistilConfig) -> dict[str, Stream]:
@@ -68,15 +65,15 @@ class Distil(Method):
         network = make_backbone()
         self.input = input_of(network, cfg.crop.size, info)
         self.student = Classifier(network, classes)
-        self.register_buffer("chosen", self._labelled(info), persistent=False)
+        self.register_buffer("label_mask", self._labelled(info), persistent=False)
 
     def _labelled(self, info: Info) -> Tensor:
         """Return which samples' labels may be looked at, bool [samples]."""
         stream = info.streams["train"]
-        chosen = torch.full((stream.samples,), self.cfg.labels is None)
+        mask = torch.full((stream.samples,), self.cfg.labels is None)
         if self.cfg.labels is not None and stream.labels is not None:
-            chosen[choose(stream.labels.numpy(), self.cfg.labels)] = True
-        return chosen
+            mask[choose(stream.labels.numpy(), self.cfg.labels)] = True
+        return mask
 
     def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
         """The crops as student and as teacher expect them [b, 3, S, S], and labels, -1 where they may not be used."""
@@ -86,7 +83,7 @@ class Distil(Method):
             for name, image in (("view", self.input), ("teacher_view", self.teacher_input))
         }
         if train.label is not None:
-            views["label"] = torch.where(self.chosen[train.index], train.label, -1)
+            views["label"] = torch.where(self.label_mask[train.index], train.label, -1)
         return views
 
     def counts(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -95,16 +92,17 @@ class Distil(Method):
 
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """The teacher's term, weighted alpha, and that of the labels."""
-        logits, taught = self.student(views["view"]), self.teacher(views["teacher_view"])
+        logits, teacher_logits = self.student(views["view"]), self.teacher(views["teacher_view"])
         alpha, losses = self.cfg.alpha, Losses({})
         if alpha > 0:
-            loss = distillation_loss(logits, taught, self.cfg.temperature, scale_by_t2=self.cfg.scale_by_t2)
+            temperature = step.value(self.cfg.temperature)
+            loss = distillation_loss(logits, teacher_logits, temperature, scale_by_t2=self.cfg.scale_by_t2)
             losses.terms["teacher"] = alpha * loss
         if alpha < 1:
             count = self.mean_counts(views, step)["labels"]
             losses.terms["labels"] = (1 - alpha) * known_cross_entropy(logits, views["label"], count)
             losses.metrics["accuracy"] = known_accuracy(logits, views["label"], count)
-        losses.metrics["agreement"] = (logits.detach().argmax(1) == taught.argmax(1)).double().mean()
+        losses.metrics["agreement"] = (logits.detach().argmax(1) == teacher_logits.argmax(1)).double().mean()
         return losses
 
     def exports(self) -> dict[str, Export]:

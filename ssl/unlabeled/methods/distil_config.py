@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from unlabeled.config.augment import Crop, ResizedCrop
+from unlabeled.config.base.curve import Temperature
 from unlabeled.config.recipe import MethodConfig, Subset
 
 
@@ -18,7 +19,9 @@ class DistilConfig(MethodConfig):
 
     name: Literal["distil"] = "distil"
     teacher: str = Field(description="a run that trained a classifier, RUN or RUN:EXPORT, such as runs/finetuned-s0")
-    temperature: float = Field(1.0, gt=0, description="of both softmaxes; the paper takes 0.1 to distil into itself")
+    temperature: Temperature = Field(
+        1.0, description="of both softmaxes, a number or a curve; the paper takes 0.1 to distil into itself"
+    )
     scale_by_t2: bool = Field(True, description="times the squared temperature, as the code and not the paper")
     alpha: float = Field(1.0, ge=0, le=1, description="weight of the teacher; the rest goes to the labels")
     labels: Subset | None = Field(None, description="the images whose labels are used, if alpha < 1; null: all")

@@ -71,7 +71,8 @@ class Finetune(Method):
         """The crops [b, 3, S, S] and their targets [b, C], zero where the label is unknown."""
         train, cfg = batch["train"], self.cfg
         assert train.label is not None and self.info.classes is not None
-        crop, place = train.crops[0], (step.shared, self.info.rank, self.info.world)
+        crop = train.crops[0]
+        place = step.shared, self.info.share(len(crop))
         if cfg.randaugment is not None:
             chosen = regularise.rand_augment(cfg.randaugment.operations, cfg.randaugment.magnitude)
             crop = regularise.each(crop, chosen, *place)

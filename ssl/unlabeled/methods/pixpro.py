@@ -24,7 +24,8 @@ from unlabeled.methods.base import BackboneModule, Export, Info, Losses, MakeBac
 from unlabeled.methods.pixpro_config import Byol, Contrast, Fpn, InfoNce, PixProConfig, Propagation
 from unlabeled.ops.cells import coordinates, distances
 from unlabeled.ops.distributed import gather, rank
-from unlabeled.ops.ema import ema_update, rising_momentum
+from unlabeled.ops.ema import ema_update, rising
+from unlabeled.ops.precision import at_least_float32
 
 SMALLEST = 4  # cells along a side of the map below which there is little to compare
 
@@ -78,12 +79,12 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the last map [b, C, H, W] and the maps to compare, the finest first."""
-        found = maps(self.backbone, x, self.blocks)
+        stages = maps(self.backbone, x, self.blocks)
         if self.fpn is None:
-            return found[-1], found
-        pyramid = self.fpn(OrderedDict((str(6 - len(found) + i), y) for i, y in enumerate(found)))
+            return stages[-1], stages
+        pyramid = self.fpn(OrderedDict((str(6 - len(stages) + i), y) for i, y in enumerate(stages)))
         pyramid["6"] = F.max_pool2d(pyramid["5"], 1, 2)
-        return found[-1], [pyramid[str(level)] for level in self.levels]
+        return stages[-1], [pyramid[str(level)] for level in self.levels]
 
 
 class Finest(nn.Module):
@@ -98,7 +99,7 @@ class Finest(nn.Module):
         return self.encoder(x)[1][0]
 
 
-class Seen(NamedTuple):
+class Projections(NamedTuple):
     """What a network makes of images: a projected map [b, dim, H, W] per level, and one for the instance branch."""
 
     pixels: list[Tensor]
@@ -106,7 +107,7 @@ class Seen(NamedTuple):
 
 
 class Network(nn.Module):
-    """Encoder, a projector per level and one for the instance branch, all on maps: [b, 3, S, S] -> Seen."""
+    """Encoder, a projector per level and one for the instance branch, all on maps: [b, 3, S, S] -> Projections."""
 
     def __init__(self, encoder: Encoder, cfg: PixProConfig) -> None:
         super().__init__()
@@ -116,11 +117,11 @@ class Network(nn.Module):
         self.instance = heads.pop() if cfg.instance else None
         self.projectors = nn.ModuleList(heads)
 
-    def forward(self, x: Tensor) -> Seen:
+    def forward(self, x: Tensor) -> Projections:
         """Return the projections."""
         last, compared = self.encoder(x)
         pixels = [head(y) for head, y in zip(self.projectors, compared, strict=True)]
-        return Seen(pixels, None if self.instance is None else self.instance(last))
+        return Projections(pixels, None if self.instance is None else self.instance(last))
 
 
 # ---- pixel propagation (section 3.2 of the paper)
@@ -128,12 +129,12 @@ class Network(nn.Module):
 
 def cells(x: Tensor) -> Tensor:
     """Return the unit vectors of the cells of a map [b, D, H, W], row by row, in at least float32: [b, D, H W]."""
-    return F.normalize((x if x.dtype == torch.float64 else x.float()).flatten(2), dim=1, eps=1e-12)
+    return F.normalize(at_least_float32(x).flatten(2), dim=1, eps=1e-12)
 
 
 def pooled(x: Tensor) -> Tensor:
     """Return the unit vector of the mean of a map [b, D, H, W], in at least float32: [b, D]."""
-    return cells((x if x.dtype == torch.float64 else x.float()).mean((2, 3), keepdim=True)).squeeze(2)
+    return cells(at_least_float32(x).mean((2, 3), keepdim=True)).squeeze(2)
 
 
 class PixelPropagation(nn.Module):
@@ -235,14 +236,14 @@ class PixPro(Method):
         return {"view1": self._view(crop1, 0, step), "view2": self._view(crop2, 1, step), **places}
 
     def _view(self, crop: Tensor, i: int, step: Step) -> Tensor:
-        # drawn for the global batch, so that an image looks the same on any number of processes
-        aug, n, total, random = self.cfg.augment, len(crop), len(crop) * self.info.world, step.shared
+        aug, random = self.cfg.augment, step.shared
+        total, mine = self.info.share(len(crop))
         drawn = photometric.Drawn(
             photometric.draw_jitter(total, aug.brightness, aug.contrast, aug.saturation, aug.hue, aug.jitter_p, random),
             photometric.draw_chosen(total, aug.gray_p, random),
             photometric.draw_blur(total, aug.blur_p[i], aug.blur_sigma, random),
             photometric.draw_chosen(total, aug.solarize_p[i], random),
-        ).rows(slice(self.info.rank * n, (self.info.rank + 1) * n))
+        ).rows(mine)
         return photometric.render(crop, drawn, mean=self.input.mean, std=self.input.std)
 
     def _positive(self, i: int, views: dict[str, Tensor]) -> Tensor:
@@ -262,21 +263,21 @@ class PixPro(Method):
 
         The key network is in training mode: its BatchNorm takes the statistics of each batch. Levels are averaged.
         """
-        seen = [self.online(views[name]) for name in ("view1", "view2")]
+        projections = [self.online(views[name]) for name in ("view1", "view2")]
         with torch.no_grad():
             keys = [self.key(views[name]) for name in ("view1", "view2")]
-        levels = [self._pixels(i, seen, keys, views, step) for i in range(len(self.queries))]
-        mean = {name: torch.stack([found[name] for found in levels]).mean() for name in levels[0]}
+        levels = [self._pixels(i, projections, keys, views, step) for i in range(len(self.queries))]
+        mean = {name: torch.stack([level[name] for level in levels]).mean() for name in levels[0]}
         losses = Losses({"pixel": mean.pop("loss")}, metrics=mean)
         if self.cfg.instance is not None:
-            losses.terms["instance"] = self.cfg.instance.weight * self._instance(seen, keys)
+            losses.terms["instance"] = self.cfg.instance.weight * self._instance(projections, keys, step)
         return losses
 
     def _pixels(
-        self, i: int, seen: list[Seen], keys: list[Seen], views: dict[str, Tensor], step: Step
+        self, i: int, projections: list[Projections], keys: list[Projections], views: dict[str, Tensor], step: Step
     ) -> dict[str, Tensor]:
         """Return loss and metrics of level i."""
-        cfg, query = self.cfg.pixel, [self.queries[i](s.pixels[i]) for s in seen]
+        cfg, query = self.cfg.pixel, [self.queries[i](s.pixels[i]) for s in projections]
         counts = self.mean_counts(views, step)
         images, pairs, others = (counts[f"{name}{i}"] for name in ("images", "pairs", "others"))
         with torch.autocast(views["place1"].device.type, enabled=False):
@@ -284,24 +285,24 @@ class PixPro(Method):
             back = positive.transpose(1, 2)
             q1, q2, k1, k2 = (cells(x) for x in [*query, *(s.pixels[i] for s in keys)])
             if isinstance(cfg, Contrast):
-                both = pixel_contrast(q1, k2, positive, cfg.temperature), pixel_contrast(q2, k1, back, cfg.temperature)
-                loss = mean_of_pairs(*both, positive, images)
+                a, b = (pixel_contrast(*x, step.value(cfg.temperature)) for x in ((q1, k2, positive), (q2, k1, back)))
+                loss = mean_of_pairs(a, b, positive, images)
             else:
                 loss = consistency(q1, k2, positive) + consistency(q2, k1, back)
             return {"loss": loss, **watch(q1, k2, positive, pairs, others)}
 
-    def _instance(self, seen: list[Seen], keys: list[Seen]) -> Tensor:
+    def _instance(self, projections: list[Projections], keys: list[Projections], step: Step) -> Tensor:
         """Compare the views as wholes: the mean over places comes after the heads, which work on maps."""
-        cfg, query = self.cfg.instance, [self.predictor(s.instance) for s in seen]
+        cfg, query = self.cfg.instance, [self.predictor(s.instance) for s in projections]
         with torch.autocast(query[0].device.type, enabled=False):
             z1, z2, k1, k2 = (pooled(x) for x in [*query, *(s.instance for s in keys)])
             if isinstance(cfg, InfoNce):
-                return info_nce(z1, k2, cfg.temperature) + info_nce(z2, k1, cfg.temperature)
+                return info_nce(z1, k2, step.value(cfg.temperature)) + info_nce(z2, k1, step.value(cfg.temperature))
             return -2 * ((z1 * k2).sum(1).mean() + (z2 * k1).sum(1).mean())
 
     def after_step(self, step: Step, carry: dict[str, Tensor]) -> dict[str, float]:
         """Move the key network: the published code does so before the next update's pass, with the same numbers."""
-        momentum = rising_momentum(self.cfg.key_momentum, step.update + 1, step.horizon)
+        momentum = step.value(rising(self.cfg.key_momentum), ahead=1)
         ema_update(self.key, self.online, momentum, "keep")
         return {"key_momentum": momentum}
 

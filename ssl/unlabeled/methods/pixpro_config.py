@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from unlabeled.config.augment import ResizedCrop
+from unlabeled.config.base.curve import Momentum, Temperature
 from unlabeled.config.recipe import MethodConfig, Smallest, Strict
 
 
@@ -23,7 +24,7 @@ class Contrast(Strict):
     """PixContrast: cells are told apart from the distant cells of the same image's other view."""
 
     kind: Literal["contrast"]
-    temperature: float = Field(0.3, gt=0)
+    temperature: Temperature = Field(0.3, description="a number, or a curve over the run")
 
 
 class Byol(Strict):
@@ -39,7 +40,7 @@ class InfoNce(Strict):
 
     kind: Literal["infonce"]
     weight: float = Field(1.0, gt=0)
-    temperature: float = Field(0.2, gt=0)
+    temperature: Temperature = Field(0.2, description="a number, or a curve over the run")
 
 
 class Fpn(Strict):
@@ -77,7 +78,7 @@ class PixProConfig(MethodConfig):
     threshold: float = Field(0.7, gt=0, description="cells nearer than this agree; unit: diagonal of the larger cell")
     instance: Annotated[Byol | InfoNce, Field(discriminator="kind")] | None = None
     fpn: Fpn | None = None
-    key_momentum: float = Field(0.99, ge=0, le=1, description="at the start; it rises to 1 by a half cosine")
+    key_momentum: Momentum = Field(0.99, description="at the start; it rises to 1 by a half cosine; or any curve of it")
     crop: ResizedCrop = ResizedCrop(interpolation="bilinear")
     augment: Augment = Augment()
 

@@ -19,6 +19,7 @@ from unlabeled.backbones.intermediate import Intermediate, refuse_unknown
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of, width_of
 from unlabeled.methods.rotnet_config import RotNetConfig
+from unlabeled.ops.precision import at_least_float32
 
 ROTATIONS = 4
 
@@ -70,16 +71,14 @@ class RotNet(Method):
         if self.cfg.all_rotations:
             view, turns = rotate_all(crop)
             return {"view": view, "turns": turns}
-        # drawn for the global batch, so that an image is turned the same on any number of processes
-        n, first = len(crop), self.info.rank * len(crop)
-        drawn = torch.randint(ROTATIONS, (n * self.info.world,), generator=step.shared)
-        turns = drawn[first : first + n].to(crop.device)
+        total, mine = self.info.share(len(crop))
+        turns = torch.randint(ROTATIONS, (total,), generator=step.shared)[mine].to(crop.device)
         return {"view": rotate_each(crop, turns), "turns": turns}
 
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """Mean cross-entropy over all rows (equation 3)."""
         logits = self.classifier(self.backbone(views["view"]))
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = at_least_float32(logits)
         right = (logits.detach().argmax(1) == views["turns"]).double().mean()
         return Losses({"rotation": F.cross_entropy(logits, views["turns"])}, metrics={"rotation_accuracy": right})
 

@@ -33,6 +33,7 @@ from unlabeled.methods.simclrv2_config import Augment, Head, SimCLRv2Config
 from unlabeled.ops.distributed import gather, gather_with_grad, rank
 from unlabeled.ops.ema import ema_update
 from unlabeled.ops.labels import known, known_accuracy, known_cross_entropy
+from unlabeled.ops.precision import at_least_float32
 
 # ---- network (section 3: the projection head is three layers deep, and its first layer is kept for fine-tuning)
 
@@ -90,7 +91,7 @@ class Contrast(NamedTuple):
 
 def normalize(x: Tensor) -> Tensor:
     """Scale the rows of x [n, d] to unit length in at least float32; rows near zero stay small instead of exploding."""
-    x = _wide(x)
+    x = at_least_float32(x)
     return x * x.square().sum(1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
@@ -106,7 +107,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Contrast:
     of the ranks' losses is that of one process with the whole batch.
     """
     with torch.autocast(a.device.type, enabled=False):
-        a, b = _wide(a), _wide(b)
+        a, b = at_least_float32(a), at_least_float32(b)
         all_a, all_b = gather_with_grad(a), gather_with_grad(b)
         own = own_columns(len(a), a.device)
         ab, ba = a @ all_b.T / temperature, b @ all_a.T / temperature
@@ -166,10 +167,6 @@ def contrast_metrics(logits: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 # ---- the method
 
 
@@ -205,13 +202,12 @@ class SimCLRv2(Method):
     def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
         """Two views [b, 3, S, S] of this rank's images, in [0, 1] unless `augment.normalize`."""
         train = batch["train"]
-        made = {f"view{i}": self._view(crop, step) for i, crop in enumerate(train.crops, 1)}
-        return made if train.label is None else {**made, "label": train.label}
+        views = {f"view{i}": self._view(crop, step) for i, crop in enumerate(train.crops, 1)}
+        return views if train.label is None else {**views, "label": train.label}
 
     def _view(self, crop: Tensor, step: Step) -> Tensor:
-        # drawn for the global batch, so that an image looks the same on any number of processes
         aug: Augment = self.cfg.augment
-        n, total = len(crop), len(crop) * self.info.world
+        total, mine = self.info.share(len(crop))
         jitter = gray = blur = None
         if aug.jitter > 0:
             s = aug.jitter
@@ -219,7 +215,6 @@ class SimCLRv2(Method):
             gray = photometric.draw_chosen(total, aug.gray_p, step.shared)
         if aug.blur_p > 0:
             blur = photometric.draw_blur(total, aug.blur_p, aug.blur_sigma, step.shared, one_sigma=True)
-        mine = slice(self.info.rank * n, (self.info.rank + 1) * n)
         drawn = photometric.Drawn(jitter, gray, blur).rows(mine)
         mean, std = (self.info.mean, self.info.std) if aug.normalize else (None, None)
         return photometric.render(crop, drawn, aug.convention, mean=mean, std=std)
@@ -233,12 +228,12 @@ class SimCLRv2(Method):
         h = self.backbone(torch.cat([views["view1"], views["view2"]]))
         hidden1, hidden2 = self.head(h).chunk(2)
         unit1, unit2 = normalize(hidden1), normalize(hidden2)
-        carry = {}
+        carry, temperature = {}, step.value(self.cfg.temperature)
         if self.cfg.memory:
             carry = self._keys(views)
-            contrast = memory_contrast(unit1, unit2, carry["key1"], carry["key2"], self.queue, self.cfg.temperature)
+            contrast = memory_contrast(unit1, unit2, carry["key1"], carry["key2"], self.queue, temperature)
         else:
-            contrast = nt_xent(unit1, unit2, self.cfg.temperature)
+            contrast = nt_xent(unit1, unit2, temperature)
         losses = Losses({"contrast": contrast.loss}, carry, contrast_metrics(contrast.logits))
         if self.cfg.online_probe:
             self._add_probe(losses, h, views["label"], self.mean_counts(views, step)["labels"])
@@ -259,8 +254,9 @@ class SimCLRv2(Method):
         """Queue the keys of view 1, then of view 2, then move the EMA network."""
         if self.cfg.memory:
             self.queue.push(torch.cat([carry["key1"], carry["key2"]]))
+            decay = step.value(self.cfg.memory.decay)
             for teacher, student in ((self.momentum_backbone, self.backbone), (self.momentum_head, self.head)):
-                ema_update(teacher, student, self.cfg.memory.decay, buffers="copy")
+                ema_update(teacher, student, decay, buffers="copy")
         return {}
 
     def param_groups(self) -> list[Group]:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from unlabeled.config.augment import Crop, ResizedCrop
+from unlabeled.config.base.curve import Momentum, Temperature
 from unlabeled.config.recipe import MethodConfig, Smallest, Strict
 
 
@@ -22,7 +23,7 @@ class Memory(Strict):
     """The momentum memory of the paper: a queue of keys from an EMA copy of the network."""
 
     size: int = Field(65536, gt=0, description="keys in the queue; two per image")
-    decay: float = Field(0.999, ge=0, le=1, description="EMA decay per update")
+    decay: Momentum = Field(0.999, description="EMA decay per update, or a curve of it")
 
 
 class Augment(Strict):
@@ -46,7 +47,7 @@ class SimCLRv2Config(MethodConfig):
     needs: ClassVar[frozenset[str]] = frozenset()
 
     name: Literal["simclrv2"] = "simclrv2"
-    temperature: float = Field(0.1, gt=0)
+    temperature: Temperature = Field(0.1, description="a number, or a curve over the run")
     head: Head = Head()
     memory: Memory | None = None
     online_probe: bool = Field(False, description="train a linear classifier on detached features (needs labels)")

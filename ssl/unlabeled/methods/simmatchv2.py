@@ -18,18 +18,20 @@ from torch import Tensor, nn
 
 from unlabeled.augment import geometry, photometric, randaugment
 from unlabeled.augment.photometric import normalise, to_float
+from unlabeled.config.base.curve import CurveRule
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export, Info, Input, Losses, MakeBackbone, Method, Step
 from unlabeled.methods.simmatchv2_config import RandAugment, SimMatchV2Config
 from unlabeled.ops.batchnorm import unsynchronised_buffers
 from unlabeled.ops.distributed import gather, world
-from unlabeled.ops.ema import ema_update, rising_momentum
+from unlabeled.ops.ema import ema_update, rising
+from unlabeled.ops.precision import at_least_float32
 
 # ---- network
 
 
-class Seen(NamedTuple):
+class Prediction(NamedTuple):
     """What a network makes of images, in at least float32: logits [b, C], unit embeddings [b, d]."""
 
     logits: Tensor
@@ -37,7 +39,7 @@ class Seen(NamedTuple):
 
 
 class Network(nn.Module):
-    """Backbone, LayerNorm, and on the same vector a linear classifier and an embedding head: [b, 3, S, S] -> Seen."""
+    """Backbone, LayerNorm, then a linear classifier and an embedding head side by side: [b, 3, S, S] -> Prediction."""
 
     def __init__(self, backbone: BackboneModule, classes: int, embed_dim: int, feature_norm: bool) -> None:
         super().__init__()
@@ -47,19 +49,16 @@ class Network(nn.Module):
         self.classifier = nn.Linear(width, classes)
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, embed_dim))
 
-    def forward(self, x: Tensor) -> Seen:
+    def forward(self, x: Tensor) -> Prediction:
         """Return logits and embeddings."""
         h = self.norm(self.backbone(x))
-        return Seen(_wide(self.classifier(h)), F.normalize(_wide(self.head(h)), dim=1, eps=1e-12))
+        logits, embedding = at_least_float32(self.classifier(h)), at_least_float32(self.head(h))
+        return Prediction(logits, F.normalize(embedding, dim=1, eps=1e-12))
 
     def without_head(self) -> nn.Module:
         """Return a copy that gives logits alone, in evaluation mode."""
         parts: dict[str, nn.Module] = {"backbone": self.backbone, "norm": self.norm, "classifier": self.classifier}
         return copy.deepcopy(nn.Sequential(OrderedDict(parts))).eval()
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 # ---- what is remembered: the same on every process, written with gathered values after the update
@@ -107,7 +106,7 @@ class UnlabeledBank(nn.Module):
 # ---- the teacher's targets
 
 
-class Told(NamedTuple):
+class Targets(NamedTuple):
     """What the teacher says of b unlabelled images, without gradient.
 
     prob: aligned prediction [b, C]. label: the same after propagation over the labelled neighbours [b, C]. mask: 1
@@ -150,13 +149,15 @@ def first_row(walk: Tensor, alpha: float) -> Tensor:
     return torch.linalg.solve(system, start)
 
 
-def propagate(seen: Tensor, prob: Tensor, bank: LabeledBank, topn: int, alpha: float, temperature: float) -> Tensor:
+def propagate(
+    embedding: Tensor, prob: Tensor, bank: LabeledBank, topn: int, alpha: float, temperature: float
+) -> Tensor:
     """Return class distributions prob [b, C] after a walk over the graph of each image and its labelled neighbours.
 
-    seen: embeddings [b, d]. The node-edge consistency.
+    embedding: [b, d]. The node-edge consistency.
     """
-    near = neighbours(seen, bank.feature, topn)
-    nodes = torch.cat([seen[:, None], bank.feature[near]], 1)
+    near = neighbours(embedding, bank.feature, topn)
+    nodes = torch.cat([embedding[:, None], bank.feature[near]], 1)
     share = first_row(transition(nodes, temperature), alpha)
     return (share[:, :1] * prob).scatter_add_(1, bank.label[near], share[:, 1:])
 
@@ -164,15 +165,17 @@ def propagate(seen: Tensor, prob: Tensor, bank: LabeledBank, topn: int, alpha: f
 # ---- losses
 
 
-def consistency(seen: Seen, told: Told, bank: UnlabeledBank, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def consistency(
+    student: Prediction, teacher: Targets, bank: UnlabeledBank, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return node-node, edge-edge and edge-node losses, 0-d, of one strong view of the images that the teacher saw.
 
     Labels of the bank that sum to less than 1 (rows never written) are not scaled up, so edge-node has an offset.
     """
-    node_node = -(told.label * seen.logits.log_softmax(1)).sum(1) * told.mask
-    log_edge = (seen.embedding @ bank.feature.T / temperature).log_softmax(1)
-    edge_edge = -(told.edge * log_edge).sum(1)
-    edge_node = -(told.prob * (log_edge.exp() @ bank.prob).log()).sum(1)
+    node_node = -(teacher.label * student.logits.log_softmax(1)).sum(1) * teacher.mask
+    log_edge = (student.embedding @ bank.feature.T / temperature).log_softmax(1)
+    edge_edge = -(teacher.edge * log_edge).sum(1)
+    edge_node = -(teacher.prob * (log_edge.exp() @ bank.prob).log()).sum(1)
     return node_node.mean(), edge_edge.mean(), edge_node.mean()
 
 
@@ -181,11 +184,9 @@ def or_nothing(loss: Tensor, moves: Tensor) -> Tensor:
     return loss if bool(loss.detach().isfinite()) else 0 * moves.sum()
 
 
-def ema_momentum(base: float, update: int, horizon: int) -> float:
-    """Return the teacher's momentum of `update`: `base`, which up to 0.996 rises to 1 at `horizon` (published code)."""
-    if base > 0.996:
-        return base
-    return rising_momentum(base, update + 1, horizon)
+def teacher_momentum(momentum: float | CurveRule) -> float | CurveRule:
+    """Return how the teacher's momentum runs: a number above 0.996 stays, a smaller one rises (published code)."""
+    return momentum if isinstance(momentum, float) and momentum > 0.996 else rising(momentum)
 
 
 # ---- the method
@@ -240,14 +241,12 @@ class SimMatchV2(Method):
         few = batch["labeled"]
         assert few.label is not None
         weak, *strong = batch["unlabeled"].crops
-        made = {"labeled": few.crops[0], "weak": weak}
-        made |= {f"strong{i}": self._strong(crop, step) for i, crop in enumerate(strong)}
-        return {name: self._normalised(x) for name, x in made.items()} | {"label": few.label, "index": few.index}
+        images = {"labeled": few.crops[0], "weak": weak}
+        images |= {f"strong{i}": self._strong(crop, step) for i, crop in enumerate(strong)}
+        return {name: self._normalised(x) for name, x in images.items()} | {"label": few.label, "index": few.index}
 
     def _strong(self, crop: Tensor, step: Step) -> Tensor:
-        # drawn for the global batch, so that an image looks the same on any number of processes
-        aug, n, total = self.cfg.augment, len(crop), len(crop) * self.info.world
-        mine = slice(self.info.rank * n, (self.info.rank + 1) * n)
+        aug, (total, mine) = self.cfg.augment, self.info.share(len(crop))
         if isinstance(aug, RandAugment):
             return randaugment.apply(crop, randaugment.draw(total, aug.operations, aug.square, step.shared).rows(mine))
         drawn = photometric.Drawn(
@@ -268,16 +267,17 @@ class SimMatchV2(Method):
 
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """Labels, then the consistencies, each the mean over all strong views and times its weight."""
-        cfg, n = self.cfg, len(views["labeled"])
-        told, carry = self._teach(views["labeled"], views["weak"], step)
+        cfg, n, temperature = self.cfg, len(views["labeled"]), step.value(self.cfg.temperature)
+        teacher, carry = self._teach(views["labeled"], views["weak"], step)
         # BatchNorm sees labelled images and the first strong views together, further views by themselves
         first = self.student(torch.cat([views["labeled"], views["strong0"]]))
         others = [self.student(views[f"strong{i}"]) for i in range(1, len(cfg.strong))]
-        seen = [Seen(first.logits[n:], first.embedding[n:]), *others]
+        predictions = [Prediction(first.logits[n:], first.embedding[n:]), *others]
         label = views["label"]
         with torch.autocast(label.device.type, enabled=False):
             supervised = F.cross_entropy(first.logits[:n], label)
-            parts = zip(*(consistency(s, told, self.unlabeled_bank, cfg.temperature) for s in seen), strict=True)
+            losses = (consistency(p, teacher, self.unlabeled_bank, temperature) for p in predictions)
+            parts = zip(*losses, strict=True)
             node_node, edge_edge, edge_node = (torch.stack(part).mean() for part in parts)
         terms = {
             "supervised": supervised,
@@ -287,33 +287,33 @@ class SimMatchV2(Method):
         }
         right = (first.logits[:n].detach().argmax(1) == label).double().mean()
         carry["index"] = views["index"]
-        return Losses(terms, carry, {"labeled_accuracy": right, "confident": told.mask.double().mean()})
+        return Losses(terms, carry, {"labeled_accuracy": right, "confident": teacher.mask.double().mean()})
 
     @torch.no_grad()
-    def _teach(self, labeled: Tensor, weak: Tensor, step: Step) -> tuple[Told, dict[str, Tensor]]:
-        cfg, n = self.cfg, len(labeled)
+    def _teach(self, labeled: Tensor, weak: Tensor, step: Step) -> tuple[Targets, dict[str, Tensor]]:
+        cfg, n, temperature = self.cfg, len(labeled), step.value(self.cfg.temperature)
         logits, embedding = self._teacher(torch.cat([labeled, weak]), step)
         with torch.autocast(weak.device.type, enabled=False):
             raw, weak_embedding = logits[n:].softmax(1), embedding[n:]
             prob = align(raw, self.running) if cfg.align else raw
-            label = propagate(weak_embedding, prob, self.labeled_bank, cfg.topn, cfg.alpha, cfg.temperature)
+            label = propagate(weak_embedding, prob, self.labeled_bank, cfg.topn, cfg.alpha, temperature)
             mask = (prob.amax(1) >= cfg.threshold).to(prob.dtype)
-            edge = (weak_embedding @ self.unlabeled_bank.feature.T / cfg.temperature).softmax(1)
+            edge = (weak_embedding @ self.unlabeled_bank.feature.T / temperature).softmax(1)
         carry = {"labeled": embedding[:n], "weak": torch.cat([weak_embedding, prob, raw], 1)}
-        return Told(prob, label, mask, edge), carry
+        return Targets(prob, label, mask, edge), carry
 
-    def _teacher(self, x: Tensor, step: Step) -> Seen:
+    def _teacher(self, x: Tensor, step: Step) -> Prediction:
         """Let the teacher see x; where BatchNorm is each process's own, images change processes for that (ShuffleBN).
 
         Else teacher and student would see an image among the same others, which the statistics could give away.
         """
         if self.cfg.ema.kind == "eman" or world() == 1 or not unsynchronised_buffers(self.teacher):
             return self.teacher(x)
-        mine = slice(self.info.rank * len(x), (self.info.rank + 1) * len(x))
-        order = torch.randperm(len(x) * self.info.world, generator=step.shared)
-        seen = self.teacher(gather(x.contiguous())[order[mine].to(x.device)])
+        total, mine = self.info.share(len(x))
+        order = torch.randperm(total, generator=step.shared)
+        prediction = self.teacher(gather(x.contiguous())[order[mine].to(x.device)])
         back = order.argsort()[mine].to(x.device)
-        return Seen(*(gather(part)[back] for part in seen))
+        return Prediction(*(gather(part)[back] for part in prediction))
 
     # ---- after the update
 
@@ -327,7 +327,7 @@ class SimMatchV2(Method):
         self.unlabeled_bank.push(embedding, prob)
         if cfg.align:
             self.running.lerp_(raw.mean(0).to(self.running.dtype), 1 - cfg.align_momentum)
-        momentum = ema_momentum(cfg.ema.momentum, step.update, step.horizon)
+        momentum = step.value(teacher_momentum(cfg.ema.momentum), ahead=1)
         ema_update(self.teacher, self.student, momentum, "average" if cfg.ema.kind == "eman" else "keep")
         return {}
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from unlabeled.config.augment import Crop, ResizedCrop
+from unlabeled.config.base.curve import Momentum, Temperature
 from unlabeled.config.recipe import MethodConfig, Strict
 
 
@@ -41,7 +42,9 @@ class Ema(Strict):
         description="plain: parameters are averaged, BatchNorm uses each batch's statistics, over shuffled images; "
         "eman: BatchNorm's statistics are averaged too, and used",
     )
-    momentum: float = Field(0.999, ge=0, le=1, description="up to 0.996 it rises to 1 by a half cosine")
+    momentum: Momentum = Field(
+        0.999, description="a number up to 0.996 rises to 1 by a half cosine; or any curve of it: {start, end, ...}"
+    )
 
 
 def _multicrop() -> list[Crop]:
@@ -59,7 +62,9 @@ class SimMatchV2Config(MethodConfig):
     name: Literal["simmatchv2"] = "simmatchv2"
     embed_dim: int = Field(128, gt=0)
     feature_norm: bool = Field(True, description="LayerNorm on the backbone's vector")
-    temperature: float = Field(0.1, gt=0, description="of similarities, in the graph and over the bank")
+    temperature: Temperature = Field(
+        0.1, description="of similarities, in the graph and over the bank: a number, or a curve over the run"
+    )
     topn: int = Field(128, gt=0, description="labelled neighbours in the graph of an image")
     alpha: float = Field(0.1, ge=0, lt=1, description="how far labels travel in the graph; 0: not at all")
     threshold: float = Field(0.7, ge=0, description="least confidence of the teacher for node-node; above 1: never")

@@ -18,6 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import gather, sum_over_ranks, world
 from unlabeled.ops.norms import keeps_statistics
+from unlabeled.ops.precision import at_least_float32
 
 
 def convert(module: nn.Module, device: torch.device) -> nn.Module:
@@ -124,7 +125,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = at_least_float32(x)
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         channels, count = x.shape[1], x.numel() // x.shape[1]

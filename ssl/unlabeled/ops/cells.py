@@ -9,20 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unlabeled.ops.boxes import crop_columns
+
 
 def coordinates(boxes: Tensor) -> Tensor:
-    """Return coordinates [b, 4] (x0, y0, x1, y1) of crops with boxes [b, 7] (see `Batch.boxes`).
+    """Return coordinates [b, 4] (x0, y0, x1, y1) of crops with boxes [b, 7] (see `ops.boxes`).
 
     The outermost pixels of the image are 0 and 1, and a crop ends with its last pixel. Images one pixel wide or high
     would divide by zero in the published code; their pixels are at 0.
     """
-    top, left, height, width, image_height, image_width, flipped = boxes.unbind(1)
-    across, down = (image_width - 1).clamp_min(1), (image_height - 1).clamp_min(1)
-    x0, x1 = left / across, (left + width - 1) / across
-    turned = flipped > 0
-    return torch.stack(
-        [torch.where(turned, x1, x0), top / down, torch.where(turned, x0, x1), (top + height - 1) / down], 1
-    )
+    box = crop_columns(boxes)
+    across, down = (box.image_width - 1).clamp_min(1), (box.image_height - 1).clamp_min(1)
+    x0, x1 = box.left / across, (box.left + box.width - 1) / across
+    y0, y1 = box.top / down, (box.top + box.height - 1) / down
+    flipped = box.flipped > 0
+    return torch.stack([torch.where(flipped, x1, x0), y0, torch.where(flipped, x0, x1), y1], 1)
 
 
 def centres(coordinates: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -41,5 +42,6 @@ def distances(first: Tensor, second: Tensor, shape: tuple[int, int]) -> Tensor:
     """
     apart = centres(first, shape)[:, :, None] - centres(second, shape)[:, None]
     sides = first.new_tensor([shape[1], shape[0]])
-    cell = torch.maximum(*(((x[:, 2:] - x[:, :2]) / sides).square().sum(1).sqrt() for x in (first, second)))
+    (start1, end1), (start2, end2) = first.chunk(2, 1), second.chunk(2, 1)
+    cell = torch.maximum(*((extent / sides).square().sum(1).sqrt() for extent in (end1 - start1, end2 - start2)))
     return apart.square().sum(3).sqrt() / cell[:, None, None]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from unlabeled.config.base.curve import CurveRule
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -60,3 +62,29 @@ class Curve:
 def table_rate(epoch: float, table: Sequence[tuple[float, float]]) -> float:
     """Return the rate of the first entry (end, rate) that ends after `epoch`; after the last end its rate stays."""
     return next((rate for end, rate in table if end > epoch), table[-1][1])
+
+
+def value_at(value: float | CurveRule, update: int, horizon: int, updates_per_epoch: int) -> float:
+    """Return what a number of the recipe is at `update`: itself, or the value of its curve (horizon in updates)."""
+    if not isinstance(value, CurveRule):
+        return value
+    if value.table is not None:
+        return table_rate(update // updates_per_epoch, value.table)
+    return curve_of(value, horizon, updates_per_epoch).at(update)
+
+
+def curve_of(rule: CurveRule, horizon: int, updates_per_epoch: int) -> Curve:
+    """Return a rule, which is no table, in updates."""
+    assert rule.start is not None
+    return Curve(
+        start=rule.start,
+        end=rule.start if rule.end is None else rule.end,
+        horizon=horizon,
+        shape=rule.shape,
+        portion=rule.portion,
+        warmup=int(rule.warmup_epochs * updates_per_epoch),
+        warmup_start=rule.warmup_start or 0.0,
+        warmup_rule=rule.warmup_rule,
+        count_from=rule.count_from,
+        hold=updates_per_epoch if rule.every == "epoch" else 1,
+    )

@@ -7,7 +7,7 @@ so a gather must pass gradients back as a sum over ranks (checked against one pr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,13 @@ from torch import Tensor
 from unlabeled.errors import UserError
 
 T = TypeVar("T")
+
+
+class Share(NamedTuple):
+    """Rows of a global batch: how many all processes have together, and which of them are this process's."""
+
+    total: int
+    mine: slice
 
 
 def world() -> int:

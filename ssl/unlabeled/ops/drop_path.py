@@ -54,12 +54,12 @@ class Rows:
         """
         if inner == 0:
             return np.arange(rows)
-        found: list[np.ndarray] = []
+        parts: list[np.ndarray] = []
         start = 0
         for length in self._lengths(rows, inner):
-            found.append(start + self.part * length + np.arange(length))
+            parts.append(start + self.part * length + np.arange(length))
             start += self.parts * length
-        numbers: np.ndarray = np.concatenate(found)
+        numbers: np.ndarray = np.concatenate(parts)
         return (numbers[:, None] * inner + np.arange(inner)).reshape(-1)
 
     def _lengths(self, rows: int, inner: int) -> list[int]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import nn
 
+from unlabeled.config.base.curve import CurveRule
 
-def rising_momentum(start: float, update: int, horizon: int) -> float:
-    """Return the momentum of `update`, which rises by a half cosine from `start` to 1 at `horizon`."""
-    return 1 - (1 - start) * (math.cos(math.pi * min(1.0, update / horizon)) + 1) / 2
+
+def rising(momentum: float | CurveRule) -> CurveRule:
+    """Return the curve of a teacher's momentum: a plain number rises by a half cosine to 1 at the horizon."""
+    return momentum if isinstance(momentum, CurveRule) else CurveRule(start=momentum, end=1.0)
 
 
 @torch.no_grad()

@@ -6,9 +6,10 @@ over micro-batches and processes is that of the whole batch, however the known l
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from unlabeled.ops.precision import at_least_float32
 
 
 def known(label: Tensor) -> Tensor:
@@ -21,7 +22,7 @@ def known_cross_entropy(logits: Tensor, label: Tensor, count: Tensor) -> Tensor:
 
     Computed in at least float32. Zero, with a gradient of zero, where no label is known.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = at_least_float32(logits)
     total = F.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
     return total / count.to(total.dtype)
 
@@ -43,7 +44,7 @@ def known_soft_cross_entropy(logits: Tensor, target: Tensor, mass: Tensor) -> Te
 
     As `known_cross_entropy`, for targets that are smoothed or mixed; rows of zeros do not count.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = at_least_float32(logits)
     return -(target.to(logits.dtype) * logits.log_softmax(1)).sum() / mass.to(logits.dtype)
 
 

@@ -1,4 +1,4 @@
-"""A region in which float32 means float32."""
+"""The precision of losses and measures, whatever that of the networks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in float32, or as it is if it is float64: half precision is for networks, not for losses."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 @contextmanager

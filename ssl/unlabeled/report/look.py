@@ -60,14 +60,14 @@ def draw_pairs(panels: Sequence[Panel], boxes: Sequence[tuple[float, float, floa
         if panel.spot is not None:
             middle.plot(*panel.spot, marker="+", color="red", markersize=12, markeredgewidth=2)
     pairs = lines(positive, panels[1].colours.shape[:2])
-    drawn = pairs[np.arange(_LINES) * len(pairs) // _LINES] if len(pairs) > _LINES else pairs
-    said = f"{len(drawn)} of " if len(drawn) < len(pairs) else ""
+    sample = pairs[np.arange(_LINES) * len(pairs) // _LINES] if len(pairs) > _LINES else pairs
+    said = f"{len(sample)} of " if len(sample) < len(pairs) else ""
     labels = (f"{said}{len(pairs)} positive pairs", "cosine with the cell +", "principal components")
     for row, label in zip(axes, labels, strict=True):
         row[0].set_ylabel(label)
     figure.colorbar(heat, ax=axes[1], fraction=0.05, pad=0.01)
     _boxes(axes[0], boxes)
-    _lines(figure, axes[0][1], axes[0][2], drawn)
+    _lines(figure, axes[0][1], axes[0][2], sample)
     return figure
 
 

@@ -29,14 +29,14 @@ def print_reports(reports: Sequence[Report], console: Console | None = None) -> 
 def numbers_table(reports: Sequence[Report]) -> Table:
     """Return one row per number: pretrained, random init, raw pixels, chance; empty columns are left out."""
     numbers = [number for report in reports for number in report.numbers]
-    shown = [(key, title) for key, title in _COLUMNS if any(getattr(n, key) for n in numbers)]
+    columns = [(key, title) for key, title in _COLUMNS if any(getattr(n, key) for n in numbers)]
     measured = " / ".join(dict.fromkeys(report.measure for report in reports if report.numbers))
-    table = Table(f"{measured}, %", *(title for _, title in shown), "chance", "test images")
+    table = Table(f"{measured}, %", *(title for _, title in columns), "chance", "test images")
     for column in table.columns[1:]:
         column.justify = "right"
     for report in reports:
         for number in report.numbers:
-            cells = [written(getattr(number, key)) for key, _ in shown]
+            cells = [written(getattr(number, key)) for key, _ in columns]
             table.add_row(number.name, *cells, f"{number.chance:.1f}", _images(report))
     return table
 

@@ -32,16 +32,16 @@ def print_table(console: Console, table: Table) -> None:
     """
     columns = [[writable(str(cell), console.encoding) for cell in (column.header, *column.cells)]
                for column in table.columns]
-    drawn = Table()
+    grid = Table()
     for column, (title, *_) in zip(table.columns, columns, strict=True):
-        drawn.add_column(Text(title), no_wrap=True, justify=column.justify)
+        grid.add_column(Text(title), no_wrap=True, justify=column.justify)
     rows = list(zip(*columns, strict=True))
     for row in rows[1:]:
-        drawn.add_row(*map(Text, row))
-    wide = Measurement.get(console, console.options.update(max_width=1 << 16), drawn).maximum
+        grid.add_row(*map(Text, row))
+    wide = Measurement.get(console, console.options.update(max_width=1 << 16), grid).maximum
     if wide <= console.width or not console.is_terminal:
         console.width = max(console.width, wide)
-        console.print(drawn)
+        console.print(grid)
         return
     print_line(console, "", bold=rows[0][0])
     for row in rows[1:]:

@@ -14,6 +14,11 @@ OVERRIDES = [
     ["optim.name=sgd", "optim.nesterov=true", "optim.clip=1"],
     ["data.train.card='no'", "data.train.root='1e-3'", "optim.exclude_decay=['~', '*.bias', '0x1', '']"],
     ["optim.lr={base: 1e-7}", "train.epochs=null", "train.updates=3", "method.crop={kind: affine, size: 8}"],
+    ["optim.weight_decay={start: 0.04, end: 0.4}"],
+    ["optim.weight_decay={start: 0.07, shape: constant, warmup_epochs: 3, warmup_start: 0.04, warmup_rule: k/(w-1)}"],
+    ["optim.weight_decay={start: 0, end: 1, shape: linear, portion: 0.5, every: epoch, warmup_epochs: 0.5, "
+     "warmup_start: 2, count_from: start}"],
+    ["optim.weight_decay={table: [[2, 0.1], [3.5, 0]]}"],
 ]
 
 

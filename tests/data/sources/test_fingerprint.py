@@ -12,7 +12,7 @@ from PIL import Image
 
 from unlabeled.config.card import Card
 from unlabeled.config.recipe import Subset
-from unlabeled.data.sources.base import Names
+from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.folder import FolderSource
 from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.subset import open_part

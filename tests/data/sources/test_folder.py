@@ -12,10 +12,11 @@ from tests.data.toys import Corner, jpeg
 
 from unlabeled.config.card import Card
 from unlabeled.data.batch import Stream
-from unlabeled.data.sources.base import CorruptSample, Names
+from unlabeled.data.sources.base import CorruptSample
 from unlabeled.data.sources.decode import decode
+from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.open import open_source
-from unlabeled.data.stream import TrainStream
+from unlabeled.data.stream import BatchShare, Reading, TrainStream
 from unlabeled.errors import UserError
 
 FOLDER = Card.model_validate({"name": "folder", "source": {"kind": "folder"}, "splits": {"train": {"path": "."}}})
@@ -82,8 +83,8 @@ def test_a_truncated_file_is_replaced_and_a_resume_repeats_it(tmp_path: Path) ->
     (tmp_path / "2.jpg").unlink()
 
     def run(start: int, workers: int = 0) -> list[tuple[list[int], list[str]]]:
-        stream = TrainStream(source, Stream((Corner(),)), name="train", seed=0, batch=5, rank=0, world=1, grad_accum=1,
-                             workers=workers, updates_per_epoch=2)
+        stream = TrainStream(source, Stream((Corner(),)), BatchShare(5), Reading(workers), name="train", seed=0,
+                             updates_per_epoch=2)
         return [(b.index.tolist(), b.corrupt) for (b,) in stream.updates(start, 6)]
 
     straight = run(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unlabeled.data.sources.base import Objects
+from unlabeled.data.sources.truth import Objects
 from unlabeled.evaluation.dense.average_precision import Detections, average_precision, encode
 
 CLASSES = ["a", "b"]

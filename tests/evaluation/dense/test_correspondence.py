@@ -16,8 +16,8 @@ from unlabeled.augment.geometry import RandomResizedCrop
 from unlabeled.data.pairs import fixed_crops
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as evaluate_module
+from unlabeled.evaluation.dense import networks as dense_module
 from unlabeled.evaluation.dense.correspondence import tally
-from unlabeled.evaluation.dense.networks import networks as dense_module
 from unlabeled.evaluation.evaluate import evaluate
 
 QUICK = ["workers=0", "card=scenes.yaml"]

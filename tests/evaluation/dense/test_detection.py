@@ -23,9 +23,9 @@ from unlabeled.engine.restore import load_run
 from unlabeled.engine.run.lock import RunLock
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
+from unlabeled.evaluation.dense import detection
 from unlabeled.evaluation.dense.detection_network import Stages, build_detector
 from unlabeled.evaluation.dense.detection_train import learning_rate, train_detector
-from unlabeled.evaluation.dense.networks import detection
 from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.methods.base import Input
 

@@ -17,8 +17,8 @@ from torch import nn
 from unlabeled.augment.geometry import RandomResizedCrop
 from unlabeled.config.look import LookSettings
 from unlabeled.errors import UserError
-from unlabeled.evaluation.dense.look import Colours, Seen, look, pair_of, see, similarity
-from unlabeled.evaluation.dense.networks import look as module
+from unlabeled.evaluation.dense import look as module
+from unlabeled.evaluation.dense.look import Colours, ImageViews, look, pair_of, see, similarity
 from unlabeled.report.look import draw_pairs, lines, write_figure
 
 CPU = torch.device("cpu")
@@ -77,12 +77,12 @@ def test_similarities_are_cosines():
     assert found[1, 4] == pytest.approx(1) == found.max()
 
 
-def image_with(box1: list[float], box2: list[float], cells: int = 4) -> Seen:
+def image_with(box1: list[float], box2: list[float], cells: int = 4) -> ImageViews:
     """An image of 24 x 36 pixels with two views, and random maps."""
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(6, cells, cells, generator=generator) for _ in range(3)]
     boxes = torch.tensor([[0.0, 0, 24, 36, 24, 36, 0], [*box1[:4], 24, 36, box1[4]], [*box2[:4], 24, 36, box2[4]]])
-    return Seen(0, [torch.zeros(3, 12, 12, dtype=torch.uint8)] * 3, list(boxes), maps)
+    return ImageViews(0, [torch.zeros(3, 12, 12, dtype=torch.uint8)] * 3, list(boxes), maps)
 
 
 class One(Painted):
@@ -92,7 +92,7 @@ class One(Painted):
         return np.zeros((24, 36, 3), np.uint8)
 
 
-def picture(seen: Seen, threshold: float = 0.7, pixel: tuple[int, int] | None = None):
+def picture(seen: ImageViews, threshold: float = 0.7, pixel: tuple[int, int] | None = None):
     return pair_of(seen, One(1), Colours(torch.cat([each.flatten(1).T for each in seen.maps])), threshold, pixel)
 
 

@@ -17,8 +17,8 @@ from tests.processes import run_processes
 from unlabeled.config.protocols.dense import SegmentationFcn, SegmentationLinear
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as evaluate_module
-from unlabeled.evaluation.dense.networks import networks as dense_module
-from unlabeled.evaluation.dense.networks import segmentation_fcn, segmentation_linear
+from unlabeled.evaluation.dense import networks as dense_module
+from unlabeled.evaluation.dense import segmentation_fcn, segmentation_linear
 from unlabeled.evaluation.dense.segmentation import class_iou, confusion, constant_miou, score
 from unlabeled.evaluation.dense.segmentation_linear import Maps
 from unlabeled.evaluation.evaluate import evaluate

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from unlabeled.config.augment import AreaRange, ScaleRange
+from unlabeled.config.marks import Free
 from unlabeled.config.protocols.vectors import Positive, Protocol
 
 Rate = Annotated[float, Field(gt=0)]
@@ -31,7 +32,9 @@ class SegmentationLinear(Dense):
         None, gt=0, description="side of the square that images are resized to, pixels; null: the card's image_size, "
         "where all its images are equal, else as in training"
     )
-    batch: int = Field(32, gt=0, description="images per forward pass and process; the result does not depend on it")
+    batch: Free[int] = Field(
+        32, gt=0, description="images per forward pass and process; the result does not depend on it"
+    )
     lr: list[Rate] = Field([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0], min_length=1)
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -51,7 +54,9 @@ class SegmentationFcn(Dense):
         None, gt=0, description="side of the training crops, pixels; null: the card's image_size, where all its images "
         "are equal, else as in training. Test images are taken whole"
     )
-    batch: int = Field(8, gt=0, description="test images per forward pass and process, where they are equally large")
+    batch: Free[int] = Field(
+        8, gt=0, description="test images per forward pass and process, where they are equally large"
+    )
     images_per_update: int = Field(16, gt=0, description="over all processes")
     backbone: Literal["fine-tuned", "frozen"] = Field(
         "fine-tuned", description="frozen: the head alone is trained, the backbone stays in evaluation mode"

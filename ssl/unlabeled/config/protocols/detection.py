@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from unlabeled.config.marks import Free, Scoring
 from unlabeled.config.protocols.dense import Dense, Rate
 from unlabeled.config.protocols.vectors import Positive
 
@@ -19,11 +20,11 @@ class Detection(Dense):
         description="fpn: feature pyramid over four stages; c4: layer3's map, and layer4 with one more norm for regions"
     )
     masks: bool = Field(description="true: Mask R-CNN, which learns and is scored by masks too")
-    size: int = Field(800, gt=0, description="shorter side of test images, pixels")
+    size: Scoring[int] = Field(800, gt=0, description="shorter side of test images, pixels")
     train_sizes: list[Positive] = Field(min_length=1, description="shorter sides of training images, one is drawn each")
     longest: Positive = Field(1333, description="largest longer side, pixels; the shorter one then gives way")
-    test_images: Positive | None = Field(None, description="score only the first so many; null: all of them")
-    batch: int = Field(1, gt=0, description="test images per forward pass and process")
+    test_images: Scoring[Positive | None] = Field(None, description="score only the first so many; null: all of them")
+    batch: Free[int] = Field(1, gt=0, description="test images per forward pass and process")
     width: Positive = Field(256, description="channels of the pyramid and its heads; their linear layer has 4 times it")
     anchors: list[Positive] = Field(
         [32, 64, 128, 256, 512], min_length=1, description="sides, pixels; fpn: one for each of its five levels"
@@ -39,8 +40,10 @@ class Detection(Dense):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0, description="of all weights but those of norms")
     precise_bn: int = Field(200, ge=0, description="batches that give norms their last statistics; 0: running ones")
-    recall_levels: Literal[11, 101] = Field(101, description="of the precision-recall curve: VOC 2007's, or COCO's")
-    checkpoint_every: Positive | None = Field(
+    recall_levels: Scoring[Literal[11, 101]] = Field(
+        101, description="of the precision-recall curve: VOC 2007's, or COCO's"
+    )
+    checkpoint_every: Free[Positive | None] = Field(
         None, description="updates between checkpoints; null: by time, so often that saving takes 2 % of it"
     )
 

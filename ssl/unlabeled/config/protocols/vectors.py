@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from unlabeled.config.marks import Free, Scoring
 from unlabeled.config.recipe import Optim, Precision, Strict, Subset
 from unlabeled.errors import UserError
 
@@ -25,17 +26,19 @@ class Protocol(Strict):
         "backbone.layer3, is the output of a module inside it, averaged over its places",
     )
     card: str | None = Field(None, description="data card to evaluate on; null: the one that the run was trained on")
-    root: str | None = Field(None, description="folder of the data; overrides the card's own")
+    root: Free[str | None] = Field(None, description="folder of the data; overrides the card's own")
     train: str | None = Field(None, description="split that gives the labels; null: train, else the run's own split")
-    test: str | None = Field(None, description="split that is scored; null: test, else val")
+    test: Scoring[str | None] = Field(None, description="split that is scored; null: test, else val")
     size: int | None = Field(
         None, gt=0, description="side of the images, pixels; null: as in training (more may pay, arXiv 1906.06423)"
     )
-    batch: int = Field(256, gt=0, description="images per forward pass and process; the result does not depend on it")
-    workers: int = Field(4, ge=0, description="loader processes per process; 0 reads in the process itself")
-    max_corrupt: float = Field(0.001, ge=0, le=1, description="share of unreadable images above which it stops")
-    random_init: bool = Field(True, description="score the same network, untrained, beside it")
-    raw_pixels: bool = Field(True, description="score the pixels themselves, at most 32 x 32, beside it")
+    batch: Free[int] = Field(
+        256, gt=0, description="images per forward pass and process; the result does not depend on it"
+    )
+    workers: Free[int] = Field(4, ge=0, description="loader processes per process; 0 reads in the process itself")
+    max_corrupt: Free[float] = Field(0.001, ge=0, le=1, description="share of unreadable images above which it stops")
+    random_init: Free[bool] = Field(True, description="score the same network, untrained, beside it")
+    raw_pixels: Free[bool] = Field(True, description="score the pixels themselves, at most 32 x 32, beside it")
     seed: int = Field(0, ge=0, description="of everything that the protocol draws")
 
     def check(self, counts: Sequence[int], names: Sequence[str]) -> None:
@@ -140,8 +143,10 @@ class Trained(Protocol):
     epochs: int = Field(gt=0)
     precision: Precision = Field("auto", description="auto: bf16 on GPUs and on CPUs with AMX, else fp32")
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
-    checkpoint_every: int | None = Field(
+    checkpoint_every: Free[int | None] = Field(
         None, gt=0, description="updates between checkpoints; null: by time, so often that saving takes 2 % of it"
     )
-    allow_changed_data: bool = Field(False, description="go on although the data is not what the training began with")
+    allow_changed_data: Free[bool] = Field(
+        False, description="go on although the data is not what the training began with"
+    )
     raw_pixels: Literal[False] = False

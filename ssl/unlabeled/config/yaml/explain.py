@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from unlabeled.config.yaml.lines import Key, dotted
+from unlabeled.errors import did_you_mean, nearest
 
 Problem = tuple[Key, str]
 Roots = Mapping[Key, Any]  # where a model (or another annotation) stands in the file: {(): Recipe, ("method",): Config}
@@ -42,7 +42,7 @@ def explain(error: ValidationError, value: Any, prefix: Key, roots: Roots) -> li
     """Turn a validation error of `value`, which stands at `prefix`, into key paths and messages."""
     problems: list[Problem] = []
     needs: dict[Key, list[str]] = {}  # a plain union fails once per member: one message for all
-    given: dict[Key, Any] = {}
+    inputs: dict[Key, Any] = {}
     suggested: set[Key] = set()
     missing: list[tuple[Key, str]] = []
     for item in error.errors(include_url=False):
@@ -58,13 +58,13 @@ def explain(error: ValidationError, value: Any, prefix: Key, roots: Roots) -> li
             fields = list(_fields(roots[prefix], location)) if kind == "model_type" else []
             keys = ", ".join(fields[:4] + ["..."] * (len(fields) > 4))
             needs.setdefault(path, []).append(_NEEDS[kind] + (f" ({keys})" if keys else ""))
-            given[path] = item["input"]
+            inputs[path] = item["input"]
         else:
             problems.append((path, _other(path, kind, item)))
     problems += [(path, message) for path, message in missing if path not in suggested]
     for path, words in needs.items():
         what = " or ".join(dict.fromkeys(words))
-        problems.append((path, f"{_quoted(path)} needs {what}, given {show(given[path])}{_cure(what, given[path])}"))
+        problems.append((path, f"{_quoted(path)} needs {what}, given {show(inputs[path])}{_cure(what, inputs[path])}"))
     return problems
 
 
@@ -80,13 +80,6 @@ def show(value: Any) -> str:
     return text if len(text) <= 60 else text[:56] + " ..."
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Name the nearest of the known names, or all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, 1, 0.6)
-    return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(known)}"
-
-
 def _path(location: tuple[int | str, ...], value: Any, kind: str) -> Key:
     """Keep of pydantic's location what stands in the file; it also names the members of unions."""
     path: list[int | str] = []
@@ -100,28 +93,29 @@ def _path(location: tuple[int | str, ...], value: Any, kind: str) -> Key:
     return tuple(path)
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def blocks(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the classes of the blocks that a field of this type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
-        yield from _models(part)
+        yield from blocks(part)
 
 
 def _fields(annotation: Any, location: tuple[int | str, ...]) -> dict[str, Any]:
     """Return the fields of the block at a location of pydantic's, following union members by their tag."""
-    models = list(_models(annotation))
+    models = list(blocks(annotation))
     for part in location:
-        named = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        annotations = [model.model_fields[part].annotation for model in models if part in model.model_fields]
         tagged = [model for model in models if any(part in get_args(f.annotation) for f in model.model_fields.values())]
-        if named:
-            models = [model for annotation in named for model in _models(annotation)]
+        if annotations:
+            models = [model for annotation in annotations for model in blocks(annotation)]
         elif tagged:
             models = tagged
     return {name: field for model in models for name, field in model.model_fields.items()}
 
 
 def _keys(annotation: Any, prefix: Key) -> Iterator[Key]:
-    for model in _models(annotation):
+    for model in blocks(annotation):
         for name, field in model.model_fields.items():
             yield (*prefix, name)
             yield from _keys(field.annotation, (*prefix, name))
@@ -133,22 +127,21 @@ def _unknown(path: Key, siblings: Mapping[str, Any], roots: Roots) -> tuple[str,
     known = {key for prefix, root in roots.items() for key in _keys(root, prefix)}
     elsewhere = sorted(key for key in known if key[:-1] != path[:-1])
     exact = [dotted(key) for key in elsewhere if key[-1] == name]
-    for cutoff in (0.75, 0.5):
-        near = difflib.get_close_matches(name, siblings, 1, cutoff)
+    for likeness in (0.75, 0.5):
+        near = nearest(name, siblings, likeness=likeness)
         if near:
-            return f"{message} Did you mean '{near[0]}'?", (*path[:-1], near[0])
-        if exact and cutoff == 0.75:
-            return f"{message} Did you mean {' or '.join(repr(text) for text in exact[:3])}?", path
-    far = difflib.get_close_matches(name, [str(key[-1]) for key in elsewhere], 1, 0.8)
-    if far:
-        return f"{message} Did you mean '{dotted(next(key for key in elsewhere if key[-1] == far[0]))}'?", path
-    return f"{message} Known here: {', '.join(siblings)}", path
+            return message + did_you_mean(near), (*path[:-1], *near)
+        if exact and likeness == 0.75:
+            return message + did_you_mean(exact[:3]), path
+    far = nearest(name, [str(key[-1]) for key in elsewhere], likeness=0.8)
+    places = [dotted(key) for key in elsewhere if key[-1] in far]
+    return message + did_you_mean(places[:1], f"Known here: {', '.join(siblings)}"), path
 
 
 def _missing(path: Key, field: Any) -> str:
     if isinstance(path[-1], int):
         return f"'{dotted(path[:-1])}' has too few values: number {path[-1] + 1} is missing"
-    block = field is not None and any(True for _ in _models(field.annotation))
+    block = field is not None and any(True for _ in blocks(field.annotation))
     description = f" ({field.description})" if field is not None and field.description else ""
     allowed = [str(choice) for choice in get_args(field.annotation)] if field is not None and not block else []
     choices = f"; allowed: {', '.join(allowed)}" if _is_literal(field) else ""
@@ -160,50 +153,49 @@ def _is_literal(field: Any) -> bool:
 
 
 def _other(path: Key, kind: str, item: Any) -> str:
-    context, given = item.get("ctx", {}), show(item["input"])
+    context, value = item.get("ctx", {}), show(item["input"])
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
-        return _choice(path, given, item["input"], allowed)
+        return _choice(path, value, item["input"], allowed)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         key = context["discriminator"].strip("'()")  # 'kind' for a field, kind() for a function
         if kind == "union_tag_not_found":
             if not isinstance(item["input"], dict):
-                return f"{_quoted(path)} needs a block of keys, given {given}"
+                return f"{_quoted(path)} needs a block of keys, given {value}"
             return f"missing key '{dotted((*path, key))}'"
         allowed = re.findall(r"'([^']*)'", context["expected_tags"])
         return _choice((*path, key), f"'{context['tag']}'", context["tag"], allowed)
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
-        return f"{_quoted(path)} must be {words} {context[name]:g}, given {given}"
+        return f"{_quoted(path)} must be {words} {context[name]:g}, given {value}"
     if kind in ("too_long", "too_short"):
         most = kind == "too_long"
         bound = f"at most {context['max_length']}" if most else f"at least {context['min_length']}"
         return f"{_quoted(path)} needs {bound} values, given {context['actual_length']}"
     if kind in ("value_error", "assertion_error"):
         return f"{dotted(path)}: {context['error']}" if path else str(context["error"])
-    return f"{_quoted(path)}: {item['msg'][0].lower()}{item['msg'][1:]}, given {given}"
+    return f"{_quoted(path)}: {item['msg'][0].lower()}{item['msg'][1:]}, given {value}"
 
 
 def _choice(path: Key, given: str, value: Any, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(str(value), allowed, 1, 0.5)
-    hint = f". Did you mean '{near[0]}'?" if near else ""
-    return f"'{dotted(path)}' is {given}; allowed: {', '.join(allowed)}{hint}"
+    question = did_you_mean(nearest(str(value), allowed, likeness=0.5))
+    return f"'{dotted(path)}' is {given}; allowed: {', '.join(allowed)}{question and '.' + question}"
 
 
-def _cure(what: str, given: Any) -> str:
+def _cure(what: str, value: Any) -> str:
     """Show how the value is written where it was nearly right."""
-    if "number" in what and isinstance(given, str):
+    if "number" in what and isinstance(value, str):
         try:
-            number = float(given)
+            number = float(value)
         except ValueError:
             return ""
         return f"; write {number:g}" if what != "a whole number" or number.is_integer() else ""
-    if what == "a whole number" and isinstance(given, float) and given.is_integer():
-        return f"; write {int(given)}"
-    if what == "true or false" and isinstance(given, str) and given.lower() in ("yes", "no", "on", "off"):
-        return f"; write {str(given.lower() in ('yes', 'on')).lower()}"
-    if what == "text" and isinstance(given, bool | int | float):
-        return f"; write '{show(given)}' with quotes"
+    if what == "a whole number" and isinstance(value, float) and value.is_integer():
+        return f"; write {int(value)}"
+    if what == "true or false" and isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
+        return f"; write {str(value.lower() in ('yes', 'on')).lower()}"
+    if what == "text" and isinstance(value, bool | int | float):
+        return f"; write '{show(value)}' with quotes"
     return ""
 
 

@@ -76,15 +76,15 @@ def _join(out: Path, split: str, source: Source, parts: list[Piece], records: li
 
 def _copy_lists(card: Card, out: Path, sums: dict[str, str]) -> dict[str, Any]:
     """Copy the published lists of images that are there, and return all of them for the card."""
-    found = {}
+    lists = {}
     for name, entry in card.lists.items():
         path = card.folder() / entry.file
         if path.is_file():
             with writing(out / path.name) as file:
                 file.write(path.read_bytes())
             sums[path.name] = file.sum.hexdigest()
-        found[name] = {**entry.model_dump(), "file": path.name}
-    return found
+        lists[name] = {**entry.model_dump(), "file": path.name}
+    return lists
 
 
 def _card_text(card: Card, sources: dict[str, Source], records: list[dict[str, Any]], store: str, lists: dict[str, Any],

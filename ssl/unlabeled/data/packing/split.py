@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card
+from unlabeled.config.marks import Mark, marked
 from unlabeled.config.pack import PackSettings
 from unlabeled.config.read import read_card
 from unlabeled.data.loader import batches, split_evenly
@@ -34,7 +35,6 @@ _PROBED = 64  # images from which the number of samples in a shard is estimated
 _PIECE = 4096  # images in a piece of an array
 _SPLITS = ("train", "val", "test")  # folders that are splits, if the first is there
 _EVERY = 10.0  # seconds between lines of progress
-_FREE = {"workers", "max_corrupt", "root", "splits", "classes"}  # change no byte, or show in the source's fingerprint
 
 
 def pack(source: str, out: Path, settings: PackSettings) -> None:
@@ -47,7 +47,7 @@ def pack(source: str, out: Path, settings: PackSettings) -> None:
                for split in settings.splits or card.splits}
     _say_labels(card, sources)
     parts = [part for split in sources for part in _plan(split, sources[split], settings)]
-    shape = {key: value for key, value in settings.model_dump(mode="json").items() if key not in _FREE}
+    shape = settings.model_dump(mode="json", exclude=set(marked(PackSettings, Mark.FREE)))
     done = _begin(out, {"source": _fingerprint(sources), "files": len(parts), **shape})
     if settings.store == "array" and holds(out):  # its pieces are gone
         print(f"{out} is complete: all checksums in {SUMS} hold")
@@ -198,22 +198,22 @@ def _run(packer: Packer, parts: list[Piece], record: Path, settings: PackSetting
     """Write all parts and return their records, in order; each is added to the file of records when it is there."""
     records: list[dict[str, Any]] = []
     unreadable = {split: 0 for split in packer.sources}
-    begun = said = time.monotonic()
+    begun = last = time.monotonic()
     images = 0
     made_parts = closing(batches(packer, parts, settings.workers, patience=0))
     with made_parts as made, open(record, "a", encoding="utf-8") as log:
-        for part, found in zip(parts, made, strict=True):
-            if found != part.done:
-                images += found["samples"]
+        for part, entry in zip(parts, made, strict=True):
+            if entry != part.done:
+                images += entry["samples"]
                 try:
-                    print(json.dumps(found), file=log, flush=True)
+                    print(json.dumps(entry), file=log, flush=True)
                 except OSError as error:
                     raise cannot_write(record, error) from error
-            records.append(found)
+            records.append(entry)
             _refuse_corrupt(part.split, packer, records, unreadable, settings.max_corrupt)
-            if time.monotonic() - said > _EVERY:
-                said = time.monotonic()
-                print(f"{len(records)} of {len(parts)} files, {images / (said - begun):.0f} images/s", file=sys.stderr)
+            if time.monotonic() - last > _EVERY:
+                last = time.monotonic()
+                print(f"{len(records)} of {len(parts)} files, {images / (last - begun):.0f} images/s", file=sys.stderr)
     return records
 
 

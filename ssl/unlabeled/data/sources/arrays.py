@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card, Digits
-from unlabeled.data.sources.base import FORGIVEN, CorruptSample, FileArray, Source, spread
+from unlabeled.data.sources.base import FORGIVEN, CorruptSample, FileArray, Source
 from unlabeled.data.sources.files.levels import Levels, eight_bits
 from unlabeled.data.sources.files.reading import reading
+from unlabeled.data.sources.fingerprint import spread
 from unlabeled.data.sources.labels import class_numbers
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation
@@ -95,10 +96,10 @@ def open_array(card: Card, split: str, root: str | None) -> Source:
 
 
 def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    with reading(path, _WRONG, _ZIP), np.load(path, allow_pickle=False) as saved:
-        if "images" not in saved:
-            raise UserError(f"{path} has no array 'images' (it has: {', '.join(saved.files) or 'none'})")
-        return _array(saved["images"]), _array(saved["labels"]) if "labels" in saved else None
+    with reading(path, _WRONG, _ZIP), np.load(path, allow_pickle=False) as archive:
+        if "images" not in archive:
+            raise UserError(f"{path} has no array 'images' (it has: {', '.join(archive.files) or 'none'})")
+        return _array(archive["images"]), _array(archive["labels"]) if "labels" in archive else None
 
 
 def _from_npy(path: Path, in_memory: bool) -> np.ndarray | FileArray:
@@ -110,10 +111,10 @@ def _from_npy(path: Path, in_memory: bool) -> np.ndarray | FileArray:
         return FileArray(path, mapped.shape, mapped.dtype.str, mapped.offset)
 
 
-def _array(loaded: object) -> np.ndarray:
-    if not isinstance(loaded, np.ndarray):  # an archive of several
+def _array(content: object) -> np.ndarray:
+    if not isinstance(content, np.ndarray):  # an archive of several
         raise ValueError("not one array")
-    return loaded
+    return content
 
 
 def _refuse_shape(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
@@ -159,11 +160,11 @@ def open_digits(card: Card, split: str, root: str | None) -> Source:
     rule = card.source
     assert isinstance(rule, Digits)
     digits = load_digits()
-    chosen = stratified(digits.target, rule.held_out, rule.seed)
+    places = stratified(digits.target, rule.held_out, rule.seed)
     if split == "train":
-        chosen = np.setdiff1d(np.arange(len(digits.target)), chosen)
-    images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
-    return ArraySource(card.name, split, images, digits.target[chosen].astype(np.int64),
+        places = np.setdiff1d(np.arange(len(digits.target)), places)
+    images = np.round(digits.images[places] * (255 / 16)).astype(np.uint8)
+    return ArraySource(card.name, split, images, digits.target[places].astype(np.int64),
                        card.classes or [str(i) for i in range(10)])
 
 

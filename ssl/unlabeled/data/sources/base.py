@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +10,8 @@ from typing import Any, Self
 import numpy as np
 
 from unlabeled.data.sources.files.lists import one_line
+from unlabeled.data.sources.fingerprint import Names, fingerprint
+from unlabeled.data.sources.truth import Truth
 
 
 class CorruptKey(str):
@@ -96,25 +95,6 @@ def too_many(corrupt: int, samples: int, share: float) -> bool:
     return corrupt > max(FORGIVEN, share * samples) or 0 < corrupt == samples
 
 
-@dataclass(frozen=True)
-class Objects:
-    """The k objects of one image.
-
-    boxes: float32 [k, 4], left, top, right, bottom in pixels. kinds: int64 [k], places in `Source.object_classes`.
-    areas: float32 [k], square pixels, of the mask where there is one. crowd: bool [k], a region of many objects, which
-    is neither trained on nor counted. difficult: bool [k], trained on, but not counted. masks: bool [k, H, W], if they
-    were asked for. size: height and width of the image for which all this is stated; None if it is the image's own.
-    """
-
-    boxes: np.ndarray
-    kinds: np.ndarray
-    areas: np.ndarray
-    crowd: np.ndarray
-    difficult: np.ndarray
-    masks: np.ndarray | None = None
-    size: tuple[int, int] | None = None
-
-
 class FileArray:
     """A read-only array in a file, mapped where it is used: copies sent to other processes hold no data."""
 
@@ -138,15 +118,12 @@ class FileArray:
         return self._mapped
 
 
-class Source:
-    """One split of a set, with random access.
+class Source(Truth):
+    """One split of a set, with random access: its samples, their labels, and what tells it from a changed one.
 
     labels: int64 [n], -1 where unknown; None if the set has none. images: uint8 [n, H, W, 3] if it lives in memory,
     read-only if it is mapped from a file. unreadable: index and reason of images that could not be read into memory;
-    their rows in `images` are black. mask_classes: names of what masks tell apart; None if the set has no masks.
-    object_classes: names of the kinds of objects with boxes; None if it has none. has_shapes: these have masks too,
-    or else lacks_shape says which one has none.
-    dropped: how many of them were left out, whose boxes enclose nothing. pixels: how its image files are read.
+    their rows in `images` are black. pixels: how its image files are read. Masks and objects: see `Truth`.
     """
 
     name: str
@@ -154,11 +131,6 @@ class Source:
     classes: list[str] | None = None
     labels: np.ndarray | None = None
     images: np.ndarray | None = None
-    mask_classes: list[str] | None = None
-    object_classes: list[str] | None = None
-    has_shapes = False
-    lacks_shape = ""
-    dropped = 0
     pixels = Pixels()
     unreadable: dict[int, str]
     random_access = True  # False: `data.remote.StreamSource`, which is read in its own order and only to train
@@ -197,42 +169,17 @@ class Source:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
         raise NotImplementedError
 
-    def mask(self, index: int) -> np.ndarray:
-        """Return the class of every pixel, uint8 [H, W], 255 where it is not counted. Raises UserError.
-
-        Only of sets that name `mask_classes`.
-        """
-        raise NotImplementedError
-
-    def objects(self, index: int, *, masks: bool = False) -> Objects:
-        """Return the objects of an image, with their masks if asked for. Only of sets that name `object_classes`."""
-        raise NotImplementedError
-
-    def with_objects(self) -> np.ndarray:
-        """Return the images, int64, that hold an object to train on."""
-        return np.arange(len(self))
-
     def raw(self, index: int) -> bytes | None:
         """Return the bytes of the image's file; None if images do not stand in files. Raises CorruptSample."""
         return None
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this split from a changed one, as JSON knows it: n, and digests of names, labels, traces.
+        """Return what tells this split from a changed one (see `fingerprint`).
 
         No image is read for it, and where the set stands does not count. A subclass adds what it knows by `names` and
-        `traces`; digests are equal if all that they were made of is.
+        `traces`.
         """
-        names, traces = self.names(), self.traces()
-        found: dict[str, Any] = {"n": len(self)}
-        if names is not None:
-            found["names"] = digest(np.diff(names.ends, prepend=0), names.text)
-        if traces is not None:
-            found["traces"] = digest(traces)
-        if self.labels is not None:
-            found["labels"] = digest(self.labels.astype(np.int64))
-        if self.classes is not None:
-            found["classes"] = digest(json.dumps(self.classes).encode())
-        return found
+        return fingerprint(len(self), self.names(), self.traces(), self.labels, self.classes)
 
     def names(self) -> Names | None:
         """Return the keys of all samples; None where they are numbers only."""
@@ -245,51 +192,3 @@ class Source:
     def made_of(self) -> tuple[Path, list[tuple[str, int, int]]] | None:
         """Return the folder of the set and its files (name, bytes, time in ns); None if no file is decoded."""
         return None
-
-
-def digest(*parts: np.ndarray | bytes) -> str:
-    """Return a hash of arrays, with their types and shapes, and of bytes."""
-    total = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        head = f"{part.dtype.str}{part.shape}" if isinstance(part, np.ndarray) else f"{len(part)}"
-        total.update(head.encode())
-        total.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
-    return total.hexdigest()
-
-
-def spread(count: int, most: int) -> np.ndarray:
-    """Return at most `most` of the places [0, count), evenly spread, int64."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)) if count else np.empty(0, np.int64)
-
-
-class Names:
-    """A list of strings in two buffers: cheap for millions of names, and shared with forked workers without copies."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        # not surrogateescape: what an ascii locale reads as escapes must come back as escapes, or no file has that name
-        encoded = [name.encode("utf-8", "surrogatepass") for name in names]
-        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self.text = b"".join(encoded)
-
-    @classmethod
-    def from_buffers(cls, text: bytes, ends: np.ndarray) -> Names:
-        """Rebuild what `text` and `ends` held."""
-        names = cls(())
-        names.text, names.ends = text, ends
-        return names
-
-    @classmethod
-    def joined(cls, parts: Iterable[Names]) -> Names:
-        """Put lists behind one another."""
-        several = list(parts)
-        lengths = [np.diff(part.ends, prepend=0) for part in several]
-        return cls.from_buffers(b"".join(part.text for part in several), np.cumsum(np.concatenate(lengths)))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < len(self.ends):
-            raise IndexError(index)
-        start = int(self.ends[index - 1]) if index else 0
-        return self.text[start : int(self.ends[index])].decode("utf-8", "surrogatepass")

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from unlabeled.config.card import Card
-from unlabeled.data.sources.base import CorruptSample, Names, Source, spread, unreadable
+from unlabeled.data.sources.base import CorruptSample, Source, unreadable
 from unlabeled.data.sources.decode import decode
 from unlabeled.data.sources.files.listing import class_names, scan
+from unlabeled.data.sources.fingerprint import Names, spread
 from unlabeled.errors import UserError
 
 _MEASURED = 10_000  # files whose sizes are part of the fingerprint: on a network disk each may take a millisecond
@@ -66,11 +67,11 @@ class FolderSource(Source):
         files = []
         for i in range(len(self.paths)):
             try:
-                found = os.stat(os.path.join(self.folder, self.paths[i]))
+                status = os.stat(os.path.join(self.folder, self.paths[i]))
             except OSError:  # unreadable then, and if it comes back another time
                 files.append((self.paths[i], -1, -1))
             else:
-                files.append((self.paths[i], found.st_size, found.st_mtime_ns))
+                files.append((self.paths[i], status.st_size, status.st_mtime_ns))
         return self.folder, files
 
 
@@ -119,11 +120,11 @@ def class_folder(card: Card, split: str, root: Path) -> Source:
 
 def _other_layout(card: Card, split: str, root: Path, place: str) -> str:
     """Return what to tell of a root without the folder of a split: what it holds instead, and what reads that."""
-    known = [name for name, spec in card.splits.items() if (root / (spec.path or name)).is_dir()]
-    names = [] if known else class_names(root)
-    missing = f"data card '{card.name}', split '{split}': no folder {root / place} with a folder per class"
+    folders = [name for name, spec in card.splits.items() if (root / (spec.path or name)).is_dir()]
+    names = [] if folders else class_names(root)
+    problem = f"data card '{card.name}', split '{split}': no folder {root / place} with a folder per class"
     if not names:
-        return f"{missing}; {root} holds " + (f"only: {', '.join(known)}" if known else "no class folders either")
-    return (f"{missing}; {root} itself holds {len(names)} folders of images ({', '.join(names[:3])}"
+        return f"{problem}; {root} holds " + (f"only: {', '.join(folders)}" if folders else "no class folders either")
+    return (f"{problem}; {root} itself holds {len(names)} folders of images ({', '.join(names[:3])}"
             f"{', ...' * (len(names) > 3)}). Move them into {root / place}, copy the card and set the split's path to "
             f"'.', or leave the classes out with card 'folder'")

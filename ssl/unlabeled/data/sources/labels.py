@@ -25,28 +25,28 @@ def class_numbers(values: Any, file: Path, images: int, classes: Sequence[str] |
     labels as images, or for a value that is no class, of `classes` where they are named.
     """
     try:
-        found = np.asarray(values)
+        labels = np.asarray(values)
     except ValueError:  # rows of different lengths
-        found = np.array(None)
-    if found.dtype.kind not in "iuf" or found.ndim != 1:
-        cure = {"O": "save it as int64", "b": "save it with astype(numpy.int64)"}.get(found.dtype.kind, "")
-        if found.ndim == 2:
-            cure = "take labels[:, 0]" if found.shape[1] == 1 else "of one-hot rows take labels.argmax(1)"
-        raise UserError(f"{file}: labels are {found.dtype} {list(found.shape)}; allowed: one whole number per image, "
+        labels = np.array(None)
+    if labels.dtype.kind not in "iuf" or labels.ndim != 1:
+        cure = {"O": "save it as int64", "b": "save it with astype(numpy.int64)"}.get(labels.dtype.kind, "")
+        if labels.ndim == 2:
+            cure = "take labels[:, 0]" if labels.shape[1] == 1 else "of one-hot rows take labels.argmax(1)"
+        raise UserError(f"{file}: labels are {labels.dtype} {list(labels.shape)}; allowed: one whole number per image, "
                         f"[{images}]{cure and '; '}{cure}")
-    if len(found) != images:
-        raise UserError(f"{file}: {images} images, but labels are {found.dtype} {list(found.shape)}: the file is not "
+    if len(labels) != images:
+        raise UserError(f"{file}: {images} images, but labels are {labels.dtype} {list(labels.shape)}: the file is not "
                         "whole, or they belong to another set")
     top = HIGHEST if classes is None else first + len(classes) - 1
     with np.errstate(invalid="ignore"):  # NaN is whole and in no range
-        whole = found == np.trunc(found) if found.dtype.kind == "f" else np.ones(len(found), bool)
-        fits = whole & (found >= first) & (found <= top)
-    if found.dtype.kind != "u" and first == 0:
-        fits |= found == -1
+        whole = labels == np.trunc(labels) if labels.dtype.kind == "f" else np.ones(len(labels), bool)
+        fits = whole & (labels >= first) & (labels <= top)
+    if labels.dtype.kind != "u" and first == 0:
+        fits |= labels == -1
     if not fits.all():
         place = int(np.flatnonzero(~fits)[0])
-        raise UserError(f"{file}: {_no_class(found[place].item(), classes, first)} (image {place})")
-    return found.astype(np.int64) - first
+        raise UserError(f"{file}: {_no_class(labels[place].item(), classes, first)} (image {place})")
+    return labels.astype(np.int64) - first
 
 
 def read_label(text: bytes, rule: str, classes: Sequence[str] | None = None) -> int:

@@ -42,22 +42,22 @@ class InMemory(Source):
         folder, files = origin
         stamp = _stamp(card, files)
         where = places(folder / re.sub(r"[^\w.-]", "_", f"{card.name}-{source.split}.images"))
-        found = _find(where, stamp)
-        if found is None:
+        copy = _find(where, stamp)
+        if copy is None:
             images, unreadable = decode_all(source)
-            found = _find(where, stamp)  # of a process that began at the same time and was faster
-            if found is None:
+            copy = _find(where, stamp)  # of a process that began at the same time and was faster
+            if copy is None:
                 refused = keep(where, functools.partial(_fill, stamp=stamp, images=images, unreadable=unreadable))
                 if refused is not None:
                     folders = " or ".join(str(place.parent) for place in where)
                     say_once(f"the decoded images of '{card.name}' cannot be kept in {folders} ({refused.strerror}): "
                               "every start decodes them again")
-                found = _find(where, stamp)
-        if found is None:
+                copy = _find(where, stamp)
+        if copy is None:
             self.images, self.unreadable = images, unreadable
         else:
-            self.map_images(found[0])
-            self.unreadable = found[1]
+            self.map_images(copy[0])
+            self.unreadable = copy[1]
 
     def __len__(self) -> int:
         return len(self.source)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-
+from unlabeled.config.base.objects import load_object
 from unlabeled.config.card import Card
-from unlabeled.config.objects import load_object
 from unlabeled.data.sources.base import Pixels, Source
 from unlabeled.data.sources.memory import InMemory
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 # kind of source -> its opener, (card, split, root) -> Source
 _OPENERS = {
@@ -33,9 +31,8 @@ def open_source(card: Card, split: str, root: str | None = None, *, in_order: bo
     Raises UserError if the split is not in the card, or if files are missing or not as many as the card says.
     """
     if split not in card.splits:
-        near = difflib.get_close_matches(split, card.splits, 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"data card '{card.name}' has no split '{split}' (it has: {', '.join(card.splits)}).{hint}")
+        question = did_you_mean(nearest(split, card.splits))
+        raise UserError(f"data card '{card.name}' has no split '{split}' (it has: {', '.join(card.splits)}).{question}")
     if card.source.kind == "stream" and not in_order:
         raise UserError(f"data card '{card.name}', split '{split}', is streamed: that serves training, but evaluation "
                         "needs random access. Evaluate on another card, with card=CARD root=FOLDER")

@@ -8,12 +8,15 @@ the same scene can be rendered at any size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
 from unlabeled.config.card import Card, Shapes
-from unlabeled.data.sources.base import Objects, Source
+from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.shape_kinds import KINDS
+from unlabeled.data.sources.truth import Objects
+from unlabeled.ops.boxes import Edges
 from unlabeled.ops.random import uniforms
 
 _CHUNK_PIXELS = 1 << 17  # rendered together: arrays of this many floats stay in a core's cache
@@ -21,12 +24,42 @@ _PER_OBJECT = 13
 _PER_IMAGE = 14
 
 
+class Ground(IntEnum):
+    """Columns of `Scenes.ground`: two colours, waves between them, lighting."""
+
+    HUE = 0
+    SATURATION = 1
+    VALUE = 2
+    OTHER_HUE = 3
+    OTHER_SATURATION = 4
+    OTHER_VALUE = 5
+    ANGLE = 6
+    WAVES_ACROSS = 7
+    WAVES_ALONG = 8
+    LIGHT = 9
+    SUN = 10
+
+
+class Look(IntEnum):
+    """Columns of `Scenes.looks`: a and b of the texture, its two colours, and whether light and dark change places."""
+
+    TEXTURE_A = 0
+    TEXTURE_B = 1
+    HUE = 2
+    SATURATION = 3
+    BRIGHTNESS = 4
+    OTHER_HUE = 5
+    OTHER_SATURATION = 6
+    DARKNESS = 7
+    SWAP = 8
+
+
 @dataclass
 class Scenes:
     """What n images show. k objects at most, the largest first; objects beyond `counts` [n] are not there.
 
     kinds: int [n, k]. centres: [n, k, 2] (x, y) and radii: [n, k], shares of the side. angles: [n, k], radians.
-    looks: uniforms [n, k, 10] for texture and colours. ground: uniforms [n, 13] for background and lighting.
+    looks: uniforms [n, k, 10], columns as in Look. ground: uniforms [n, 13], columns as in Ground.
     """
 
     counts: np.ndarray
@@ -62,16 +95,17 @@ def draw_scenes(indices: np.ndarray, objects: tuple[int, int], seed: int, split:
     n = len(indices)
     ground = uniforms(indices, _PER_IMAGE, seed, split, "shapes, image")
     per = uniforms(indices, most * _PER_OBJECT, seed, split, "shapes, objects").reshape(n, most, _PER_OBJECT)
+    radius, kind, angle = np.moveaxis(per[..., :3], 2, 0)
     counts = fewest + (ground[:, -1] * (most - fewest + 1)).astype(np.int64)
     one = counts[:, None] == 1
-    radii = np.where(one, 0.26 + 0.18 * per[..., 0], 0.10 + 0.09 * per[..., 0])
-    radii[:, 0] = np.where(one[:, 0], radii[:, 0], 0.19 + 0.07 * per[:, 0, 0])
-    there = np.arange(most)[None] < counts[:, None]
-    return Scenes(counts, (per[..., 1] * len(KINDS)).astype(np.int64), _place(indices, radii, there, seed, split),
-                  radii, (per[..., 2] - 0.5) * 1.4, per[..., 3:13], ground[:, :13])
+    radii = np.where(one, 0.26 + 0.18 * radius, 0.10 + 0.09 * radius)
+    radii[:, 0] = np.where(one[:, 0], radii[:, 0], 0.19 + 0.07 * radius[:, 0])
+    present = np.arange(most)[None] < counts[:, None]
+    return Scenes(counts, (kind * len(KINDS)).astype(np.int64), _place(indices, radii, present, seed, split),
+                  radii, (angle - 0.5) * 1.4, per[..., 3:13], ground[:, :13])
 
 
-def _place(indices: np.ndarray, radii: np.ndarray, there: np.ndarray, seed: int, split: str) -> np.ndarray:
+def _place(indices: np.ndarray, radii: np.ndarray, present: np.ndarray, seed: int, split: str) -> np.ndarray:
     """Put each object where, of ten random places, it is farthest from the edges of those before it."""
     n, most = radii.shape
     tries = uniforms(indices, most * 20, seed, split, "shapes, places").reshape(n, most, 10, 2)
@@ -82,7 +116,7 @@ def _place(indices: np.ndarray, radii: np.ndarray, there: np.ndarray, seed: int,
         best = np.zeros(n, np.int64)
         if j:
             gap = np.linalg.norm(options[:, :, None] - centres[:, None, :j], axis=3) - radii[:, None, :j]
-            best = np.where(there[:, None, :j], gap, np.inf).min(axis=2).argmax(axis=1)
+            best = np.where(present[:, None, :j], gap, np.inf).min(axis=2).argmax(axis=1)
         centres[:, j] = options[np.arange(n), best]
     return centres
 
@@ -107,12 +141,12 @@ def _paint(scenes: Scenes, size: int, objects: np.ndarray) -> np.ndarray:
     y, x = line[None, :, None], line[None, None, :]
     canvas = _background(scenes.ground, x, y)
     for j in range(scenes.kinds.shape[1]):
-        there = scenes.counts > j
+        present = scenes.counts > j
         for kind, name in enumerate(KINDS):
-            rows = np.flatnonzero(there & (scenes.kinds[:, j] == kind))
+            rows = np.flatnonzero(present & (scenes.kinds[:, j] == kind))
             if len(rows):
                 _paint_kind(canvas, objects, scenes, rows, j, name, x, y)
-    light = _column(0.75 + 0.5 * scenes.ground[:, 9])
+    light = _column(0.75 + 0.5 * scenes.ground[:, Ground.LIGHT])
     canvas *= light[:, None]
     return (np.clip(canvas, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8).transpose(0, 2, 3, 1)
 
@@ -129,9 +163,9 @@ def _paint_kind(canvas: np.ndarray, objects: np.ndarray, scenes: Scenes, rows: n
     u, v = dx * cos + dy * sin, dy * cos - dx * sin
     distance = outline(u, v) * _column(radius * objects.shape[-1])  # in pixels
     cover = np.clip(np.float32(0.5) - distance, 0, 1)
-    share = texture(u, v, _column(looks[:, 0]), _column(looks[:, 1]))
+    share = texture(u, v, _column(looks[:, Look.TEXTURE_A]), _column(looks[:, Look.TEXTURE_B]))
     main, second = _object_colours(looks)
-    sun = scenes.ground[rows, 10] * 2 * np.pi
+    sun = scenes.ground[rows, Ground.SUN] * 2 * np.pi
     shade = 1 + np.float32(0.22) * (u * _column(np.cos(sun - angle)) + v * _column(np.sin(sun - angle)))
     for channel in range(3):
         paint = (main[channel] + share * (second[channel] - main[channel])) * shade
@@ -142,22 +176,24 @@ def _paint_kind(canvas: np.ndarray, objects: np.ndarray, scenes: Scenes, rows: n
 
 def _background(ground: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Paint a fade between two colours with soft waves, float32 [n, 3, H, W]."""
-    one = _rgb(ground[:, 0], ground[:, 1] * 0.7, 0.25 + 0.6 * ground[:, 2])
-    two = _rgb(ground[:, 3], ground[:, 4] * 0.7, 0.25 + 0.6 * ground[:, 5])
-    angle = ground[:, 6] * 2 * np.pi
+    one = _rgb(ground[:, Ground.HUE], ground[:, Ground.SATURATION] * 0.7, 0.25 + 0.6 * ground[:, Ground.VALUE])
+    two = _rgb(ground[:, Ground.OTHER_HUE], ground[:, Ground.OTHER_SATURATION] * 0.7,
+               0.25 + 0.6 * ground[:, Ground.OTHER_VALUE])
+    angle = ground[:, Ground.ANGLE] * 2 * np.pi
     along = (x - np.float32(0.5)) * _column(np.cos(angle)) + (y - np.float32(0.5)) * _column(np.sin(angle))
     across = (y - np.float32(0.5)) * _column(np.cos(angle)) - (x - np.float32(0.5)) * _column(np.sin(angle))
-    wave = np.sin(across * _column(4 + 10 * ground[:, 7]) + np.sin(along * _column(3 + 8 * ground[:, 8])) * 2)
+    bend = np.sin(along * _column(3 + 8 * ground[:, Ground.WAVES_ALONG])) * 2
+    wave = np.sin(across * _column(4 + 10 * ground[:, Ground.WAVES_ACROSS]) + bend)
     share = np.clip(np.float32(0.5) + along * np.float32(0.8) + np.float32(0.15) * wave, 0, 1)
     return np.stack([a + share * (b - a) for a, b in zip(one, two, strict=True)], axis=1)
 
 
 def _object_colours(looks: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return main and second colour; their brightness differs so that the texture shows in gray too."""
-    bright, dark = 0.75 + 0.25 * looks[:, 4], 0.15 + 0.35 * looks[:, 7]
-    flip = looks[:, 8] < 0.5
-    main = _rgb(looks[:, 2], 0.3 + 0.7 * looks[:, 3], np.where(flip, bright, dark))
-    second = _rgb(looks[:, 5], 0.3 + 0.7 * looks[:, 6], np.where(flip, dark, bright))
+    bright, dark = 0.75 + 0.25 * looks[:, Look.BRIGHTNESS], 0.15 + 0.35 * looks[:, Look.DARKNESS]
+    flip = looks[:, Look.SWAP] < 0.5
+    main = _rgb(looks[:, Look.HUE], 0.3 + 0.7 * looks[:, Look.SATURATION], np.where(flip, bright, dark))
+    second = _rgb(looks[:, Look.OTHER_HUE], 0.3 + 0.7 * looks[:, Look.OTHER_SATURATION], np.where(flip, dark, bright))
     return main, second
 
 
@@ -216,12 +252,13 @@ class ShapesSource(Source):
     def objects(self, index: int, *, masks: bool = False) -> Objects:
         """Return the objects of which something is seen."""
         truth = self.labelled(index)
-        seen = truth.masks.any(axis=(1, 2))
-        top, left, height, width = truth.boxes[seen].T
-        none = np.zeros(int(seen.sum()), bool)
+        visible = truth.masks.any(axis=(1, 2))
+        top, left, height, width = truth.boxes[visible].T
+        none = np.zeros(int(visible.sum()), bool)
+        shapes = truth.masks[visible]
         return Objects(
-            np.stack([left, top, left + width, top + height], 1).astype(np.float32), truth.kinds[seen],
-            truth.masks[seen].sum(axis=(1, 2)).astype(np.float32), none, none, truth.masks[seen] if masks else None,
+            np.stack(Edges(left, top, left + width, top + height), 1).astype(np.float32), truth.kinds[visible],
+            shapes.sum(axis=(1, 2)).astype(np.float32), none, none, shapes if masks else None,
         )
 
     def labelled(self, index: int) -> Labelled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,9 +10,11 @@ import numpy as np
 
 from unlabeled.config.card import Card
 from unlabeled.config.recipe import Subset
-from unlabeled.data.sources.base import Objects, Source, digest
+from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.files.reading import reading
-from unlabeled.errors import UserError
+from unlabeled.data.sources.fingerprint import digest
+from unlabeled.data.sources.truth import Objects
+from unlabeled.errors import UserError, did_you_mean, nearest
 from unlabeled.ops.random import permutation
 
 
@@ -50,11 +51,11 @@ class Part(Source):
 def open_part(source: Source, card: Card, rule: Subset, root: str | None = None) -> Part:
     """Return the part of an opened split of `card` that the rule describes. Raises UserError for a bad rule or list."""
     if rule.list is not None:
-        chosen = listed(source, read_list(card, rule.list, root))
+        places = listed(source, read_list(card, rule.list, root))
     else:
         labels = np.empty(0, np.int64) if source.labels is None else source.labels
-        chosen = choose(labels, rule, source.classes)
-    return Part(source, np.setdiff1d(np.arange(len(source)), chosen) if rule.complement else chosen)
+        places = choose(labels, rule, source.classes)
+    return Part(source, np.setdiff1d(np.arange(len(source)), places) if rule.complement else places)
 
 
 def choose(labels: np.ndarray, rule: Subset, names: list[str] | None = None) -> np.ndarray:
@@ -64,17 +65,17 @@ def choose(labels: np.ndarray, rule: Subset, names: list[str] | None = None) -> 
     """
     if not (labels >= 0).any():
         raise UserError("a subset by class needs labels, and the split has none")
-    chosen = []
-    for each in range(len(names)) if names else np.unique(labels[labels >= 0]).tolist():
-        places = np.flatnonzero(labels == each)
+    parts = []
+    for number in range(len(names)) if names else np.unique(labels[labels >= 0]).tolist():
+        places = np.flatnonzero(labels == number)
         count = rule.per_class or max(1, round((rule.share or 0.0) * len(places)))
         if count > len(places):
-            name = names[each] if names else str(each)
+            name = names[number] if names else str(number)
             raise UserError(f"subset.per_class is {count}, but class '{name}' has only {len(places)} labelled images")
         if rule.order == "random":
-            places = places[permutation(len(places), rule.seed, "subset", each)]
-        chosen.append(places[:count])
-    return np.sort(np.concatenate(chosen))
+            places = places[permutation(len(places), rule.seed, "subset", number)]
+        parts.append(places[:count])
+    return np.sort(np.concatenate(parts))
 
 
 def read_list(card: Card, name: str, root: str | None = None) -> list[str]:
@@ -83,10 +84,9 @@ def read_list(card: Card, name: str, root: str | None = None) -> list[str]:
     Raises UserError for an unknown list, a missing file, or one whose sum differs.
     """
     if name not in card.lists:
-        near = difflib.get_close_matches(name, card.lists, 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        question = did_you_mean(nearest(name, card.lists))
         known = ", ".join(card.lists) or "none"
-        raise UserError(f"data card '{card.name}' has no list '{name}' (it has: {known}).{hint}")
+        raise UserError(f"data card '{card.name}' has no list '{name}' (it has: {known}).{question}")
     entry = card.lists[name]
     path = Path(card.folder(root)) / entry.file
     if not path.is_file():
@@ -123,11 +123,11 @@ def listed(source: Source, names: list[str]) -> np.ndarray:
         if doubt is not None:
             raise UserError(f"the list names '{doubt}', which split '{source.split}' of data '{source.name}' holds "
                             f"twice: '{source.key(places[doubt])}' and '{source.key(twice[doubt])}'; rename one")
-    chosen = np.unique(np.array([places[stem] for stem in stems], np.int64))
+    part = np.unique(np.array([places[stem] for stem in stems], np.int64))
     if source.labels is not None and source.classes is not None:
-        counts = np.bincount(source.labels[chosen], minlength=len(source.classes))
+        counts = np.bincount(source.labels[part], minlength=len(source.classes))
         if counts.max() - counts.min() > 1:
             low, high = source.classes[int(counts.argmin())], source.classes[int(counts.argmax())]
             raise UserError(f"the list has unequal classes: {counts.min()} of '{low}', {counts.max()} of '{high}'; it "
                             "belongs to another set or version")
-    return chosen
+    return part

@@ -23,7 +23,7 @@ from unlabeled.data.sources.files.mat import read_mat
 from unlabeled.data.sources.files.reading import reading
 from unlabeled.data.sources.folder import class_folder
 from unlabeled.data.sources.labels import class_numbers
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 _CLASS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10", "svhn": "SVHN",
           "fashionmnist": "FashionMNIST"}
@@ -82,11 +82,11 @@ def _unpickle(path: Path, *keys: str) -> list[Any]:
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__}, not a dictionary")
-        named = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
-        missing = [key for key in keys if key not in named]
+        entries = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+        missing = [key for key in keys if key not in entries]
         if missing:
-            raise ValueError(f"no '{missing[0]}'; it has: {', '.join(map(str, named)) or 'nothing'}")
-        return [named[key] for key in keys]
+            raise ValueError(f"no '{missing[0]}'; it has: {', '.join(map(str, entries)) or 'nothing'}")
+        return [entries[key] for key in keys]
 
 
 def _cifar(card: Card, split: str, folder: Path, part: str) -> Source:
@@ -116,10 +116,10 @@ def _cifar(card: Card, split: str, folder: Path, part: str) -> Source:
 
 def _planes(path: Path, data: Any) -> np.ndarray:
     with reading(path, _WRONG):
-        found = np.asarray(data)
-        if found.dtype != np.uint8 or found.shape != (len(found), _CIFAR) or not len(found):
-            raise ValueError(f"'data' is {found.dtype} {list(found.shape)}, not uint8 [n, {_CIFAR}]")
-        return found.reshape(-1, 3, 32, 32)
+        planes = np.asarray(data)
+        if planes.dtype != np.uint8 or planes.shape != (len(planes), _CIFAR) or not len(planes):
+            raise ValueError(f"'data' is {planes.dtype} {list(planes.shape)}, not uint8 [n, {_CIFAR}]")
+        return planes.reshape(-1, 3, 32, 32)
 
 
 def _stl10(card: Card, split: str, folder: Path, part: str) -> Source:
@@ -194,7 +194,8 @@ def _idx(path: Path, dimensions: int) -> tuple[Path, np.ndarray]:
 
 def _one_of(part: str, *allowed: str) -> str:
     if part not in allowed:
-        raise UserError(f"torchvision has no part '{part}' of this set; allowed: {', '.join(allowed)}")
+        raise UserError(f"torchvision has no part '{part}' of this set (it has: {', '.join(allowed)})."
+                        f"{did_you_mean(nearest(part, allowed))}")
     return part
 
 

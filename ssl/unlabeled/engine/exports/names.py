@@ -6,16 +6,17 @@ import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from unlabeled.backbones import naming
-from unlabeled.backbones.build import loading_lines
-from unlabeled.config.objects import is_dotted
+from unlabeled.backbones.build import build_backbone, loading_lines
+from unlabeled.config.base.objects import is_dotted
 from unlabeled.config.recipe import Backbone
 from unlabeled.engine.exports.preparation import preparing_lines
 from unlabeled.errors import UserError
@@ -32,16 +33,16 @@ _DETECTRON2_DEPTHS = (18, 34, 50, 101, 152)
 class Form:
     """How one library reads weights.
 
-    build: Python lines that make its own network, as `model`. write: fills a file. read: takes the weights from it as
-    `told`, what the user is told of the file, does.
+    build: makes its own network, as the printed lines do. write: fills a file. read: takes the weights from it as these
+    lines do. lines: what the user is told of the file.
     """
 
-    library: str
+    name: str
     suffix: str
-    build: str
+    build: Callable[[], nn.Module]
     write: Callable[[State, BinaryIO], object]
     read: Callable[[Path], State]
-    told: Callable[[Path], str]
+    lines: Callable[[Path], str]
 
 
 def write_named(export: Export, backbone: Backbone, form: str, out: Path) -> str:
@@ -51,51 +52,52 @@ def write_named(export: Export, backbone: Backbone, form: str, out: Path) -> str
     library's class cannot hold or computes otherwise; nothing is written then.
     """
     network = export.build().cpu().float().eval()
-    chosen = _FORMS[form](network, backbone, export.input)
-    if out.suffix != chosen.suffix:
-        raise UserError(f"--out {out}: a file for {form} ends in {chosen.suffix}")
-    found: dict[str, Any] = {}
-    exec(chosen.build, found)  # the very lines that the user gets
-    theirs: nn.Module = found["model"].eval()
+    library = _FORMS[form](network, backbone, export.input)
+    if out.suffix != library.suffix:
+        raise UserError(f"--out {out}: a file for {form} ends in {library.suffix}")
+    theirs = library.build().eval()
     state = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
-    naming.refuse_other_shapes(state, theirs.state_dict(), chosen.library)
+    naming.refuse_other_shapes(state, theirs.state_dict(), library.name)
     trial = out.with_name(f".{out.name}.trial")
     try:
-        write_atomically(trial, lambda file: chosen.write(state, file))
-        theirs.load_state_dict(chosen.read(trial))
+        write_atomically(trial, lambda file: library.write(state, file))
+        theirs.load_state_dict(library.read(trial))
         apart = naming.largest_difference(network, theirs, export.input.size)
         if not apart <= _CLOSE:
-            raise UserError(f"{chosen.library}'s network takes these weights, but its features are {apart:.1g} apart: "
+            raise UserError(f"{library.name}'s network takes these weights, but its features are {apart:.1g} apart: "
                             "it computes otherwise than the one that was trained, so nothing was written")
         os.replace(trial, out)
     finally:
         trial.unlink(missing_ok=True)
-    return chosen.told(out)
+    return library.lines(out)
 
 
 def _torchvision(network: nn.Module, backbone: Backbone, image: Input) -> Form:
-    build = naming.torchvision_lines(naming.shape_of(network))
+    shape = naming.shape_of(network)
 
-    def told(path: Path) -> str:
-        return f'{build}\nmodel.load_state_dict(torch.load("{path}"))\n\n{preparing_lines(image)}'
+    def lines(path: Path) -> str:
+        loading = f'model.load_state_dict(torch.load("{path}"))'
+        return f"{naming.torchvision_lines(shape)}\n{loading}\n\n{preparing_lines(image)}"
 
-    return Form("torchvision", ".pth", build, torch.save, torch.load, told)
+    return Form("torchvision", ".pth", partial(naming.torchvision_network, shape), torch.save, torch.load, lines)
 
 
 def _timm(network: nn.Module, backbone: Backbone, image: Input) -> Form:
     from safetensors.torch import load_file
 
-    build, _, _ = loading_lines(backbone, "").rpartition("\n")
     own = is_dotted(backbone.name)
-    if "unlabeled" in build or own:
+    if own or "unlabeled" in loading_lines(backbone, ""):
         where = "one of the recipe's own" if own else "defined in this package"
         raise UserError(f"timm has no network like this {backbone.name}, which is {where}: "
                         "RUN/export/backbone.safetensors holds its weights")
 
-    def told(path: Path) -> str:
+    def lines(path: Path) -> str:
         return f"{loading_lines(backbone, str(path))}\n\n{preparing_lines(image)}"
 
-    return Form("timm", ".safetensors", build, lambda state, file: file.write(save(state)), load_file, told)
+    def write(state: State, file: BinaryIO) -> None:
+        file.write(save(state))
+
+    return Form("timm", ".safetensors", partial(build_backbone, backbone), write, load_file, lines)
 
 
 def _detectron2(network: nn.Module, backbone: Backbone, image: Input) -> Form:
@@ -112,10 +114,10 @@ def _detectron2(network: nn.Module, backbone: Backbone, image: Input) -> Form:
         model = pickle.loads(path.read_bytes())["model"]
         return {naming.from_detectron2(name): torch.as_tensor(value) for name, value in model.items()}
 
-    def told(path: Path) -> str:
+    def lines(path: Path) -> str:
         return _detectron2_config(shape, image, path)
 
-    return Form("detectron2", ".pkl", naming.torchvision_lines(shape), write, read, told)
+    return Form("detectron2", ".pkl", partial(naming.torchvision_network, shape), write, read, lines)
 
 
 _FORMS = {"torchvision": _torchvision, "timm": _timm, "detectron2": _detectron2}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from unlabeled.backbones.intermediate import Intermediate
 from unlabeled.config.recipe import Recipe
 from unlabeled.engine.exports.preparation import preparation, preparing_lines
 from unlabeled.engine.run.folder import RunFolder
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 from unlabeled.methods.base import Export, Method
 
 
@@ -57,9 +56,8 @@ def find_export(exports: Mapping[str, Export], name: str | None) -> tuple[str, s
         return name, None, exports[name]
     outer, _, block = name.partition(".")
     if outer not in exports:
-        near = difflib.get_close_matches(name, exports, 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"the method has no export '{name}' (it has: {', '.join(exports)}).{hint}")
+        question = did_you_mean(nearest(name, exports))
+        raise UserError(f"the method has no export '{name}' (it has: {', '.join(exports)}).{question}")
     return outer, block, exports[outer]
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unlabeled.config.objects import is_dotted, load_object, refuse_unknown_options
+from unlabeled.config.base.curve import CurveRule
+from unlabeled.config.base.objects import is_dotted, load_object, refuse_unknown_options
 from unlabeled.config.recipe import Optim
 from unlabeled.engine.optim.lars import LARS
 from unlabeled.errors import UserError
@@ -30,6 +31,8 @@ def build_optimizer(method: Method, optim: Optim) -> Optimizer:
     if sorted(held) != sorted(named):
         odd = sorted(set(held) ^ set(named)) or sorted({name for name in held if held.count(name) > 1})
         raise ValueError(f"param_groups of {type(method).__name__} must hold every parameter once; see {odd[:5]}")
+    if all(group.frozen == "grad" and group.frozen_epochs > 0 for group in groups):
+        raise ValueError(f"param_groups of {type(method).__name__} drop all gradients, so an epoch trains nothing")
     no_decay = _matching(method, named, optim.exclude_decay, "exclude_decay")
     no_lars = _matching(method, named, optim.exclude_lars, "exclude_lars")
     split = [part for group in groups for part in _split(group, named, optim, no_decay, no_lars)]
@@ -49,21 +52,42 @@ def _own(optim: Optim, split: list[dict[str, Any]]) -> Optimizer:
     kind = load_object(optim.name)
     refuse_unknown_options("optim.options", kind, optim.name, optim.options)
     try:
-        made = kind(split, lr=1e-3, **optim.options)  # every update sets the rate; some refuse 0
+        optimizer = kind(split, lr=1e-3, **optim.options)  # every update sets the rate; some refuse 0
     except (TypeError, ValueError) as error:
         raise UserError(f"optim.name: '{optim.name}' does not take parameter groups, lr and optim.options: {error}"
                         ) from error
-    if not isinstance(made, Optimizer):
-        raise UserError(f"optim.name: '{optim.name}' must give a torch.optim.Optimizer, not a {type(made).__name__}")
-    if "weight_decay" not in made.defaults and any(group["weight_decay"] for group in split):
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"optim.name: '{optim.name}' must give a torch.optim.Optimizer, not a "
+                        f"{type(optimizer).__name__}")
+    decays = any(group["weight_decay"] or group["follows_decay"] for group in split)
+    if "weight_decay" not in optimizer.defaults and decays:
         raise UserError(f"optim.weight_decay has no effect with '{optim.name}', whose defaults have none; set it to 0")
-    return made
+    return optimizer
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float, epoch: float) -> None:
-    """Give every group the learning rate `lr` of this update times its own factor; 0 while it is frozen."""
+    """Give every group the learning rate `lr` of this update times its own factor; 0 while it is frozen by that."""
     for group in optimizer.param_groups:
-        group["lr"] = 0.0 if epoch < group["frozen_epochs"] else lr * group["lr_mult"]
+        group["lr"] = 0.0 if _is_frozen(group, "lr", epoch) else lr * group["lr_mult"]
+
+
+def set_weight_decay(optimizer: Optimizer, decay: float) -> None:
+    """Give the weight decay of this update to every group that follows the recipe's curve."""
+    for group in optimizer.param_groups:
+        if group.get("follows_decay"):  # checkpoints of earlier versions lack the key
+            group["weight_decay"] = decay
+
+
+def drop_frozen_gradients(optimizer: Optimizer, epoch: float) -> None:
+    """Drop the gradients of groups that are frozen so: the optimizer then leaves weights and moments as they are."""
+    for group in optimizer.param_groups:
+        if _is_frozen(group, "grad", epoch):
+            for p in group["params"]:
+                p.grad = None
+
+
+def _is_frozen(group: Mapping[str, Any], kind: str, epoch: float) -> bool:
+    return epoch < group["frozen_epochs"] and group.get("frozen", "lr") == kind
 
 
 @torch.no_grad()
@@ -86,21 +110,25 @@ def clip_and_norm(optimizer: Optimizer, clip: float | None) -> Tensor:
 def _split(
     group: Group, named: Mapping[str, Tensor], optim: Optim, no_decay: set[str], no_lars: set[str]
 ) -> list[dict[str, Any]]:
-    kinds: dict[tuple[float, bool], list[Tensor]] = {}
+    given = optim.weight_decay
+    common = (0.0, True) if isinstance(given, CurveRule) else (given, False)  # the curve's value comes with the update
+    kinds: dict[tuple[float, bool, bool], list[Tensor]] = {}
     for name in group.names:
-        decay = group.decay if group.decay is not None else 0.0 if name in no_decay else optim.weight_decay
+        own = group.decay if group.decay is not None else 0.0 if name in no_decay else None
         adapt = group.lars if group.lars is not None else name not in no_lars
-        kinds.setdefault((decay, adapt), []).append(named[name])
+        kinds.setdefault((*(common if own is None else (own, False)), adapt), []).append(named[name])
     return [
         {
             "params": params,
             "weight_decay": decay,
+            "follows_decay": follows,
             "adapt": adapt,
             "lr_mult": group.lr_mult,
             "part": group.part,
             "frozen_epochs": group.frozen_epochs,
+            "frozen": group.frozen,
         }
-        for (decay, adapt), params in kinds.items()
+        for (decay, follows, adapt), params in kinds.items()
     ]
 
 

@@ -54,14 +54,14 @@ class Checkpoints:
 
     def _remove_old(self) -> None:
         """Remove all but the newest `keep` good ones; damaged ones do not count, and go when enough good ones stand."""
-        kept: list[Path] = []
+        good: list[Path] = []
         for path in reversed(self.complete()):
-            if len(kept) < self.keep and self._is_good(path):
-                kept.append(path)
-        if len(kept) < self.keep:
+            if len(good) < self.keep and self._is_good(path):
+                good.append(path)
+        if len(good) < self.keep:
             return
         for path in self.every():
-            if path not in kept:
+            if path not in good:
                 with contextlib.suppress(OSError):  # what cannot be removed takes room, but no run ends for it
                     path.with_suffix(".json").unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
@@ -82,7 +82,7 @@ class Checkpoints:
         """
         try:
             with os.scandir(self.folder) as entries:
-                found = {int(name[1]) for entry in entries if (name := _NAME.fullmatch(entry.name))}
+                updates = {int(name[1]) for entry in entries if (name := _NAME.fullmatch(entry.name))}
         except FileNotFoundError:
             if self.folder.is_symlink():
                 raise UserError(f"{self.folder} is a link to {os.readlink(self.folder)}, which is not there; bring it "
@@ -91,7 +91,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"checkpoints cannot be read: {self.folder}: {error.strerror or error}; it must be a "
                             "folder that this user may read") from error
-        return [self.folder / f"update-{update:08d}.pt" for update in sorted(found)]
+        return [self.folder / f"update-{update:08d}.pt" for update in sorted(updates)]
 
     def complete(self) -> list[Path]:
         """Return the finished checkpoints, oldest first."""
@@ -197,12 +197,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def check(path: Path) -> None:
     """Raise UserError if a checkpoint is missing, incomplete or altered."""
-    written = read_about(path)["sha256"]
+    stated = read_about(path)["sha256"]
     try:
-        found = sha256(path)
+        digest = sha256(path)
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
-    if found != written:
+    if digest != stated:
         raise UserError(f"checkpoint {path} is damaged: its hash differs from the one written beside it")
 
 

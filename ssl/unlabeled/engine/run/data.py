@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from unlabeled.config.card import Card
+from unlabeled.config.marks import Mark, marked
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.streams import OpenStream
 from unlabeled.engine.run.checkpoint import anew
@@ -13,8 +15,6 @@ from unlabeled.engine.run.same_recipe import flat
 from unlabeled.errors import UserError
 
 _LISTED = 10_000  # samples up to which the names are kept, to say which ones are new or gone
-# what of a card does not change what is learned, or is seen in the samples
-_IDLE = {"name", "about", "root", "splits", "lists", "in_memory", "image_size", "classes"}
 _WORDS = {
     "names": "other samples (their names or order differ)",
     "traces": "other images (sizes of files, or pixels, differ)",
@@ -26,8 +26,9 @@ _WORDS = {
 
 def data_record(opened: dict[str, OpenStream]) -> dict[str, Any]:
     """Return, by stream, what tells its data from changed data, without reading images."""
+    free = set(marked(Card, Mark.FREE))  # what does not change what is learned, or is seen in the samples
     return {
-        name: {**stream.source.fingerprint(), "card": stream.card.model_dump(mode="json", exclude=_IDLE)}
+        name: {**stream.source.fingerprint(), "card": stream.card.model_dump(mode="json", exclude=free)}
         for name, stream in opened.items()
     }
 

@@ -73,10 +73,10 @@ class RunFolder:
 
         Raises UserError if the checkpoints cannot be read, or are gone.
         """
-        found = self.saved_states()
-        if self.done.exists() or found.any():
+        states = self.saved_states()
+        if self.done.exists() or states.any():
             return True
-        saved = found.saved() or self._saved_by_starts() or self._saved_by_metrics()
+        saved = states.saved() or self._saved_by_starts() or self._saved_by_metrics()
         if saved:
             raise vanished(self.checkpoints, saved)
         return False
@@ -215,14 +215,14 @@ class RunFolder:
         """
         for file in (self.metrics, self.corrupt):
             lines, bad, whole = _parsed(file)
-            kept = [line for line in lines if line["update"] < update]
-            if len(kept) == len(lines) and whole:
+            earlier = [line for line in lines if line["update"] < update]
+            if len(earlier) == len(lines) and whole:
                 continue
             if bad:
                 aside = file.with_name(f"{file.name}.damaged")
                 os.replace(file, aside)
                 print(f"{file}: {_unreadable(bad)} left out; the old file is {aside}")
-            self.write(file.name, "".join(json.dumps(line) + "\n" for line in kept))
+            self.write(file.name, "".join(json.dumps(line) + "\n" for line in earlier))
 
     def _set_aside(self) -> None:
         number = 1

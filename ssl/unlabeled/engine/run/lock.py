@@ -32,7 +32,7 @@ class RunLock:
         Without `make` nothing is locked where there is no folder. Raises UserError, naming who holds the lock, if in
         vain, and if folder or lock cannot be written.
         """
-        end, told = time.monotonic() + patience, False
+        end, notified = time.monotonic() + patience, False
         while self._descriptor is None:
             try:
                 if make:
@@ -57,9 +57,9 @@ class RunLock:
             owner = self._owner()
             if time.monotonic() > end:
                 raise UserError(f"{self.run} is being trained by process {owner}: end it first, or use another folder")
-            if not told:
+            if not notified:
                 print(f"waiting for process {owner}, which still trains in {self.run}", flush=True)
-                told = True
+                notified = True
             time.sleep(0.2)
 
     def _try(self, descriptor: int) -> bool:

@@ -103,8 +103,8 @@ def _processes(count: Any) -> str:
 def _commit() -> str | None:
     here = Path(__file__).parent
     try:
-        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        head = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
         dirty = subprocess.run(["git", "-C", here, "diff", "--quiet", "HEAD"], capture_output=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() + ("-dirty" if dirty.returncode else "") if found.returncode == 0 else None
+    return head.stdout.strip() + ("-dirty" if dirty.returncode else "") if head.returncode == 0 else None

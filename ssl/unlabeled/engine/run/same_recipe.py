@@ -7,27 +7,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from unlabeled.config.marks import Mark, covers, marked
 from unlabeled.config.read import read_recipe, recipe_from
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.sources import copy_of, split_source
 from unlabeled.config.yaml.lines import parse_file
 from unlabeled.engine.run.sources import digests
 from unlabeled.errors import UserError
-
-# what may change between a start and its resume without changing what is learned
-FREE = (
-    "train.nonfinite",
-    "data.workers",
-    "data.max_corrupt",
-    "train.processes",
-    "train.patience",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.log_every",
-    "train.sinks",
-    "train.allow_changed_data",
-    "eval.",
-)
 
 
 def stored_recipe(file: Path) -> dict[str, Any] | None:
@@ -59,12 +45,11 @@ def differences(before: dict[str, Any], now: dict[str, Any], run: Path, *, place
 
     places: False leaves out names of runs and files, which may have moved.
     """
-    old, new = flat(before), flat(now)
+    old, new, free = flat(before), flat(now), marked(Recipe, Mark.FREE)
     return [
         f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
         for key in sorted(old.keys() | new.keys())
-        if not key.startswith(FREE)
-        and not key.endswith(".root")
+        if not covers(free, key)
         and not same(old.get(key), new.get(key), run)
         and (places or not _places(old.get(key), new.get(key)))
     ]
@@ -102,12 +87,12 @@ def as_begun(recipe: Recipe, stored: dict[str, Any], run: Path) -> Recipe:
     The copies are found by these names.
     """
     texts = {key: text for key, text in flat(stored).items() if isinstance(text, str) and copy_of(text, run).is_dir()}
-    found: BaseModel = recipe
+    model: BaseModel = recipe
     for key, now in flat(recipe.model_dump(mode="json")).items():
         if isinstance(now, str) and texts.get(key, now) != now:
-            found = _replaced(found, key.split("."), texts[key])
-    assert isinstance(found, Recipe)
-    return found
+            model = _replaced(model, key.split("."), texts[key])
+    assert isinstance(model, Recipe)
+    return model
 
 
 def _replaced(model: BaseModel, path: list[str], value: str) -> BaseModel:

@@ -31,14 +31,14 @@ def export_problem(run: Path, name: str) -> str | None:
         return f"{file} is missing"
     try:
         about = _about(run, name)
-        written = about.get("sha256")
-        found = sha256(file)
+        stated = about.get("sha256")
+        digest = sha256(file)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         return f"{file} cannot be read: {reason}"
-    if written is None:
+    if stated is None:
         return None if _has_header(file) else f"{file} is damaged: it ends too early, or begins with something else"
-    return None if written == found else f"{file} is damaged: its hash differs from the one in {name}.json"
+    return None if stated == digest else f"{file} is damaged: its hash differs from the one in {name}.json"
 
 
 def _has_header(file: Path) -> bool:
@@ -61,13 +61,13 @@ def refuse_bad_export(run: Path, name: str) -> Path:
 
 def digests(run: Path) -> dict[str, str] | None:
     """Return the hash of every export of a run by name; None if there are none. Equal ones mean the same networks."""
-    found: dict[str, str] = {}
+    sums: dict[str, str] = {}
     try:
         for file in sorted((run / "export").glob("*.safetensors")):
-            found[file.stem] = str(_about(run, file.stem).get("sha256") or sha256(file))
+            sums[file.stem] = str(_about(run, file.stem).get("sha256") or sha256(file))
     except (OSError, ValueError):
         return None
-    return found or None
+    return sums or None
 
 
 def _about(run: Path, name: str) -> dict[str, Any]:

@@ -10,9 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from unlabeled.data.sources.base import Objects
+from unlabeled.data.sources.truth import Objects
 from unlabeled.errors import UserError
 from unlabeled.evaluation.vectors.scores import Score
+from unlabeled.ops.boxes import Edges
+
+# the axes of pycocotools' arrays: IoU thresholds in percent, and sizes of objects
+_OVERLAPS = range(50, 100, 5)
+_SIZES = ("all", "small", "medium", "large")
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def encode(masks: np.ndarray) -> list[dict[str, Any]]:
     return [mask.encode(np.asfortranarray(each.astype(np.uint8))) for each in masks]
 
 
-def average_precision(truth: Mapping[int, Objects], found: Mapping[int, Detections], classes: Sequence[str], *,
+def average_precision(truth: Mapping[int, Objects], detections: Mapping[int, Detections], classes: Sequence[str], *,
                       masks: bool, recall_levels: int = 101) -> dict[str, Score]:
     """Return AP, AP50 and AP75 of boxes and, with masks, of masks, in percent; details: AP by size, and by class.
 
@@ -55,22 +60,23 @@ def average_precision(truth: Mapping[int, Objects], found: Mapping[int, Detectio
     """
     scores: dict[str, Score] = {}
     for kind, prefix in (("bbox", ""), *([("segm", "mask ")] if masks else [])):
-        precision = _precision(kind, truth, found, len(classes), recall_levels)
-        by_class = {name: _mean(precision[:, :, k, 0]) for k, name in enumerate(classes)}
-        sizes = {f"AP {size}": _mean(precision[..., 1 + i]) for i, size in enumerate(("small", "medium", "large"))}
+        precision = _precision(kind, truth, detections, len(classes), recall_levels)
+        whole = precision[..., _SIZES.index("all")]
+        by_class = {name: _mean(whole[:, :, k]) for k, name in enumerate(classes)}
+        sizes = {f"AP {size}": _mean(precision[..., _SIZES.index(size)]) for size in ("small", "medium", "large")}
         known = {name: round(value, 2) for name, value in sizes.items() if value is not None}
-        scores[f"{prefix}AP"] = Score(_mean(precision[..., 0]) or 0.0, details={**known, "by_class": by_class})
-        scores[f"{prefix}AP50"] = Score(_mean(precision[0, ..., 0]) or 0.0)
-        scores[f"{prefix}AP75"] = Score(_mean(precision[5, ..., 0]) or 0.0)
+        scores[f"{prefix}AP"] = Score(_mean(whole) or 0.0, details={**known, "by_class": by_class})
+        scores[f"{prefix}AP50"] = Score(_mean(whole[_OVERLAPS.index(50)]) or 0.0)
+        scores[f"{prefix}AP75"] = Score(_mean(whole[_OVERLAPS.index(75)]) or 0.0)
     return scores
 
 
-def _precision(kind: str, truth: Mapping[int, Objects], found: Mapping[int, Detections], classes: int,
+def _precision(kind: str, truth: Mapping[int, Objects], detections: Mapping[int, Detections], classes: int,
                recall_levels: int) -> np.ndarray:
     """Return precision by (IoU threshold, recall, class, size of object), -1 where there is no object."""
     evaluator = _evaluator()
     with contextlib.redirect_stdout(io.StringIO()):
-        judged = evaluator(_coco(truth, classes, kind, _true), _coco(found, classes, kind, _detected), kind)
+        judged = evaluator(_coco(truth, classes, kind, _true), _coco(detections, classes, kind, _detected), kind)
         if recall_levels == 11:
             judged.params.recThrs = np.linspace(0.0, 1.0, 11)
         judged.evaluate()
@@ -88,11 +94,11 @@ def _evaluator() -> Any:
 
         def computeIoU(self, image: int, category: int) -> Any:
             truths = self._gts[image, category]
-            for each in truths:
-                each["iscrowd"] = each["crowd"]
+            for item in truths:
+                item["iscrowd"] = item["crowd"]
             overlaps = super().computeIoU(image, category)
-            for each in truths:
-                each["iscrowd"] = each["ignored"]
+            for item in truths:
+                item["iscrowd"] = item["ignored"]
             return overlaps
 
     return Evaluator
@@ -123,22 +129,23 @@ def _true(objects: Objects, kind: str) -> list[dict[str, Any]]:
     ]
 
 
-def _detected(found: Detections, kind: str) -> list[dict[str, Any]]:
+def _detected(detections: Detections, kind: str) -> list[dict[str, Any]]:
     from pycocotools import mask
 
     rows = []
-    for i in range(len(found.kinds)):
-        box = _sides(found.boxes[i])
-        shape = found.masks[i] if kind == "segm" and found.masks is not None else None
-        area = box[2] * box[3] if shape is None else float(mask.area(shape))
-        rows.append({"category_id": int(found.kinds[i]) + 1, "bbox": box, "area": area, "iscrowd": 0,
-                     "score": float(found.scores[i]), "segmentation": shape})
+    for i in range(len(detections.kinds)):
+        left, top, width, height = _sides(detections.boxes[i])
+        shape = detections.masks[i] if kind == "segm" and detections.masks is not None else None
+        area = width * height if shape is None else float(mask.area(shape))
+        rows.append({"category_id": int(detections.kinds[i]) + 1, "bbox": [left, top, width, height],
+                     "area": area, "iscrowd": 0, "score": float(detections.scores[i]), "segmentation": shape})
     return rows
 
 
 def _sides(box: np.ndarray) -> list[float]:
-    left, top, right, bottom = (float(x) for x in box)
-    return [left, top, right - left, bottom - top]
+    """Return left, top, width and height of a box [4], as COCO writes them."""
+    edge = Edges(*(float(x) for x in box))
+    return [edge.left, edge.top, edge.right - edge.left, edge.bottom - edge.top]
 
 
 def _mean(precision: np.ndarray) -> float | None:

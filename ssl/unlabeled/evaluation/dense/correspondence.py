@@ -20,6 +20,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.dense.networks import Network, dense_report, networks
 from unlabeled.evaluation.setup import find_card, scored_split
 from unlabeled.evaluation.vectors.scores import Score, plain
+from unlabeled.ops.boxes import crop_columns
 from unlabeled.ops.distributed import rank, sum_over_ranks, world
 from unlabeled.ops.precision import full_precision
 from unlabeled.ops.random import generator
@@ -109,7 +110,7 @@ def _view(crops: Tensor, jitter: Jitter, index: Tensor, network: Network) -> Ten
 
 
 def tally(a: Tensor, b: Tensor, box_a: Tensor, box_b: Tensor, near: float) -> Tally:
-    """Match maps a, b [n, C, h, w] of two views whose boxes [n, 7] (see `data.batch.Batch`) are given, float64.
+    """Match maps a, b [n, C, h, w] of two views whose boxes [n, 7] (see `ops.boxes`) are given, float64.
 
     A query is a cell of `a` whose centre lies inside view b. It is matched to the cell of b with the largest cosine (of
     equal ones, to each in part), which is exact if it contains the query's centre, and near if the centres are less
@@ -127,7 +128,8 @@ def _tally(a: Tensor, b: Tensor, box_a: Tensor, box_b: Tensor, near: float) -> T
     (y, x), (v, u) = (_centres(box, height, width) for box in (box_a, box_b))
     home, inside = _home(y, x, box_b, height, width)
     dy, dx = (y[:, :, None] - v[:, None]) / (2 * height), (x[:, :, None] - u[:, None]) / (2 * width)
-    diagonal = torch.maximum(*(torch.hypot(box[:, 2] / height, box[:, 3] / width) for box in (box_a, box_b)))
+    diagonal = torch.maximum(*(torch.hypot(box.height / height, box.width / width)
+                               for box in map(crop_columns, (box_a, box_b))))
     close = torch.hypot(dy, dx) < near * diagonal[:, None, None]
     unit_a, unit_b = (F.normalize(each.flatten(2), dim=1) for each in (a, b))
     cosine = unit_a.mT @ unit_b
@@ -146,10 +148,10 @@ def _tally(a: Tensor, b: Tensor, box_a: Tensor, box_b: Tensor, near: float) -> T
 
 def _centres(box: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return y and x of cells' centres, row by row, [n, h w]: pixels times 2 h and 2 w, which makes them whole."""
-    top, left, tall, wide = box[:, :4].split(1, 1)
+    at = crop_columns(box[:, None])
     rows, columns = (torch.arange(1, 2 * count, 2, device=box.device) for count in (height, width))
-    across = torch.where(box[:, 6:] > 0.5, columns.flip(0), columns)  # a flipped view runs backwards
-    y, x = 2 * height * top + tall * rows, 2 * width * left + wide * across
+    across = torch.where(at.flipped > 0.5, columns.flip(0), columns)  # a flipped view runs backwards
+    y, x = 2 * height * at.top + at.height * rows, 2 * width * at.left + at.width * across
     shape = (len(box), height, width)
     return y[:, :, None].expand(shape).flatten(1), x[:, None].expand(shape).flatten(1)
 
@@ -159,11 +161,11 @@ def _home(y: Tensor, x: Tensor, box: Tensor, height: int, width: int) -> tuple[T
 
     All numbers are whole and the quotients rounded once, so a place on the border of two cells belongs to the lower.
     """
-    top, left, tall, wide = box[:, :4].split(1, 1)
-    row = ((y - 2 * height * top) / (2 * tall)).floor().long()
-    column = ((x - 2 * width * left) / (2 * wide)).floor().long()
+    at = crop_columns(box[:, None])
+    row = ((y - 2 * height * at.top) / (2 * at.height)).floor().long()
+    column = ((x - 2 * width * at.left) / (2 * at.width)).floor().long()
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    column = torch.where(box[:, 6:] > 0.5, width - 1 - column, column)
+    column = torch.where(at.flipped > 0.5, width - 1 - column, column)
     return torch.where(inside, row * width + column, 0), inside
 
 

@@ -16,7 +16,6 @@ from unlabeled.config.protocols.detection import Detection
 from unlabeled.data.detection_batches import WholeMaker
 from unlabeled.data.loader import batches, own_units
 from unlabeled.data.sources.base import Source
-from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.subset import Part
 from unlabeled.engine.exports.networks import open_residuals
 from unlabeled.engine.features import gather_names, refuse_corrupt
@@ -26,8 +25,8 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.dense.average_precision import Detections, average_precision, encode, require_pycocotools
 from unlabeled.evaluation.dense.detection_network import build_detector
 from unlabeled.evaluation.dense.detection_train import train_detector
-from unlabeled.evaluation.dense.networks import dense_report
-from unlabeled.evaluation.setup import count_twins, find_card, open_train, pick_export, scored_split
+from unlabeled.evaluation.dense.networks import dense_report, open_both
+from unlabeled.evaluation.setup import count_twins, pick_export
 from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.ops.distributed import rank, world
 from unlabeled.ops.precision import full_precision
@@ -68,27 +67,22 @@ def run(name: str, cfg: Detection, restored: Restored, run: Path, device: torch.
         folder = restored.run / "eval" / (name if trained else f"{name}-random-init")
         origin = f"{kind}: {export}, update {restored.update}"
         unreadable = sorted(set(train_detector(model, cfg, splits.train, folder, origin)))
-        found, corrupt = detect(model, cfg, splits.test, device)
+        detections, corrupt = detect(model, cfg, splits.test, device)
         if rank() == 0:
-            scores[kind] = score(splits, found, cfg)
+            scores[kind] = score(splits, detections, cfg)
     if rank() != 0:
         return None
     counts = (Split(splits.train.split, len(splits.train.with_objects()), 0, len(unreadable), unreadable),
-              Split(splits.test.split, len(found), 0, len(corrupt), corrupt))
+              Split(splits.test.split, len(detections), 0, len(corrupt), corrupt))
     chance = dict.fromkeys(scores["network"], 0.0)  # of boxes drawn at random hardly any is right
-    shared = count_twins(splits.card, splits.train, splits.test, len(found))
+    shared = count_twins(splits.card, splits.train, splits.test, len(detections))
     return dense_report(name, cfg, restored, export, splits.card, counts, scores, chance, measure="average precision",
                         classes=len(splits.names), shared=shared)
 
 
 def open_boxed(cfg: Detection, restored: Restored) -> BoxedSplits:
     """Open train and test of a protocol's card, its own or the run's. Raises UserError if it has no boxes."""
-    card, root, own = find_card(cfg.card, cfg.root, restored)
-    train = open_train(cfg.train, card, root, own)
-    if train.object_classes is None:
-        raise UserError(f"data card '{card.name}' has no boxes; choose one that has, such as card=shapes96, or "
-                        "card=coco root=FOLDER")
-    test = open_source(card, scored_split(cfg.test, card), root)
+    card, train, test = open_both(cfg, restored, "boxes", "coco")
     for source in (train, test):
         if cfg.masks and not source.has_shapes:
             raise UserError(f"data card '{card.name}' has boxes but no masks of objects ({source.lacks_shape}); use "
@@ -96,6 +90,7 @@ def open_boxed(cfg: Detection, restored: Restored) -> BoxedSplits:
     if train.object_classes != test.object_classes:
         raise UserError(f"data card '{card.name}': splits '{train.split}' and '{test.split}' have different classes; "
                         "name them in the card with 'classes'")
+    assert train.object_classes is not None
     return BoxedSplits(card, train, test, train.object_classes)
 
 
@@ -108,32 +103,32 @@ def detect(model: nn.Module, cfg: Detection, source: Source, device: torch.devic
     are too many of them.
     """
     model.eval()
-    found: dict[int, Detections] = {}
+    detections: dict[int, Detections] = {}
     corrupt: list[str] = []
     tested = Part(source, np.arange(min(cfg.test_images or len(source), len(source))))
     units = own_units(len(tested), rank(), world(), cfg.batch)
     with full_precision(device):
-        for made in batches(WholeMaker(tested), units, cfg.workers):
-            corrupt += made.corrupt
-            images = [image.to(device).float() / 255 for image in made.images]
+        for batch in batches(WholeMaker(tested), units, cfg.workers):
+            corrupt += batch.corrupt
+            images = [image.to(device).float() / 255 for image in batch.images]
             if images:
-                for index, output in zip(made.index, model(images), strict=True):
-                    found[index] = _read(output)
+                for index, output in zip(batch.index, model(images), strict=True):
+                    detections[index] = _read(output)
     model.train()
     if world() > 1:
         parts: list[dict[int, Detections]] = [{} for _ in range(world())]
-        dist.gather_object(found, parts if rank() == 0 else None)
+        dist.gather_object(detections, parts if rank() == 0 else None)
         if rank() == 0:
-            found = {index: each for part in parts for index, each in part.items()}
+            detections = {index: each for part in parts for index, each in part.items()}
     corrupt = gather_names(corrupt)
     refuse_corrupt(tested, corrupt, cfg.max_corrupt)
-    return found, corrupt
+    return detections, corrupt
 
 
-def score(splits: BoxedSplits, found: Mapping[int, Detections], cfg: Detection) -> dict[str, Score]:
+def score(splits: BoxedSplits, detections: Mapping[int, Detections], cfg: Detection) -> dict[str, Score]:
     """Return the average precisions of detections on the test images."""
-    truth = {index: splits.test.objects(index, masks=cfg.masks) for index in found}
-    return average_precision(truth, found, splits.names, masks=cfg.masks, recall_levels=cfg.recall_levels)
+    truth = {index: splits.test.objects(index, masks=cfg.masks) for index in detections}
+    return average_precision(truth, detections, splits.names, masks=cfg.masks, recall_levels=cfg.recall_levels)
 
 
 def _read(output: dict[str, Tensor]) -> Detections:

@@ -37,17 +37,17 @@ class Stages(nn.Module):
         super().__init__()
         self.network, self.blocks = network.eval().requires_grad_(True), blocks
         try:
-            found = list(self(torch.zeros(1, 3, _TRIAL, _TRIAL)).values())
+            maps = list(self(torch.zeros(1, 3, _TRIAL, _TRIAL)).values())
         except REFUSALS as error:
             said = refusal(network, type(network).__name__, _TRIAL, str(error), "size")
             raise UserError(f"this network takes no images of any size, which detection needs: {said}") from error
-        shapes = [tuple(x.shape) for x in found]
+        shapes = [tuple(x.shape) for x in maps]
         sides = [shape[-1] for shape in shapes]
         if any(len(shape) != 4 for shape in shapes) or any(2 * b != a for a, b in pairwise(sides)):
             raise UserError(f"{', '.join(blocks)} of this {type(network).__name__} give {shapes}: no maps, each half "
                             "as large as the one before. Detection needs a ResNet or a hierarchical network of timm's")
         self.channels, self.stride = [shape[1] for shape in shapes], _TRIAL // sides[-1]
-        torch.stack([x.sum() for x in found]).sum().backward()
+        torch.stack([x.sum() for x in maps]).sum().backward()
         for parameter in network.parameters():
             parameter.requires_grad_(parameter.grad is not None)
             parameter.grad = None

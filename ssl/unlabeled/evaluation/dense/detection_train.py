@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from unlabeled.config.marks import Mark, marked
 from unlabeled.config.protocols.detection import Detection
 from unlabeled.config.recipe import Train
 from unlabeled.data.detection_batches import DetectionBatch, TrainMaker
@@ -32,9 +33,6 @@ from unlabeled.ops.norms import norm_parameters, tracking_batchnorms
 _WARMUP_FROM = 1e-3  # of the learning rate
 _LOG_EVERY = 20
 _KEEP = 2
-# what may change between a start and its resume without changing what is learned
-_FREE = ("batch", "workers", "root", "checkpoint_every", "max_corrupt", "random_init", "size", "test", "test_images",
-         "recall_levels")
 
 
 def learning_rate(update: int, cfg: Detection) -> float:
@@ -70,7 +68,8 @@ class _Training:
     def __init__(self, model: nn.Module, cfg: Detection, maker: TrainMaker, folder: RunFolder, origin: str,
                  accelerator: Accelerator) -> None:
         self.cfg, self.maker, self.folder, self.device = cfg, maker, folder, accelerator.device
-        self.about = json.dumps({"origin": origin, **cfg.model_dump(mode="json", exclude=set(_FREE))})
+        unlearned = set(marked(Detection, Mark.FREE, Mark.SCORING))
+        self.about = json.dumps({"origin": origin, **cfg.model_dump(mode="json", exclude=unlearned)})
         source = maker.source
         pixels = {"levels": source.pixels.levels and list(source.pixels.levels), "upright": source.pixels.upright}
         self.data = {**source.fingerprint(), "pixels": pixels} if rank() == 0 else {}
@@ -99,11 +98,11 @@ class _Training:
         bar, meter = ProgressBar(total, start, rank() == 0), Meter(self.cfg.images_per_update)
         waiting = time.perf_counter()
         try:
-            for update, made in self._batches(start, total):
+            for update, batch in self._batches(start, total):
                 meter.add(time.perf_counter() - waiting)
                 rate = learning_rate(update, self.cfg)
-                losses = self._update(update, made, rate)
-                heard, due = self._agree(losses, made, signals.received, update)
+                losses = self._update(update, batch, rate)
+                heard, due = self._agree(losses, batch, signals.received, update)
                 self.optimizer.step()
                 done = update + 1
                 if update % _LOG_EVERY == 0 or done == total:
@@ -118,31 +117,31 @@ class _Training:
         finally:
             bar.close()
 
-    def _update(self, update: int, made: DetectionBatch, rate: float) -> dict[str, Tensor]:
+    def _update(self, update: int, batch: DetectionBatch, rate: float) -> dict[str, Tensor]:
         """Do forward and backward and leave the gradients; return the losses by name."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._losses(update, made)
+        losses = self._losses(update, batch)
         torch.stack(list(losses.values())).sum().backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _losses(self, update: int, made: DetectionBatch) -> dict[str, Tensor]:
+    def _losses(self, update: int, batch: DetectionBatch) -> dict[str, Tensor]:
         # anchors and regions are sampled by torch's global generator
         seed_everything(self.cfg.seed, "detection", update, rank())
-        images = [image.to(self.device).float() / 255 for image in made.images]
-        targets = [{name: value.to(self.device) for name, value in target.items()} for target in made.targets]
+        images = [image.to(self.device).float() / 255 for image in batch.images]
+        targets = [{name: value.to(self.device) for name, value in target.items()} for target in batch.targets]
         losses: dict[str, Tensor] = self.parallel(images, targets)
         return losses
 
-    def _agree(self, losses: dict[str, Tensor], made: DetectionBatch, received: int, update: int) -> tuple[int, int]:
+    def _agree(self, losses: dict[str, Tensor], batch: DetectionBatch, received: int, update: int) -> tuple[int, int]:
         """Return the largest signal of all processes, and whether a checkpoint is due.
 
         Raises UserError, in all of them, if one cannot go on.
         """
-        self.corrupt += made.corrupt
+        self.corrupt += batch.corrupt
         finite = torch.stack(list(losses.values())).isfinite().all()
-        other = torch.tensor([received, len(made.corrupt), self.clock.due(update + 1)], device=self.device)
+        other = torch.tensor([received, len(batch.corrupt), self.clock.due(update + 1)], device=self.device)
         bad, heard, unreadable, due = max_over_ranks(torch.cat([(~finite).long()[None], other])).tolist()
         if bad:
             rate = learning_rate(update, self.cfg)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from unlabeled.evaluation.cautions import cautions
 from unlabeled.evaluation.setup import find_card, open_train, pick_export, scored_split
 from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.methods.base import Input
+from unlabeled.ops.boxes import crop_boxes
 from unlabeled.report.report import Number, Report, Split
 
 
@@ -74,17 +75,28 @@ class MaskedSplits:
 
 def open_masked(cfg: Dense, restored: Restored) -> MaskedSplits:
     """Open train and test of a protocol's card, its own or the run's. Raises UserError if it has no masks."""
+    card, train, test = open_both(cfg, restored, "masks", "voc2012-segmentation")
+    assert train.mask_classes is not None
+    return MaskedSplits(card, train, test, train.mask_classes)
+
+
+def open_both(cfg: Dense, restored: Restored, need: Literal["masks", "boxes"], example: str,
+              ) -> tuple[Card, Source, Source]:
+    """Return a protocol's card, its own or the run's, with train and test opened.
+
+    Raises UserError, with a card as an example, if the training images lack what is needed.
+    """
     card, root, own = find_card(cfg.card, cfg.root, restored)
     train = open_train(cfg.train, card, root, own)
-    if train.mask_classes is None:
-        raise UserError(f"data card '{card.name}' has no masks; choose one that has, such as card=shapes96, or "
-                        "card=voc2012-segmentation root=FOLDER")
-    return MaskedSplits(card, train, open_source(card, scored_split(cfg.test, card), root), train.mask_classes)
+    if (train.mask_classes if need == "masks" else train.object_classes) is None:
+        raise UserError(f"data card '{card.name}' has no {need}; choose one that has, such as card=shapes96, or "
+                        f"card={example} root=FOLDER")
+    return card, train, open_source(card, scored_split(cfg.test, card), root)
 
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole image, resized to a square whatever its shape; parameters are boxes [n, 7] (see `data.batch.Batch`)."""
+    """The whole image, resized to a square whatever its shape; parameters are boxes [n, 7] (see `ops.boxes`)."""
 
     size: int
     draws: ClassVar[int] = 0
@@ -93,8 +105,7 @@ class Whole:
     def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Turn image sizes [n, 2] into boxes [n, 7]; `uniforms` [n, 0] is not looked at."""
         sizes = sizes.astype(np.float64)
-        none = np.zeros((len(sizes), 1))
-        return np.concatenate([none, none, sizes, sizes, none], 1)
+        return crop_boxes(np.zeros_like(sizes), sizes, sizes, np.zeros(len(sizes)))
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Resize one uint8 image [H, W, 3] to uint8 [3, size, size]."""

@@ -34,12 +34,12 @@ def class_iou(counts: Tensor) -> Tensor:
 
 def score(counts: Tensor, names: Sequence[str], details: dict[str, Any]) -> Score:
     """Return the mIoU in percent over the classes that were seen or predicted; details: what else is to be kept."""
-    each = class_iou(counts)
+    by_class = class_iou(counts)
     accuracy = 100.0 * float(counts.diagonal().sum()) / float(counts.sum())
     listed = {name: None if value != value else round(100 * value, 2)
-              for name, value in zip(names, each.tolist(), strict=True)}
+              for name, value in zip(names, by_class.tolist(), strict=True)}
     details = {**details, "pixel accuracy": round(accuracy, 2), "iou": listed}
-    return Score(100.0 * float(each.nanmean()), details=details)
+    return Score(100.0 * float(by_class.nanmean()), details=details)
 
 
 def constant_miou(counts: Tensor) -> float:

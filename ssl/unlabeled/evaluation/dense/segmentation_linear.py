@@ -29,6 +29,7 @@ from unlabeled.evaluation.dense.segmentation import class_iou, confusion, consta
 from unlabeled.evaluation.setup import count_twins, pick_export
 from unlabeled.evaluation.vectors.linear import Probe, descend
 from unlabeled.evaluation.vectors.scores import Score
+from unlabeled.ops.boxes import crop_columns
 from unlabeled.ops.distributed import rank, sum_over_ranks, world
 from unlabeled.ops.precision import full_precision
 from unlabeled.ops.random import generator, permutation
@@ -78,11 +79,11 @@ def judge(cfg: SegmentationLinear, network: Network, splits: MaskedSplits, devic
     mean, std, weight, bias, details = learned
     counts = torch.zeros(classes, classes, dtype=torch.int64)
     missed: list[str] = []
-    seen = 0
+    images = 0
     with torch.inference_mode(), full_precision(device):
         for maps, masks, lost in read(cfg, network, splits.test, device):
             missed += lost
-            seen += len(masks)
+            images += len(masks)
             logits = F.conv2d((maps - mean.to(device)) / std.to(device), weight.to(device), bias.to(device))
             for row, mask in enumerate(masks):
                 predicted = upsampled_classes(logits[row : row + 1], *mask.shape)[0]
@@ -90,7 +91,7 @@ def judge(cfg: SegmentationLinear, network: Network, splits: MaskedSplits, devic
     missed = gather_names(missed)
     refuse_corrupt(splits.test, missed, cfg.max_corrupt)
     counts = sum_over_ranks(counts.to(device)).cpu()
-    n = int(sum_over_ranks(torch.tensor(seen, device=device)))
+    n = int(sum_over_ranks(torch.tensor(images, device=device)))
     tested = Split(splits.test.split, n, 0, len(missed), missed)
     return score(counts, splits.names, details), counts, (trained, tested)
 
@@ -106,8 +107,9 @@ def read(cfg: SegmentationLinear, network: Network, source: Source, device: torc
             yield torch.empty(0, *network.shape, device=device), [], part.corrupt
             continue
         assert part.boxes[0] is not None
-        places = zip(part.index.tolist(), part.boxes[0][:, 4:6].int().tolist(), strict=True)
-        masks = [torch.from_numpy(read_mask(source, index, *size)) for index, size in places]
+        box = crop_columns(part.boxes[0].int())
+        sizes = zip(part.index.tolist(), box.image_height.tolist(), box.image_width.tolist(), strict=True)
+        masks = [torch.from_numpy(read_mask(source, *size)) for size in sizes]
         yield network(part.crops[0].to(device, non_blocking=True)), masks, part.corrupt
 
 
@@ -160,10 +162,10 @@ def learn(cfg: SegmentationLinear, train: Maps, classes: int, device: torch.devi
     order = permutation(n, cfg.seed, "segmentation-linear", "held-out")
     held, rest = np.split(order, [min(max(1, round(cfg.held_out * n)), n - 1)])
     probe = fit(cfg, train, np.sort(rest), classes, [(lr, cfg.weight_decay) for lr in cfg.lr], device)
-    found = measure(probe, train, np.sort(held), classes)
-    best = max(range(len(found)), key=found.__getitem__)
+    scores = measure(probe, train, np.sort(held), classes)
+    best = max(range(len(scores)), key=scores.__getitem__)
     lr = cfg.lr[best]
-    details: dict[str, Any] = {"lr": lr, "held_out": round(found[best], 2)}
+    details: dict[str, Any] = {"lr": lr, "held_out": round(scores[best], 2)}
     if len(cfg.lr) > 1 and lr in (min(cfg.lr), max(cfg.lr)):
         details["note"] = "the chosen lr is at the end of the grid"
     final = fit(cfg, train, np.arange(n), classes, [(lr, cfg.weight_decay)], device)

@@ -43,10 +43,10 @@ def draws(label: np.ndarray, index: np.ndarray, k: int, count: int, seed: int) -
     found = []
     for draw in range(count):
         parts = []
-        for each in np.unique(label):
-            rows = np.flatnonzero(label == each)
+        for kind in np.unique(label):
+            rows = np.flatnonzero(label == kind)
             rows = rows[np.argsort(index[rows])]
-            parts.append(rows[permutation(len(rows), seed, "few-labels", draw, int(each))[:k]])
+            parts.append(rows[permutation(len(rows), seed, "few-labels", draw, int(kind))[:k]])
         found.append(np.concatenate(parts))
     return torch.from_numpy(np.stack(found))
 

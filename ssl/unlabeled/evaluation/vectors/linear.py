@@ -57,10 +57,10 @@ def choose(cfg: Linear, x: Tensor, label: Tensor, classes: int, device: torch.de
 def hold_out(label: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Return the rows held out, sorted: `share` of every class, at least one of a class with two or more."""
     held = []
-    for each in np.unique(label):
-        rows = np.flatnonzero(label == each)
+    for kind in np.unique(label):
+        rows = np.flatnonzero(label == kind)
         count = min(max(1, round(share * len(rows))), len(rows) - 1)
-        held.append(rows[permutation(len(rows), seed, "linear", "held-out", int(each))[:count]])
+        held.append(rows[permutation(len(rows), seed, "linear", "held-out", int(kind))[:count]])
     return np.sort(np.concatenate(held))
 
 

@@ -72,9 +72,10 @@ class Probe(Method):
         self.input = input_of(network, cfg.crop.size, info)
         self.features = Frozen(Features(network, [head.block for head in cfg.heads.values()]), "backbone")
         with torch.no_grad():
-            found = self.features(torch.zeros(1, 3, cfg.crop.size, cfg.crop.size))
+            sample = self.features(torch.zeros(1, 3, cfg.crop.size, cfg.crop.size))
+        shapes = {block: feature_shape(features) for block, features in sample.items()}
         self.heads = nn.ModuleDict(
-            {name: build_head(head, feature_shape(found[head.block]), info.classes) for name, head in cfg.heads.items()}
+            {name: build_head(head, shapes[head.block], info.classes) for name, head in cfg.heads.items()}
         )
 
     def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.ops.precision import full_precision
+from unlabeled.ops.precision import at_least_float32, full_precision
 
 RANK_SAMPLES = 25_600  # what arXiv 2210.02885 found to be enough
 PAIR_SAMPLES = 4_096  # uniformity looks at all pairs of these
@@ -35,7 +35,7 @@ def feature_std(features: Tensor) -> float:
 
     1 if directions are spread evenly, 0 if all are equal (arXiv 2011.10566 section 4.1).
     """
-    x = F.normalize(_wide(features), dim=1)
+    x = F.normalize(at_least_float32(features), dim=1)
     return float(x.std(0, correction=0).mean() * math.sqrt(x.shape[1]))
 
 
@@ -63,7 +63,7 @@ def uniformity(features: Tensor, t: float = 2.0) -> float:
 
     0 if all are equal; the lower, the more evenly the sphere is filled. At most PAIR_SAMPLES rows, spread evenly.
     """
-    x = F.normalize(_wide(thin(features, PAIR_SAMPLES)), dim=1)
+    x = F.normalize(at_least_float32(thin(features, PAIR_SAMPLES)), dim=1)
     with full_precision(x.device):
         near = torch.exp(-t * (2 - 2 * (x @ x.T)).clamp_(min=0))
     near.fill_diagonal_(0)
@@ -73,7 +73,8 @@ def uniformity(features: Tensor, t: float = 2.0) -> float:
 @torch.no_grad()
 def alignment(a: Tensor, b: Tensor) -> float:
     """Return the mean squared distance of unit-length partners a, b [n, F] (arXiv 2005.10242 eq. 3, alpha 2)."""
-    return float((F.normalize(_wide(a), dim=1) - F.normalize(_wide(b), dim=1)).square().sum(1).mean())
+    a, b = (F.normalize(at_least_float32(x), dim=1) for x in (a, b))
+    return float((a - b).square().sum(1).mean())
 
 
 def collapse_warning(measured: Mapping[str, float]) -> str | None:
@@ -95,7 +96,3 @@ def thin(x: Tensor, limit: int) -> Tensor:
     if len(x) <= limit:
         return x
     return x[torch.arange(limit, device=x.device) * len(x) // limit]
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.ops.precision import full_precision
+from unlabeled.ops.precision import at_least_float32, full_precision
 
 Search = Literal["torch", "faiss"]
 
@@ -85,7 +85,7 @@ def neighbors(bank: Tensor, queries: Tensor, k: int, search: Search = "torch") -
 
 
 def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)
+    return F.normalize(at_least_float32(x), dim=1)
 
 
 def _search(bank: Tensor, queries: Tensor, k: int, search: Search, own: Tensor | None = None,

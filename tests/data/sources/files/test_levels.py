@@ -20,7 +20,7 @@ from unlabeled.data.sources.base import CorruptSample, Pixels
 from unlabeled.data.sources.decode import decode
 from unlabeled.data.sources.files.levels import eight_bits
 from unlabeled.data.sources.open import open_source
-from unlabeled.data.stream import TrainStream
+from unlabeled.data.stream import BatchShare, TrainStream
 from unlabeled.engine.features import refuse_corrupt
 from unlabeled.errors import UserError
 
@@ -226,8 +226,7 @@ def test_levels_and_orientation_reach_streamed_shards(tmp_path: Path) -> None:
             "name": "far", "source": {"kind": "stream"}, "root": str(tmp_path), "levels": [0, 4095],
             "orientation": orientation, "splits": {"train": {"path": "x.tar", "samples": 1}}})
         source = open_source(card, "train", in_order=True)
-        stream = TrainStream(source, Stream((Whole(),)), name="train", seed=0, batch=1, rank=0, world=1,
-                             grad_accum=1, workers=0, updates_per_epoch=1)
+        stream = TrainStream(source, Stream((Whole(),)), BatchShare(1), name="train", seed=0, updates_per_epoch=1)
         ((batch,),) = stream.updates(0, 1)
         assert np.array_equal(batch.crops[0][0, 0].numpy(), expected[:4, :4])
 
@@ -262,8 +261,7 @@ def test_a_set_that_is_refused_as_a_whole_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none of 12 images is readable, the first: 0.tif: int32 .*levels: \[low"):
         opened("folder", tmp_path, in_memory=True)
     source, reason = opened("folder", tmp_path), r"\d+\.tif: int32 values from .* levels: \[low, high\]"
-    stream = TrainStream(source, Stream((Whole(),)), name="train", seed=0, batch=4, rank=0, world=1, grad_accum=1,
-                         workers=0, updates_per_epoch=3)
+    stream = TrainStream(source, Stream((Whole(),)), BatchShare(4), name="train", seed=0, updates_per_epoch=3)
     with pytest.raises(UserError, match=rf"10 samples in a row are unreadable, the last one {reason}$"):
         next(stream.updates(0, 1))
     parts = list(eval_batches(source, Whole(), 0, 1, 4))

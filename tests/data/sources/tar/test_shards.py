@@ -20,7 +20,7 @@ from unlabeled.data.sources.base import CorruptSample
 from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.tar import index as tar_index
 from unlabeled.data.sources.tar.shards import ShardSource, expand
-from unlabeled.data.stream import TrainStream
+from unlabeled.data.stream import BatchShare, TrainStream
 from unlabeled.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[4]
@@ -153,8 +153,8 @@ def test_a_damaged_image_in_a_shard_is_replaced_and_a_resume_repeats_it(tmp_path
             source.image(5)
 
         def run(start: int) -> list[tuple[list[int], list[str]]]:
-            stream = TrainStream(source, Stream((Corner(),)), name="train", seed=0, batch=5, rank=0, world=1,  # noqa: B023
-                                 grad_accum=1, workers=0, updates_per_epoch=2)
+            stream = TrainStream(source, Stream((Corner(),)), BatchShare(5), name="train", seed=0,  # noqa: B023
+                                 updates_per_epoch=2)
             return [(b.index.tolist(), b.corrupt) for (b,) in stream.updates(start, 6)]
 
         straight = run(0)
@@ -200,8 +200,7 @@ def test_real_cifar10_shards(tmp_path: Path) -> None:
     assert [(val.key(i), val.raw(i), int(val.labels[i])) for i in range(5000, 10000)] == theirs
     images = np.stack([source.image(i) for i in range(0, 50000, 25)]) / 255
     assert np.allclose(images.mean((0, 1, 2)), card.mean, atol=0.01)
-    stream = TrainStream(source, Stream((Corner(),)), name="train", seed=0, batch=256, rank=0, world=1, grad_accum=1,
-                         workers=0, updates_per_epoch=195)
+    stream = TrainStream(source, Stream((Corner(),)), BatchShare(256), name="train", seed=0, updates_per_epoch=195)
     (batch,) = next(stream.updates(100, 101))
     assert batch.crops[0].dtype == torch.uint8 and not batch.corrupt
 

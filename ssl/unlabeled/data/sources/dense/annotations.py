@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unlabeled.data.sources.base import Objects, Source
+from unlabeled.data.sources.base import Source
+from unlabeled.data.sources.truth import Objects
 from unlabeled.errors import UserError
+from unlabeled.ops.boxes import Edges
 
 _SMALLEST = 1e-5  # side of a box, pixels; smaller ones are no boxes (detectron2's threshold)
 _Named = TypeVar("_Named", bound=Hashable)
 
 
 @dataclass
-class Found:
+class ImageObjects:
     """What the annotations say of one image: its path, height and width, and its objects, a list per property."""
 
     path: str
@@ -28,7 +30,7 @@ class Found:
     difficult: list[bool] = field(default_factory=list)
     shapes: list[Any] = field(default_factory=list)
 
-    def add(self, box: Sequence[float], kind: int, area: float | None = None, *, crowd: bool = False,
+    def add(self, box: Edges[float], kind: int, area: float | None = None, *, crowd: bool = False,
             difficult: bool = False, shape: Any = None) -> bool:
         """Add an object, its box cut at the image's border; return whether anything was left of it.
 
@@ -61,11 +63,11 @@ def stated_size(height: Any, width: Any) -> tuple[int, int]:
 
 def twice(names: Iterable[_Named]) -> _Named | None:
     """Return the first name that comes a second time, None if all differ."""
-    seen: set[_Named] = set()
+    earlier: set[_Named] = set()
     for name in names:
-        if name in seen:
+        if name in earlier:
             return name
-        seen.add(name)
+        earlier.add(name)
     return None
 
 

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card
-from unlabeled.data.sources.base import Names, Objects, Source, digest
-from unlabeled.data.sources.dense.annotations import Found, read_names, stated_size, twice
+from unlabeled.data.sources.base import Source
+from unlabeled.data.sources.dense.annotations import ImageObjects, read_names, stated_size, twice
+from unlabeled.data.sources.fingerprint import Names, digest
 from unlabeled.data.sources.folder import FolderSource
+from unlabeled.data.sources.truth import Objects
 from unlabeled.errors import UserError
+from unlabeled.ops.boxes import Edges
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -27,24 +30,24 @@ class BoxedFolder(FolderSource):
     loader process. lacks_shape: which object has no mask; None if all have. Raises UserError if images are missing.
     """
 
-    def __init__(self, name: str, split: str, folder: Path, found: Sequence[Found], classes: Sequence[str],
+    def __init__(self, name: str, split: str, folder: Path, images: Sequence[ImageObjects], classes: Sequence[str],
                  dropped: int, *, lacks_shape: str | None) -> None:
-        super().__init__(name, split, folder, [each.path for each in found])
+        super().__init__(name, split, folder, [image.path for image in images])
         self.object_classes, self.dropped = list(classes), dropped
         self.has_shapes, self.lacks_shape = lacks_shape is None, lacks_shape or ""
         self._refuse_missing()
-        self._filled = np.array([not all(each.crowd) for each in found], bool)
-        self._records = Names(json.dumps(vars(each)) for each in found)
+        self._filled = np.array([not all(image.crowd) for image in images], bool)
+        self._records = Names(json.dumps(vars(image)) for image in images)
 
     def _refuse_missing(self) -> None:
-        there: dict[str, set[str]] = {}
+        names: dict[str, set[str]] = {}
         missing = []
         for i in range(len(self.paths)):
             parent, _, name = self.paths[i].rpartition("/")
-            if parent not in there:
+            if parent not in names:
                 beside = self.folder / parent
-                there[parent] = set(os.listdir(beside)) if beside.is_dir() else set()
-            if name not in there[parent]:
+                names[parent] = set(os.listdir(beside)) if beside.is_dir() else set()
+            if name not in names[parent]:
                 missing.append(self.paths[i])
         if missing:
             raise UserError(f"data card '{self.name}', split '{self.split}': {len(missing)} of {len(self.paths)} "
@@ -60,19 +63,19 @@ class BoxedFolder(FolderSource):
 
     def objects(self, index: int, *, masks: bool = False) -> Objects:
         """Return the objects of an image. Raises UserError for masks that cannot be read."""
-        found = Found(**json.loads(self._records[index]))
+        image = ImageObjects(**json.loads(self._records[index]))
         return Objects(
-            np.array(found.boxes, np.float32).reshape(-1, 4), np.array(found.kinds, np.int64),
-            np.array(found.areas, np.float32), np.array(found.crowd, bool), np.array(found.difficult, bool),
-            self._masks(found) if masks else None, (found.size[0], found.size[1]),
+            np.array(image.boxes, np.float32).reshape(-1, 4), np.array(image.kinds, np.int64),
+            np.array(image.areas, np.float32), np.array(image.crowd, bool), np.array(image.difficult, bool),
+            self._masks(image) if masks else None, (image.size[0], image.size[1]),
         )
 
-    def _masks(self, found: Found) -> np.ndarray:
+    def _masks(self, image: ImageObjects) -> np.ndarray:
         from pycocotools import mask
 
-        height, width = found.size
-        decoded = np.zeros((len(found.shapes), height, width), bool)
-        for i, shape in enumerate(found.shapes):
+        height, width = image.size
+        decoded = np.zeros((len(image.shapes), height, width), bool)
+        for i, shape in enumerate(image.shapes):
             try:
                 if isinstance(shape, list):  # polygons, which together are the object
                     shape = mask.merge(mask.frPyObjects(shape, height, width))
@@ -80,7 +83,7 @@ class BoxedFolder(FolderSource):
                     shape = mask.frPyObjects(shape, height, width)
                 decoded[i] = mask.decode(shape)
             except Exception as error:  # the library raises almost anything
-                raise UserError(f"data card '{self.name}': a mask of an object in {self.folder / found.path} cannot "
+                raise UserError(f"data card '{self.name}': a mask of an object in {self.folder / image.path} cannot "
                                 f"be read: {error}") from error
         return decoded
 
@@ -95,7 +98,7 @@ def open_voc(card: Card, split: str, root: str | None) -> Source:
     if card.classes is None:
         raise UserError(f"data card '{card.name}': source kind voc-boxes needs 'classes', the names in the annotations")
     numbers = {name: number for number, name in enumerate(card.classes)}
-    found: list[Found] = []
+    images: list[ImageObjects] = []
     dropped = 0
     for part in (card.splits[split].path or split).split("+"):
         year, _, listing = part.strip().partition("/")
@@ -104,39 +107,39 @@ def open_voc(card: Card, split: str, root: str | None) -> Source:
             raise UserError(f"data card '{card.name}', split '{split}': no file {names}; give the folder that holds "
                             "VOC2007 and the like with root=FOLDER (VOCdevkit)")
         for line in read_names(names):
-            each, lost = _read_voc(card.name, folder, year, line.split()[0], numbers)
-            found.append(each)
+            image, lost = _read_voc(card.name, folder, year, line.split()[0], numbers)
+            images.append(image)
             dropped += lost
-    again = twice(each.path for each in found)
+    again = twice(image.path for image in images)
     if again is not None:
         raise UserError(f"data card '{card.name}', split '{split}': its lists name {again} twice; the last of them is "
                         f"{names}")
-    return BoxedFolder(card.name, split, folder, found, card.classes, dropped,
+    return BoxedFolder(card.name, split, folder, images, card.classes, dropped,
                        lacks_shape="files of VOC hold boxes only")
 
 
-def _read_voc(card: str, folder: Path, year: str, name: str, numbers: dict[str, int]) -> tuple[Found, int]:
+def _read_voc(card: str, folder: Path, year: str, name: str, numbers: dict[str, int]) -> tuple[ImageObjects, int]:
     """Return the objects of one annotation file, and how many were left out."""
     path = folder / year / "Annotations" / f"{name}.xml"
     try:
         tree = ElementTree.parse(path).getroot()
         size = stated_size(float(_text(tree, "size/height")), float(_text(tree, "size/width")))
-        found, lost = Found(f"{year}/JPEGImages/{name}.jpg", size), 0
-        for each in tree.iter("object"):
-            kind = _text(each, "name")
+        image, dropped = ImageObjects(f"{year}/JPEGImages/{name}.jpg", size), 0
+        for entry in tree.iter("object"):
+            kind = _text(entry, "name")
             if kind not in numbers:
                 raise UserError(f"{path}: object of class '{kind:.60}', which data card '{card}' does not name "
                                 f"({len(numbers)} classes: {', '.join([*numbers][:5])}, ...)")
-            left, top, right, bottom = (float(_text(each, f"bndbox/{edge}")) for edge in _EDGES)
-            difficult = (each.findtext("difficult") or "0").strip()
+            left, top, right, bottom = (float(_text(entry, f"bndbox/{edge}")) for edge in _EDGES)
+            difficult = (entry.findtext("difficult") or "0").strip()
             if difficult not in ("0", "1"):
                 raise ValueError(f"difficult is '{difficult:.60}'; allowed: 0, 1")
-            lost += not found.add([left - 1, top - 1, right, bottom], numbers[kind], difficult=difficult == "1")
+            dropped += not image.add(Edges(left - 1, top - 1, right, bottom), numbers[kind], difficult=difficult == "1")
     except OSError as error:
         raise UserError(f"data card '{card}': annotation {path} cannot be read: {error.strerror or error}") from error
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
         raise UserError(f"data card '{card}': annotation {path} is damaged: {error}") from error
-    return found, lost
+    return image, dropped
 
 
 def _text(tree: ElementTree.Element, path: str) -> str:

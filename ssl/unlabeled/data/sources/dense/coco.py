@@ -10,10 +10,11 @@ from typing import Any
 
 from unlabeled.config.card import Card
 from unlabeled.data.sources.base import Source
-from unlabeled.data.sources.dense.annotations import Found, stated_size, twice
+from unlabeled.data.sources.dense.annotations import ImageObjects, stated_size, twice
 from unlabeled.data.sources.dense.boxes import BoxedFolder
 from unlabeled.data.sources.files.reading import reading
 from unlabeled.errors import UserError
+from unlabeled.ops.boxes import Edges
 
 _Id = int | str
 _LARGEST = 1e12  # area, square pixels
@@ -49,13 +50,13 @@ class _Notes:
     def categories(self) -> tuple[dict[_Id, int], list[str]]:
         """Return the place of the class of every category, by its number, and the names of the classes."""
         names: dict[_Id, str] = {}
-        for each in self._entries("categories"):
+        for entry in self._entries("categories"):
             try:
-                number, name = _id(each["id"]), each["name"]
+                number, name = _id(entry["id"]), entry["name"]
                 if not isinstance(name, str):
                     raise ValueError(f"its name is {name!r}")
             except (KeyError, TypeError, ValueError) as error:
-                raise self._wrong(error, "category", each) from error
+                raise self._wrong(error, "category", entry) from error
             if number in names or name in names.values():
                 raise UserError(f"{self.path}: category {number}, '{name}', comes twice; numbers and names must differ")
             names[number] = name
@@ -67,46 +68,46 @@ class _Notes:
                             f"({len(classes)} classes: {', '.join(classes[:5])}, ...)")
         return {number: classes.index(name) for number, name in names.items()}, classes
 
-    def images(self, part: str) -> dict[_Id, Found]:
+    def images(self, part: str) -> dict[_Id, ImageObjects]:
         """Return the images in the order of their numbers, still without objects."""
-        found: dict[_Id, Found] = {}
-        for each in self._entries("images"):
+        by_id: dict[_Id, ImageObjects] = {}
+        for entry in self._entries("images"):
             try:
-                number, name = _id(each["id"]), each["file_name"]
+                number, name = _id(entry["id"]), entry["file_name"]
                 if not isinstance(name, str) or not os.fsencode(name):
                     raise ValueError(f"its file_name is {name!r}")
-                size = stated_size(each["height"], each["width"])
+                size = stated_size(entry["height"], entry["width"])
             except (KeyError, TypeError, ValueError) as error:
-                raise self._wrong(error, "image", each) from error
-            if number in found:
-                raise UserError(f"{self.path}: images {found[number].path} and {part}/{name} have the same id "
+                raise self._wrong(error, "image", entry) from error
+            if number in by_id:
+                raise UserError(f"{self.path}: images {by_id[number].path} and {part}/{name} have the same id "
                                 f"{number}; every image needs its own")
-            found[number] = Found(f"{part}/{name}", size)
-        again = twice(os.path.normpath(each.path) for each in found.values())
+            by_id[number] = ImageObjects(f"{part}/{name}", size)
+        again = twice(os.path.normpath(entry.path) for entry in by_id.values())
         if again is not None:
             raise UserError(f"{self.path}: two images are {again}; join their annotations under one id")
-        return {number: found[number] for number in self._sorted(found)}
+        return {number: by_id[number] for number in self._sorted(by_id)}
 
-    def add_to(self, images: dict[_Id, Found], numbers: dict[_Id, int]) -> tuple[int, str | None]:
+    def add_to(self, images: dict[_Id, ImageObjects], numbers: dict[_Id, int]) -> tuple[int, str | None]:
         """Add the annotations to their images.
 
         Returns how many enclose nothing and are dropped, and the first one without a usable mask, None if all have one.
         """
         dropped, lacking = 0, None
-        for each in self._entries("annotations"):
+        for entry in self._entries("annotations"):
             try:
-                image, kind = images.get(_id(each["image_id"])), numbers.get(_id(each["category_id"]))
+                image, kind = images.get(_id(entry["image_id"])), numbers.get(_id(entry["category_id"]))
                 if image is None or kind is None:
-                    what = f"image {each['image_id']!r}" if image is None else f"category {each['category_id']!r}"
+                    what = f"image {entry['image_id']!r}" if image is None else f"category {entry['category_id']!r}"
                     raise ValueError(f"it belongs to {what}, which the file does not hold")
-                shape, reason = _shape(each.get("segmentation"), image.size)
-                kept = shape != [] and image.add(_edges(each["bbox"]), kind, _area(each.get("area")),
-                                                 crowd=_crowd(each.get("iscrowd")), shape=shape)
+                shape, reason = _shape(entry.get("segmentation"), image.size)
+                has_area = shape != [] and image.add(_edges(entry["bbox"]), kind, _area(entry.get("area")),
+                                                     crowd=_crowd(entry.get("iscrowd")), shape=shape)
             except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise self._wrong(error, "annotation", each) from error
-            dropped += not kept
-            if kept and shape is None and lacking is None:
-                lacking = f"{self.path}, annotation {each.get('id')!r}: {reason}"
+                raise self._wrong(error, "annotation", entry) from error
+            dropped += not has_area
+            if has_area and shape is None and lacking is None:
+                lacking = f"{self.path}, annotation {entry.get('id')!r}: {reason}"
         return dropped, lacking
 
     def _entries(self, kind: str) -> list[Any]:
@@ -140,11 +141,11 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _edges(box: Any) -> list[float]:
+def _edges(box: Any) -> Edges[float]:
     if not isinstance(box, list) or len(box) != 4 or not all(_number(edge) for edge in box):
         raise ValueError(f"the bbox {box!r}, which should be [left, top, width, height]")
     left, top, width, height = box
-    return [left, top, left + width, top + height]
+    return Edges(left, top, left + width, top + height)
 
 
 def _area(value: Any) -> float | None:
@@ -159,30 +160,30 @@ def _crowd(value: Any) -> bool:
     return bool(value)
 
 
-def _shape(given: Any, size: tuple[int, int]) -> tuple[Any, str]:
+def _shape(value: Any, size: tuple[int, int]) -> tuple[Any, str]:
     """Return a mask as pycocotools takes it, [] if it encloses nothing, or None and the reason if there is none."""
-    if isinstance(given, dict):
-        return _runs(given, size)
-    if not isinstance(given, list) or not any(given):
+    if isinstance(value, dict):
+        return _runs(value, size)
+    if not isinstance(value, list) or not any(value):
         return None, "no segmentation"
-    if not all(isinstance(polygon, list) for polygon in given):
+    if not all(isinstance(polygon, list) for polygon in value):
         return None, "its segmentation is no list of polygons"
     reach = 2 * max(size)  # farther ones are in other units, and filling them would take memory without end
-    for polygon in given:
+    for polygon in value:
         try:
             if polygon and not (math.isfinite(sum(polygon)) and -reach <= min(polygon) and max(polygon) <= 2 * reach):
                 return None, "a polygon that lies outside of its image"
         except (TypeError, OverflowError):
             return None, "a polygon that holds other things than numbers"
-    return [polygon for polygon in given if len(polygon) >= 6 and len(polygon) % 2 == 0], ""
+    return [polygon for polygon in value if len(polygon) >= 6 and len(polygon) % 2 == 0], ""
 
 
-def _runs(given: dict[str, Any], size: tuple[int, int]) -> tuple[Any, str]:
-    counts = given.get("counts")
+def _runs(value: dict[str, Any], size: tuple[int, int]) -> tuple[Any, str]:
+    counts = value.get("counts")
     if not counts or not isinstance(counts, list | str):
         return None, "no run lengths in its segmentation"
-    if given.get("size") != list(size):
-        return None, f"its mask is for an image of {given.get('size')}, which is {list(size)}"
+    if value.get("size") != list(size):
+        return None, f"its mask is for an image of {value.get('size')}, which is {list(size)}"
     if isinstance(counts, list) and (not all(type(run) is int and run >= 0 for run in counts)
                                      or sum(counts) != size[0] * size[1]):
         return None, "its run lengths do not fill the image"

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from unlabeled.config.card import Card, VocMasks
-from unlabeled.data.sources.base import Names, Source
+from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.decode import decode_numbers
 from unlabeled.data.sources.dense.annotations import read_names, refuse_size
+from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.folder import FolderSource
 from unlabeled.errors import UserError
 
@@ -101,12 +102,12 @@ def open_cityscapes(card: Card, split: str, root: str | None) -> Source:
     folder, part = card.folder(root), card.splits[split].path or split
     images = folder / "leftImg8bit" / part
     ending = "_leftImg8bit.png"
-    found = sorted(path.relative_to(images).as_posix() for path in images.glob(f"*/*{ending}"))
-    if not found:
+    names = sorted(path.relative_to(images).as_posix() for path in images.glob(f"*/*{ending}"))
+    if not names:
         raise UserError(f"data card '{card.name}', split '{split}': no files {images}/CITY/*{ending}; give the folder "
                         "that holds leftImg8bit and gtFine with root=FOLDER")
     paths = [(f"leftImg8bit/{part}/{name}", f"gtFine/{part}/{name.removesuffix(ending)}_gtFine_labelIds.png")
-             for name in found]
+             for name in names]
     places = {number: place for place, number in enumerate(CITYSCAPES)}
     numbers = {n: places.get(n, IGNORED) for n in (*range(_CITYSCAPES_IDS), IGNORED)}
     return MaskedFolder(card.name, split, folder, paths, list(CITYSCAPES.values()), numbers)

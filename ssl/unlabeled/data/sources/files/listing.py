@@ -30,19 +30,19 @@ def scan(folder: Path) -> list[str]:
     """
     check_folder(folder)
     passed: Counter[str] = Counter()
-    found = sorted(_walk(os.fspath(folder), passed))
+    paths = sorted(_walk(os.fspath(folder), passed))
     total, endings = sum(passed.values()), {name for name in passed if name.startswith(".")}
     largest_first = sorted(passed.items(), key=lambda item: (-item[1], item[0]))
     counts = ", ".join(f"{count} {name}" for name, count in largest_first)
     counts += cure(endings)
-    if not found:
+    if not paths:
         known = ", ".join(EXTENSIONS[:4])
         raise UserError(f"{folder} holds no images (looked at every depth for {known} and {len(EXTENSIONS) - 4} more "
                         f"endings){f'; passed over: {counts}' if passed else ''}")
     if passed:
-        plural, others = "s" * (len(found) > 1), "s" * (total > 1)
-        say_once(f"{folder}: {len(found)} image{plural}; passed over {total} other file{others}: {counts}")
-    return found
+        plural, others = "s" * (len(paths) > 1), "s" * (total > 1)
+        say_once(f"{folder}: {len(paths)} image{plural}; passed over {total} other file{others}: {counts}")
+    return paths
 
 
 def check_folder(folder: Path) -> None:
@@ -86,16 +86,16 @@ def _walk(root: str, passed: Counter[str], links: bool = True) -> Iterator[str]:
 
     Folders that are no links come first, so that a path does not depend on where links are.
     """
-    seen = {_identity(os.stat(above)) for above in (root, *map(str, Path(os.path.realpath(root)).parents))}
+    folders_above = {_identity(os.stat(above)) for above in (root, *map(str, Path(os.path.realpath(root)).parents))}
     real, linked = [("", root)], list[tuple[str, str]]()
     while real or linked:
         prefix, path = real.pop() if real else heapq.heappop(linked)
         try:
             if prefix:
                 identity = _identity(os.stat(path))
-                if identity in seen or _is_run(path):
+                if identity in folders_above or _is_run(path):
                     continue
-                seen.add(identity)
+                folders_above.add(identity)
             with os.scandir(path) as entries:
                 for entry in entries:
                     if _is_leftover(entry.name):

@@ -25,15 +25,15 @@ def read_mat(path: Path, *names: str) -> dict[str, np.ndarray]:
     if len(data) < _HEADER or bytes(data[126:128]) not in (b"IM", b"MI"):
         raise ValueError("it is no MATLAB file of version 5")
     order = "<" if bytes(data[126:128]) == b"IM" else ">"
-    found = {}
+    arrays = {}
     for kind, content in _elements(data[_HEADER:], order, padded=False):
         if kind == _COMPRESSED:
             kind, content = _decompressed(content, order)
         if kind == _MATRIX:
             name, array = _matrix(content, order, names)
             if array is not None:
-                found[name] = array
-    return found
+                arrays[name] = array
+    return arrays
 
 
 def _elements(data: memoryview, order: str, padded: bool = True) -> Iterator[tuple[int, memoryview]]:

@@ -11,8 +11,8 @@ from typing import IO
 
 import numpy as np
 
-from unlabeled.data.sources.base import Names
 from unlabeled.data.sources.files.kept import keep, places
+from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.labels import read_label
 from unlabeled.data.sources.tar.members import Truncated, files, grouped, no_target, place, split
 from unlabeled.errors import UserError
@@ -77,14 +77,14 @@ def make_index(tar: Path, label: str | None) -> TarIndex:
         except Truncated as error:
             raise UserError(f"shard {tar} is truncated at byte {len(data)}: {error}; copy it again") from error
         fields = sorted({field for sample in samples for field in sample})
-        table = np.full((len(samples), len(fields), 2), -1, np.int64)
+        offsets, sizes = (np.full((len(samples), len(fields)), -1, np.int64) for _ in range(2))
         for column, field in enumerate(fields):
             for row, sample in enumerate(samples):
                 if field in sample:
-                    table[row, column] = sample[field]
+                    offsets[row, column], sizes[row, column] = sample[field]
         labels = None if label is None else np.array(
             [_label(data, sample, label, tar, key) for key, sample in zip(keys, samples, strict=True)], np.int64)
-    return TarIndex(Names(keys), fields, table[..., 0].copy(), table[..., 1].copy(), labels)
+    return TarIndex(Names(keys), fields, offsets, sizes, labels)
 
 
 class _Mapped:
@@ -134,11 +134,11 @@ def _label(data: mmap.mmap, sample: dict[str, tuple[int, int]], rule: str, tar: 
 
 def _read(place: Path, stamp: str) -> TarIndex | None:
     try:
-        with np.load(place, allow_pickle=False) as saved:
-            if str(saved["stamp"]) != stamp:
+        with np.load(place, allow_pickle=False) as archive:
+            if str(archive["stamp"]) != stamp:
                 return None
-            return TarIndex(Names.from_buffers(saved["keys"].tobytes(), saved["ends"]), list(saved["fields"]),
-                            saved["offsets"], saved["sizes"], saved.get("labels"))
+            return TarIndex(Names.from_buffers(archive["keys"].tobytes(), archive["ends"]), list(archive["fields"]),
+                            archive["offsets"], archive["sizes"], archive.get("labels"))
     except Exception:  # missing, or damaged, for which NumPy raises almost anything: the headers are read again
         return None
 

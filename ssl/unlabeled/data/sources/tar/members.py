@@ -238,10 +238,10 @@ def _pax(text: bytes, shard: str, at: int) -> Iterator[tuple[str, str]]:
     """Yield key and value of the records LENGTH KEY=VALUE of a PAX header."""
     first = 0
     while first < len(text):
-        found = _RECORD.match(text, first)
-        end = first + int(found[1]) if found else 0
-        if found is None or not found.end() < end <= len(text) or text[end - 1] != ord("\n"):
+        record = _RECORD.match(text, first)
+        end = first + int(record[1]) if record else 0
+        if record is None or not record.end() < end <= len(text) or text[end - 1] != ord("\n"):
             raise UserError(f"{shard} is damaged: no PAX record at byte {at}; copy it again")
-        value = text[found.end() : end - 1]
-        yield found[2].decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape")
+        value = text[record.end() : end - 1]
+        yield record[2].decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape")
         first = end

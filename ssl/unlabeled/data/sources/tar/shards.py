@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.card import Card, Shards
-from unlabeled.data.sources.base import CorruptSample, Names, Source, unreadable
+from unlabeled.data.sources.base import CorruptSample, Source, unreadable
 from unlabeled.data.sources.decode import decode
+from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.tar.index import TarIndex, load_index
 from unlabeled.errors import UserError
 
@@ -29,20 +30,20 @@ class ShardSource(Source):
         indexes = [load_index(tar, label) for tar in tars]
         self._keys = [index.keys for index in indexes]
         self._starts = np.cumsum([0, *(len(keys) for keys in self._keys)])
-        where = []
+        parts = []
         for tar, index in zip(tars, indexes, strict=True):
             columns = [index.fields.index(field) for field in image if field in index.fields]
-            spot = np.full((len(index.keys), 2), -1, np.int64)
+            offsets, sizes = np.full((2, len(index.keys)), -1, np.int64)
             for column in reversed(columns):
                 has = index.offsets[:, column] >= 0
-                spot[has] = np.stack([index.offsets[has, column], index.sizes[has, column]], axis=1)
-            lacking = np.flatnonzero(spot[:, 0] < 0)
+                offsets[has], sizes[has] = index.offsets[has, column], index.sizes[has, column]
+            lacking = np.flatnonzero(offsets < 0)
             if len(lacking):
                 raise UserError(f"shard {tar}, sample {index.keys[int(lacking[0])]}: no image member "
                                 f"({', '.join(image)}); the shard has: {', '.join(index.fields)}")
-            where.append(spot)
-        self._where = np.concatenate(where)
-        if not len(self._where):
+            parts.append((offsets, sizes))
+        self._offsets, self._sizes = (np.concatenate(column) for column in zip(*parts, strict=True))
+        if not len(self._offsets):
             raise UserError(f"the {len(tars)} shards of data card '{name}', split '{split}', hold no samples; "
                             f"the first is {tars[0]}")
         if label is not None:
@@ -51,7 +52,7 @@ class ShardSource(Source):
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._offsets)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict()}
@@ -68,12 +69,12 @@ class ShardSource(Source):
     def spots(self) -> list[tuple[int, int]]:
         """Return where every image stands: the place of its shard in `tars`, and its first byte there."""
         shards = np.repeat(np.arange(len(self.tars)), np.diff(self._starts))
-        return list(zip(shards.tolist(), self._where[:, 0].tolist(), strict=True))
+        return list(zip(shards.tolist(), self._offsets.tolist(), strict=True))
 
     def raw(self, index: int) -> bytes:
         """Return the bytes of the image member. Raises CorruptSample."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        offset, size = self._where[index].tolist()
+        offset, size = int(self._offsets[index]), int(self._sizes[index])
         try:
             data = os.pread(self._descriptor(shard), size, offset)
         except OSError as error:
@@ -96,7 +97,7 @@ class ShardSource(Source):
 
     def traces(self) -> np.ndarray:
         """Return the sizes of the image members."""
-        return np.ascontiguousarray(self._where[:, 1])
+        return self._sizes
 
     def made_of(self) -> tuple[Path, list[tuple[str, int, int]]]:
         """Return the folder of the first shard and all shards."""
@@ -124,16 +125,16 @@ def _labels(tar: Path, index: TarIndex, classes: list[str] | None) -> np.ndarray
 
 def expand(pattern: str) -> list[str]:
     """Write out the braces of a pattern as a shell does: {000..011} counts, zeros kept, and {a,b} lists; {x} stays."""
-    found = re.search(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}", pattern)
-    if found is None:
+    braces = re.search(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}", pattern)
+    if braces is None:
         return [pattern]
-    count = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    count = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
     if count:
         first, last = count.groups()
         choices = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
     else:
-        choices = found[1].split(",")
-    return [name for choice in choices for name in expand(pattern[: found.start()] + choice + pattern[found.end() :])]
+        choices = braces[1].split(",")
+    return [name for choice in choices for name in expand(pattern[: braces.start()] + choice + pattern[braces.end() :])]
 
 
 def open_shards(card: Card, split: str, root: str | None) -> Source:

@@ -82,25 +82,25 @@ def _targets(url: str) -> frozenset[str]:
 
 def _contents(url: str) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of the files that make samples; the end comes only when it is sure that all was read."""
-    wanted = _TARGETS.get(url, frozenset())
-    kept: dict[str, bytes] = {}
+    targets = _TARGETS.get(url, frozenset())
+    contents: dict[str, bytes] = {}
     with _opened(url) as stream:
         for file in files(stream, url):
             name = place(file.name)
             if file.link is None:
-                if split(file.name) is None and name not in wanted:
+                if split(file.name) is None and name not in targets:
                     continue
                 content = exactly(stream, file.size)
-            elif file.link in kept:
-                content = kept[file.link]
+            elif file.link in contents:
+                content = contents[file.link]
             elif split(file.name) is None:
                 continue
-            elif file.link in wanted:
+            elif file.link in targets:
                 raise no_target(url, file)
             else:
                 raise _LinkMet
-            if name in wanted:
-                kept[name] = content
+            if name in targets:
+                contents[name] = content
             yield file.name, content
 
 

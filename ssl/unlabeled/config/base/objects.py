@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, TypeGuard, get_type_hints
 
-from unlabeled.config.yaml.explain import did_you_mean
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, did_you_mean, nearest
 
 
 def is_dotted(name: object) -> TypeGuard[str]:
@@ -23,7 +22,7 @@ def load_object(name: str, table: Mapping[str, str] | None = None) -> Any:
     if not module or not attribute:
         raise UserError(f"'{path}' is not of the form module:object")
     try:
-        found = import_module(module)
+        holder = import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             raise UserError(f"'{path}' cannot be imported: there is no module '{error.name}'; install it, or put its "
@@ -36,11 +35,11 @@ def load_object(name: str, table: Mapping[str, str] | None = None) -> Any:
         said = (str(error).strip() or "no reason given").splitlines()[0]
         raise UserError(f"'{path}' cannot be imported: {module} raises {type(error).__name__}: {said}") from error
     try:
-        return getattr(found, attribute)
+        return getattr(holder, attribute)
     except AttributeError as error:
-        names = [key for key in vars(found) if not key.startswith("_")]
-        raise UserError(f"'{path}' cannot be imported: {module} has no '{attribute}'. {did_you_mean(attribute, names)}"
-                        ) from error
+        names = [key for key in vars(holder) if not key.startswith("_")]
+        raise UserError(f"'{path}' cannot be imported: {module} has no '{attribute}'."
+                        + did_you_mean(nearest(attribute, names), f"Known: {', '.join(names)}")) from error
 
 
 def refuse_unknown_options(key: str, called: Any, name: str, options: Mapping[str, Any]) -> None:
@@ -54,7 +53,8 @@ def refuse_unknown_options(key: str, called: Any, name: str, options: Mapping[st
     known = [parameter.name for parameter in parameters]
     for option in options:
         if option not in known:
-            raise UserError(f"{key}.{option}: '{name}' has no such option. {did_you_mean(option, known)}")
+            raise UserError(f"{key}.{option}: '{name}' has no such option."
+                            + did_you_mean(nearest(option, known), f"Known: {', '.join(known)}"))
 
 
 def settings_of(name: str, base: type) -> Any:
@@ -65,10 +65,10 @@ def settings_of(name: str, base: type) -> Any:
     called = load_object(name)
     try:
         first = next(iter(inspect.signature(called).parameters))
-        found = get_type_hints(called)[first]
+        settings = get_type_hints(called)[first]
     except (TypeError, ValueError, NameError, KeyError, StopIteration):
-        found = None
-    if not (isinstance(found, type) and issubclass(found, base)):
+        settings = None
+    if not (isinstance(settings, type) and issubclass(settings, base)):
         raise UserError(f"'{name}' must be a function whose first argument has the type of its settings, a class below "
                         f"{base.__module__}.{base.__name__}")
-    return found
+    return settings
