@@ -144,7 +144,6 @@ class Updater:
         parts = [self.views(update, micro, batch) for micro, batch in enumerate(micros)]
         counts = counts_per_part([self.method.counts(views) for views in parts])
         for micro, views in enumerate(parts):
-            seed_everything(self.seed, "forward", update, micro, rank())  # dropout draws from them
             last = micro == len(micros) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 losses = self.model(views, make_step(self.plan, update, micro, self.seed, rank(), counts))

@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unlabeled.config.base.objects import load_object
 from unlabeled.config.files import find
 from unlabeled.config.marks import Mark, marked
 from unlabeled.config.protocols.dense import Dense
@@ -265,8 +265,7 @@ def _run(cfg: Protocol, features: dict[str, Pair], splits: Splits, device: torch
 
 
 def _runner(cfg: Protocol) -> Callable[..., Any]:
-    module, _, function = PROTOCOLS[cfg.protocol].partition(":")
-    runner: Callable[..., Any] = getattr(import_module(module), function)
+    runner: Callable[..., Any] = load_object(cfg.protocol, PROTOCOLS)
     return runner
 
 
