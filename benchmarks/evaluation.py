@@ -1,8 +1,10 @@
-"""Evaluation on cached features: nearest neighbours beside their matrix product, and seven probes at once."""
+"""Evaluation: extraction beside the network alone, nearest neighbours beside their product, seven probes at once."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from functools import partial
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure
+from benchmarks.extraction import extraction
 from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.protocols.vectors import Linear
@@ -20,7 +23,8 @@ from unlabeled.evaluation.vectors.linear import Probe, fit, predict
 from unlabeled.evaluation.vectors.scores import Scale, accuracy
 from unlabeled.ops.measures import knn
 
-QUESTION = "what do kNN and the linear probe cost, beside the least they could and beside doing it plainly?"
+QUESTION = ("what do extraction, kNN and the linear probe cost, beside the least they could and beside doing it "
+            "plainly?")
 KNN_BAR, PROBE_BAR, ACCURACY_BAR = 1.8, 0.2, 0.2
 WIDTH, K, TEMPERATURE, CLASSES = 512, 200, 0.07, 10
 EPOCHS, IMAGES = 30, 256  # of the plain probes
@@ -29,14 +33,17 @@ Split = tuple[Tensor, Tensor]
 
 
 def main(words: list[str] | None = None) -> int:
-    """Measure both."""
+    """Measure all of it, or the parts that are named."""
     given = _arguments(words)
     measure.one_thread()
-    report = measure.Report("evaluation", "Evaluation on cached features", QUESTION, ["faiss-cpu", "scikit-learn"])
-    train, test, about = features(given.quick)
-    report.say(f"Features: {about}.")
-    _neighbours(report, given, train, test)
-    _probes(report, given, train, test)
+    report = measure.Report("evaluation", "Evaluation", QUESTION, ["faiss-cpu", "scikit-learn"])
+    with contextlib.redirect_stdout(io.StringIO()):  # what the product says meanwhile is no part of the report
+        extraction(report, given)
+        if given.only is None:
+            train, test, about = features(given.quick)
+            report.say(f"Features: {about}.")
+            _neighbours(report, given, train, test)
+            _probes(report, given, train, test)
     report.finish(given.out)
     return 0
 
@@ -44,6 +51,7 @@ def main(words: list[str] | None = None) -> int:
 def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = measure.arguments("evaluation", QUESTION, repeats=5)
     parser.add_argument("--queries", type=int, default=2000, help="of the nearest neighbours (default 2000)")
+    parser.add_argument("--only", choices=["extraction"], help="leave the others out")
     return parser.parse_args(words)
 
 

@@ -137,7 +137,7 @@ class Report:
         self.closing = [
             "",
             f"- Command: `{' '.join([*malloc, command])}`",
-            f"- Machine: {machine()}; one thread; load when it ended: {os.getloadavg()[0]:.1f}",
+            f"- Machine: {machine()}; {_threads()}; load when it ended: {os.getloadavg()[0]:.1f}",
             f"- Versions: {versions(*packages)}",
         ]
 
@@ -164,6 +164,11 @@ def bar(value: float, at_most: float | None = None, at_least: float | None = Non
         return f"<= {at_most:g}{unit}: {'met' if value <= at_most else 'missed'}"
     assert at_least is not None
     return f">= {at_least:g}{unit}: {'met' if value >= at_least else 'missed'}"
+
+
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return "one thread" if count == 1 else f"{count} threads"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -48,6 +48,12 @@ _PIXPRO = [
     "method.crop={kind: resized, size: 32, area: [0.3, 1.0]}",
 ]
 
+# random depth and dropout of a ViT of two blocks, whose tokens are rows of 4
+DROPS = (
+    "{name: vit_tiny_patch16_224, options: {img_size: 8, patch_size: 4, depth: 2, embed_dim: 8, num_heads: 1, "
+    "global_pool: avg, class_token: false, drop_path_rate: 0.5, proj_drop_rate: 0.3, pos_drop_rate: 0.2}}"
+)
+
 # method -> variants, each a recipe and overrides; together the variants use every part of the method
 TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
     "distil": {
@@ -69,6 +75,10 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
                 "method={name: finetune, crop: {kind: padded, size: 8}, layer_decay: 0.7, randaugment: {}, "
                 "erasing: 0.5, smoothing: 0.1}",
             ],
+        ),
+        "drops": (
+            "cifar10/rotnet-cpu",
+            [*_DIGITS, "method={name: finetune, crop: {kind: padded, size: 8}}", f"backbone={DROPS}"],
         ),
     },
     "pixpro": {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -51,3 +53,23 @@ def test_turns_are_taken_and_every_second_round_runs_backwards():
     assert "".join(said) == "BbAa" + "AaBb" + "BbAa" + "AaBb"
     assert measure.ratio([2.0, 6.0, 4.0], [1.0, 1.0, 2.0]) == 2.0
     assert measure.bar(1.0, at_most=1.08) == "<= 1.08: met" and measure.bar(7.9, at_least=8) == ">= 8: missed"
+
+
+@pytest.mark.slow
+def test_a_day_on_a_gpu_keeps_its_results_and_fails_with_its_tests(tmp_path, monkeypatch, capsys):
+    day = import_module("benchmarks.gpu_day")
+    assert day.main(["part=speeed"]) == 2 and "settings are part=tests" in capsys.readouterr().err
+    assert day.main(["quick=true", f"out={tmp_path}"]) == 0, capsys.readouterr().out
+    text = (tmp_path / "gpu.md").read_text()
+    assert capsys.readouterr().out.strip() == text.strip() and str(tmp_path) not in text and str(ROOT) not in text
+    parts = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("tests", "speed", "train")}
+    assert all(part["good"] for part in parts.values())
+    assert ["tests passed", "2", "all: met"] in parts["tests"]["rows"]
+    assert any(row[0] == "32 px, end to end" for row in parts["speed"]["rows"])
+    assert re.search(r"\| train \| knn20@.07 \| [\d.]+, untrained [\d.]+, pixels [\d.]+, chance [\d.]+ % \|", text)
+    monkeypatch.setitem(day.PARTS, "speed", lambda day, result: day.run(result, ["-c", "while True: pass"], "log", 0.5))
+    assert day.main(["part=speed", f"out={tmp_path}"]) == 1, "what hangs is ended, and said"
+    assert "| speed | log | ended after 1 s | missed |" in capsys.readouterr().out
+    said = "tests/gpu/a.py::b[x y] PASSED [ 1%]\n[gw0] [ 2%] FAILED tests/gpu/a.py::c \ntests/gpu/a.py::d SKIPPED (no)"
+    assert day.outcomes(said) == {"tests/gpu/a.py::b[x y]": "PASSED", "tests/gpu/a.py::c": "FAILED",
+                                  "tests/gpu/a.py::d": "SKIPPED"}

@@ -42,6 +42,14 @@ def test_nothing_ends_it_where_nothing_can_be_said(to: str) -> None:
     assert shell(f"{PRINT} {to}") == (0, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_is_opened_next_does_not_take_the_place_of_a_closed_stream(closed: str, tmp_path: Path) -> None:
+    code = ("import sys; from unlabeled.cli.output import safe_streams; safe_streams(strict=False); "
+            "file = open(sys.argv[1], 'w'); print('out', flush=True); print('error', file=sys.stderr)")
+    shell(f'{sys.executable} -c "{code}" {tmp_path / "file"} {closed}')
+    assert (tmp_path / "file").read_text() == ""
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252"])
 def test_every_name_can_be_printed(encoding: str) -> None:
     code, error = shell(f"{PRINT} >&2", PYTHONIOENCODING=encoding)
@@ -82,6 +90,7 @@ def test_a_terminal_that_is_closed_holds_nothing_up() -> None:
     ("recipes > /dev/full", 2, "cannot write to standard output: No space left on device\n"),
     ("recipes > /dev/full 2>&-", 2, ""),
     ("--help | true", 0, ""),
+    ("recipes nonsense 2>/dev/full", 2, ""),
 ])  # fmt: skip
 def test_a_command_that_only_prints_says_when_it_cannot(line: str, code: int, said: str) -> None:
     assert shell(f"{MAIN} {line}") == (code, said)

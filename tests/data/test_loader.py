@@ -101,6 +101,36 @@ def test_a_process_in_trouble_is_replaced_and_nothing_is_lost(
         os.kill(troubled, 0)
 
 
+class Often:
+    """Ends at 3 and at 7, where the process that takes its place does it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def make(self, unit: int) -> int:
+        mark = self.folder / f"at-{unit}"
+        if unit in (3, 7) and not mark.exists():
+            mark.touch()
+            leave()
+        return unit * unit
+
+
+@pytest.mark.filterwarnings("ignore:.*is started anew")
+def test_a_process_is_replaced_as_often_as_the_new_one_delivers(tmp_path: Path) -> None:
+    assert list(batches(Often(tmp_path), range(9), 1, patience=9)) == [n * n for n in range(9)]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+class Slow:
+    def make(self, unit: int) -> int:
+        time.sleep(0.3)
+        return unit
+
+
+def test_without_patience_nobody_is_given_up(recwarn: pytest.WarningsRecorder) -> None:
+    assert list(batches(Slow(), range(2), 1, patience=0)) == [0, 1] and not recwarn.list
+
+
 @pytest.mark.filterwarnings("ignore:.*is started anew")
 @pytest.mark.parametrize(("trouble", "said"), [
     (hang, "gave nothing for 1 s"), (stop, "is stopped"), (killed, "was killed"), (no_descriptors, "Too many open"),

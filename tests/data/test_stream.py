@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.data.toys import Corner, Numbered
+from tests.data.toys import Corner, Numbered, Whole
 
 from unlabeled.data.batch import Batch, Stream
+from unlabeled.data.order import Order
 from unlabeled.data.sources.base import Source
 from unlabeled.data.stream import BatchShare, Reading, TrainStream
 from unlabeled.errors import UserError
+from unlabeled.ops.random import permutation
 
 STREAM = Stream((Corner(), Corner()), labels=True)
 
@@ -155,3 +157,42 @@ def test_wrong_numbers_are_answered_with_the_cure() -> None:
 def test_positions_are_absolute() -> None:
     stream = make(Numbered(50), rank=1, world=2, accum=3)
     assert np.array_equal(stream.unit(4 + 2, 1).positions, np.arange(24 + 6, 24 + 8))
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_index_and_label_of_a_substitute_are_those_of_its_pixels(in_memory: bool) -> None:
+    source = Numbered(30, bad=tuple(range(0, 30, 2)), in_memory=in_memory)
+    stream = TrainStream(source, Stream((Whole(),), labels=True), name="train", seed=3, batch=12, rank=0, world=1,
+                         grad_accum=1, workers=0, updates_per_epoch=2)
+    stood_in = 0
+    for (batch,) in stream.updates(0, 4):
+        stood_in += len(batch.corrupt)
+        for crop, index, label in zip(batch.crops[0], batch.index.tolist(), batch.label.tolist(), strict=True):
+            pixels = Numbered(30).image(index)[:4, :4].transpose(2, 0, 1)
+            assert np.array_equal(crop.numpy(), pixels) and label == index % 7 and index not in source.bad
+    assert stood_in > 10
+
+
+def test_a_position_has_another_box_in_every_epoch_and_crop() -> None:
+    """One image, so that only the position, the epoch and the crop can tell boxes apart."""
+    stream = TrainStream(Numbered(1), STREAM, name="train", seed=3, batch=40, rank=0, world=1, grad_accum=1, workers=0,
+                         updates_per_epoch=1)
+    first, second = (micro for (micro,) in stream.updates(0, 2))
+    boxes = [box for batch in (first, second) for box in batch.boxes]
+    for i, one in enumerate(boxes):
+        assert len(one.unique(dim=0)) > 15, "positions differ"
+        assert all((one != other).any(1).float().mean() > 0.8 for other in boxes[i + 1 :])
+
+
+def test_a_substitute_is_another_one_after_every_attempt_and_in_every_epoch() -> None:
+    order = Order(10_000, 3, "train")
+    drawn = {order.substitute(epoch, position, attempt)
+             for epoch in range(4) for position in range(4) for attempt in range(4)}
+    assert len(drawn) > 60
+
+
+def test_positions_of_an_epoch_are_places_in_its_permutations() -> None:
+    order = Order(10, 3, "train")
+    whole = [permutation(10, 3, "train", "order", 1), permutation(10, 3, "train", "order", 1, 1)]
+    assert order.indices(1, np.arange(20)).tolist() == [*whole[0].tolist(), *whole[1].tolist()]
+    assert order.indices(1, np.array([19, 0, 7])).tolist() == [whole[1][9], whole[0][0], whole[0][7]]

@@ -194,3 +194,17 @@ def test_health_of_few_or_odd_features_is_a_number():
     for x in (torch.zeros(2, 3), torch.ones(2, 3), torch.eye(2), torch.randn(3, 1), torch.full((4, 2), 1e-30)):
         assert len(health(x)) == 3 and all(np.isfinite(value) for value in health(x).values())
     assert health(torch.ones(1, 3)) == health(torch.ones(0, 3)) == {}
+
+
+def test_queries_are_not_in_their_bank():
+    watch = online(Noise(200), "eval.bank=90", "eval.queries=40")
+    bank, queries = set(watch.bank.indices.tolist()), set(watch.queries.indices.tolist())
+    assert (len(bank), len(queries)) == (90, 40) and not bank & queries
+    assert not set(online(Noise(21)).bank.indices) & set(online(Noise(21)).queries.indices)
+
+
+def test_a_query_does_not_find_itself_in_noise():
+    """Twenty neighbours of noise in two classes guess; a query in its own bank would nearly decide its vote alone."""
+    source = Noise(1200)
+    source.labels = np.random.default_rng(1).integers(0, 2, 1200)
+    assert 40 < online(source).measure(FakeMethod(8))[KNN_NAME] < 60

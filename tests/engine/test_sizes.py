@@ -99,6 +99,6 @@ def test_features_and_maps_name_the_setting() -> None:
     options = {"img_size": 8, "patch_size": 4, "depth": 1}
     network = build_backbone(Backbone(name="vit_tiny_patch16_224", options=options))
     export = Export(lambda: network.eval(), "vector", Input(16))
-    for ask in (lambda: network_embedder(export, CPU), lambda: last_map("backbone", export, CPU)):
+    for ask in (lambda: network_embedder(export, CPU).check(), lambda: last_map("backbone", export, CPU)):
         with pytest.raises(UserError, match="takes no images of 16 x 16: its own are 8 x 8; set size=8, or train"):
             ask()

@@ -93,3 +93,26 @@ def test_a_network_without_parameters_has_an_average_too() -> None:
     ema_update(teacher, student, 0.75, "average")
     assert torch.equal(teacher.running_mean, torch.full((2,), 0.25))
     ema_update(nn.Identity(), nn.Identity(), 0.5)
+
+
+def test_no_gradient_is_left_for_the_next_update_and_the_step_is_that_of_the_clipped_one() -> None:
+    """Plain SGD: the step is lr times the gradient, which the recipe's clip bounds."""
+    sgd = "optim={name: sgd, lr: {base: 0.5}, schedule: constant, momentum: 0.0, clip: 0.01}"
+    tiny = tiny_run(tiny_recipe("rotnet", "all", [sgd]))
+    parameters = list(tiny.updater.method.parameters())
+    for update in range(3):
+        before = [p.detach().clone() for p in parameters]
+        outcome = tiny.updater.update(update, tiny.micros(update), [0])
+        step = torch.stack([(a - p).detach().norm() for a, p in zip(before, parameters, strict=True)]).norm()
+        assert float(outcome.values["grad_norm"]) > 0.02
+        assert float(step) == pytest.approx(0.5 * 0.01, rel=1e-3)
+        assert all(p.grad is None or not p.grad.any() for p in parameters)
+
+
+def test_a_dropped_update_leaves_the_running_statistics_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = tiny_run(tiny_recipe("rotnet", "all", ["train.nonfinite=skip"]))
+    tiny.train(0, 1)
+    before = snapshot(tiny)
+    poison(tiny, monkeypatch)
+    outcome = tiny.updater.update(1, tiny.micros(1), [0])
+    assert outcome.dropped and tiny.updater.statistics and not differing(before, snapshot(tiny))

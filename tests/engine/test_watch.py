@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from processes import free_port
 
+from unlabeled.engine import watch as module
 from unlabeled.engine.watch import Watch, watch
 
 PATIENCE = 2.0
@@ -73,3 +75,59 @@ def test_time_in_which_all_are_stopped_is_no_silence(monkeypatch: pytest.MonkeyP
 
 def test_errors_that_are_no_lost_process_stay_errors() -> None:
     assert not Watch(0.1).explain(RuntimeError("shape mismatch"))
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """What rank 0 of two knows, with looks every half second."""
+    monkeypatch.setattr(module, "world", lambda: 2)
+    monkeypatch.setattr(module, "rank", lambda: 0)
+    monkeypatch.setattr(module, "_TELLING", 0.0)
+    return Watch(patience=10.0)
+
+
+def look(mine: Watch, times: int, told: Callable[[int], dict[int, str]], begun: int | None = None) -> tuple[list, str]:
+    """Look so often, as the ranks tell it the n-th time; return who is lost."""
+    for n in range(times):
+        mine._told = told(n)
+        mine.begun = n if begun is None else begun
+        mine._count()
+    return mine._lost()
+
+
+def test_who_tells_something_new_at_every_look_is_not_lost_and_who_does_not_is_after_its_patience(two: Watch) -> None:
+    assert look(two, 100, lambda n: {0: f"{n} {n} a", 1: f"{n} {n} b"}) == ([], "")
+    assert look(two, 20, lambda n: {0: f"{100 + n} 7 a", 1: "99 7 b"}, 7) == ([], ""), "20 looks of half a second"
+    lost, said = look(two, 1, lambda n: {0: "130 7 a", 1: "99 7 b"}, 7)
+    assert lost == [1] and said == "silent for 10 s: stopped, killed or out of reach"
+    assert look(two, 1, lambda n: {0: "131 7 a", 1: "100 7 b"}, 7) == ([], ""), "it was only slow"
+
+
+def test_who_has_ended_is_not_silent(two: Watch) -> None:
+    assert look(two, 100, lambda n: {0: f"{n} 9 a", 1: "ended 9 b"}, 9) == ([], "")
+
+
+def test_who_does_not_come_to_an_update_is_lost_when_the_others_have_waited_there(two: Watch) -> None:
+    assert look(two, 100, lambda n: {0: f"{n} {n} a", 1: f"{n} {n - 1} b"})[0] == [], "one behind, but they go on"
+    lost, said = look(two, 21, lambda n: {0: f"{n} 99 a", 1: f"{n} 98 b"}, 99)
+    assert lost == [1] and said == "has not come to the update in which the others have waited for 10 s"
+    assert look(two, 50, lambda n: {0: f"{n} 99 a", 1: f"{n} 99 b"}, 99) == ([], ""), "a long update of all"
+
+
+@pytest.mark.parametrize(("mine", "lost", "checkpoint", "said"), [
+    (0, [1], 7, "rank 1 on b: gone. End what is left of the run; the same command goes on from update 7\n"),
+    (0, [1], 0, "rank 1 on b: gone. End what is left of the run; the same command goes on from the start\n"),
+    (1, [0], 7, "rank 0 on a: gone. End what is left of the run; the same command goes on from update 7\n"),
+    (1, [2], 7, ""),
+])  # fmt: skip
+def test_the_first_that_is_left_speaks(two: Watch, mine: int, lost: list[int], checkpoint: int, said: str,
+                                       monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(module, "rank", lambda: mine)
+    two._told, two.checkpoint = {0: "1 1 a", 1: "1 1 b"}, checkpoint
+    two._say(lost, "gone")
+    assert capsys.readouterr().err == said
+
+
+def test_the_group_waits_longer_than_the_watch() -> None:
+    assert module.group_timeout(60.0).total_seconds() == 1800
+    assert module.group_timeout(5000.0).total_seconds() == 10_000

@@ -1,6 +1,7 @@
 """Numbers on images that were learnt from: kNN leaves each out, everything else says so, in the table and its file."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,13 +49,14 @@ def test_knn_on_the_training_split_leaves_the_image_itself_out(runs, tmp_path, c
     assert saved["shared"] == 200 and "training split" in saved["cautions"][0]
 
 
-def test_an_image_that_cannot_be_read_does_not_shift_which_is_left_out(runs, tmp_path):
+def test_an_image_that_cannot_be_read_does_not_shift_which_is_left_out(runs, tmp_path, capsys):
     for kind in range(2):
         noise(tmp_path / "set" / "train" / str(kind), 100, kind)
     (tmp_path / "set" / "train" / "0" / "000.png").write_bytes(b"no image")
     report = evaluate("knn", runs.run, ["card=classfolder", f"root={tmp_path / 'set'}", "test=train", "k=[1]",
                                         "max_corrupt=1", *QUICK])
     assert report.test.n == 199 and 30 < report["knn1@.07"].network["value"] < 70
+    assert "unreadable 2, seed 0" in capsys.readouterr().out, "of train and test together"
 
 
 def test_protocols_with_different_test_splits_do_not_share_one(runs, tmp_path):
@@ -105,6 +107,23 @@ def test_the_split_that_the_run_was_trained_on_is_named(runs, monkeypatch, capsy
     report = evaluate("knn", fake.run, ["raw_pixels=false", *QUICK])
     assert report.shared == 0
     assert "note: the run itself was trained on test 'val' (data.train)" in capsys.readouterr().out
+
+
+def test_a_set_of_the_same_name_elsewhere_is_not_what_the_run_was_trained_on(tmp_path, monkeypatch):
+    class Rooted(FakeRuns):
+        def __call__(self, *args, **options):
+            restored = super().__call__(*args, **options)
+            stream = restored.recipe.data.train.model_copy(update={"root": str(tmp_path / "here")})
+            data = restored.recipe.data.model_copy(update={"train": stream})
+            return replace(restored, recipe=restored.recipe.model_copy(update={"data": data}))
+
+    monkeypatch.setattr(module, "load_run", Rooted("classfolder", tmp_path / "run"))
+    for place, count in (("here", 1), ("there", 0)):
+        for split, kind in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")):
+            noise(tmp_path / place / split / kind, 4, ord(kind))
+        report = evaluate("knn", tmp_path / "run", ["card=classfolder", f"root={tmp_path / place}", "k=[1]",
+                                                    "test=train", "train=val", *QUICK])
+        assert sum("the run itself was trained on" in line for line in report.cautions) == count
 
 
 def test_k_may_take_all_images_but_the_one_itself(runs):
@@ -225,6 +244,17 @@ def test_a_long_extraction_and_search_are_told_of(runs, monkeypatch, capsys):
     assert "features of 'train' of 'digits': 100 of 1297 images, " in printed and "kNN: 100 of 500 images, " in printed
 
 
+@pytest.mark.parametrize(("protocol", "settings", "told"), [
+    ("linear", ["lr=[0.1]", "weight_decay=[0.0]", "min_updates=20", "epochs=1"], "linear classifiers: 0 of 20 updates"),
+    ("logistic", ["c=[0.01]"], "logistic regression: 0 of 2 fits"),
+    ("few-labels", ["draws=3", "labels_per_class=[1]"], "logistic regression on 1 labels per class: 0 of 3 draws"),
+])  # fmt: skip
+def test_long_fits_are_told_of(runs, monkeypatch, capsys, protocol, settings, told):
+    monkeypatch.setattr(progress, "PASS_AFTER", 0.0)
+    evaluate(protocol, runs.run, ["raw_pixels=false", "random_init=false", "workers=0", *settings])
+    assert told in capsys.readouterr().out
+
+
 def test_a_finished_run_keeps_what_it_has_where_a_protocol_cannot_be_run(tmp_path, capsys):
     (tmp_path / "large.yaml").write_text("protocol: knn\nk: [5000]\nrandom_init: false\n")
     (tmp_path / "small.yaml").write_text("protocol: knn\nk: [5]\nrandom_init: false\nraw_pixels: false\nworkers: 0\n")
@@ -236,3 +266,28 @@ def test_a_finished_run_keeps_what_it_has_where_a_protocol_cannot_be_run(tmp_pat
     assert code == 2 and printed.err == "large: k is 5000, but there are 1297 labelled training images; use k=[129]\n"
     assert "knn5@.07" in printed.out and "curves: " in printed.out
     assert (run / "DONE").exists() and (run / "eval" / "small-update00000001.json").exists()
+
+
+def test_unknown_labels_do_not_count_among_the_test_images(runs, tmp_path, capsys):
+    rng, labels = np.random.default_rng(0), np.arange(40) % 2
+    labels[::4] = -1
+    (tmp_path / "set").mkdir()
+    np.savez(tmp_path / "set" / "train.npz", images=rng.integers(0, 256, (40, 8, 8, 3), np.uint8), labels=labels)
+    (tmp_path / "card.yaml").write_text(
+        f"name: own\nsource: {{kind: array}}\nroot: {tmp_path / 'set'}\nclasses: [a, b]\n"
+        "splits: {train: {}, val: {path: train.npz}}\n")
+    report = evaluate("knn", runs.run, [f"card={tmp_path / 'card.yaml'}", "k=[1]", *QUICK])
+    assert (report.scored, report.shared, report.test.n, report.test.unlabelled) == (30, 30, 40, 10)
+    (caution,) = report.cautions
+    assert caution.startswith("30 of the 30 test images of 'val' stand in the training split 'train' too: each is left")
+    assert "30, all in train" in capsys.readouterr().out and report["knn1@.07"].chance == pytest.approx(200 / 3)
+
+
+def test_a_protocol_that_does_not_fit_is_not_run(runs, tmp_path, monkeypatch):
+    """Neither with others on the same splits nor by itself: what it would train is never begun."""
+    checkpoint = tmp_path / "run" / "checkpoints" / "update-00000012.pt"
+    monkeypatch.setattr(module, "train_and_score", None)
+    (tmp_path / "five.yaml").write_text("protocol: knn\nk: [5]\nrandom_init: false\nraw_pixels: false\n")
+    with pytest.raises(UserError, match=r"^linear-sgd: protocol 'linear-sgd' starts from a finished run"):
+        evaluate_many([tmp_path / "five.yaml", "linear-sgd"], checkpoint, ["workers=0"])
+    assert [path.name.partition("-")[0] for path in (runs.run / "eval").iterdir()] == ["five"]

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from tests.evaluation.fakes import FakeRuns
+from tests.evaluation.fakes import FakeRuns, Projection
 from torch import nn
 
+from unlabeled.data.sources.folder import FolderSource
 from unlabeled.engine.exports.networks import open_residuals
+from unlabeled.engine.kept_features import LIMIT
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as module
 from unlabeled.evaluation.evaluate import evaluate, evaluate_many
@@ -131,3 +133,41 @@ def test_the_untrained_baseline_has_its_residual_branches_open():
     norm, closed, convolution = open_residuals(Export(build, "vector", Input(8))).build()
     assert bool((closed.weight == 1).all()) and bool((norm.weight == 1).all())
     assert bool((closed.bias == 0).all()) and convolution.weight.std() < 1
+
+
+def forwards(monkeypatch) -> list[int]:
+    """Count the images that any network of the fake runs is asked for."""
+    asked = []
+    real = Projection.forward
+    monkeypatch.setattr(Projection, "forward", lambda self, x: asked.append(len(x)) or real(self, x))
+    return asked
+
+
+def test_a_second_protocol_asks_the_networks_for_nothing(runs, monkeypatch, capsys):
+    monkeypatch.setenv(LIMIT, "1")
+    asked = forwards(monkeypatch)
+    first = evaluate("knn", runs.run, ["workers=0"])
+    assert sum(asked) == 2 * (1297 + 500 + 2)  # and a black image for each network and split
+    assert "features kept for other protocols: 0.7 MB in" in capsys.readouterr().out
+    again, linear = evaluate_many(["knn", "logistic"], runs.run, ["workers=0", "batch=100"])
+    evaluate("few-labels", runs.run, ["workers=0", "seed=1", "draws=2"])
+    assert sum(asked) == 2 * (1297 + 500 + 2)
+    assert again.numbers == first.numbers and again.health == first.health and linear["logistic"].network["value"] > 50
+    printed = capsys.readouterr().out
+    assert "features of 'train' of 'digits' found again (network, random_init) in" in printed
+    evaluate("knn", runs.run, ["workers=0", "keep_features=false", "random_init=false"])
+    assert sum(asked) == 3 * (1297 + 500 + 2)
+
+
+def test_a_second_protocol_reads_no_image_of_a_folder(runs, monkeypatch, tmp_path):
+    monkeypatch.setenv(LIMIT, "1")
+    for split in ("train", "val"):
+        for name in "ab":
+            photos(tmp_path / "set" / split / name, 3, seed=ord(name))
+    read = []
+    real = FolderSource.image
+    monkeypatch.setattr(FolderSource, "image", lambda self, i: read.append(i) or real(self, i))
+    settings = ["card=classfolder", f"root={tmp_path / 'set'}", "workers=0", "k=[1]"]
+    first = evaluate("knn", runs.run, settings)
+    assert len(read) == 12 and first.numbers[0].raw_pixels is not None
+    assert evaluate("knn", runs.run, settings).numbers == first.numbers and len(read) == 12

@@ -32,7 +32,7 @@ def folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
 def test_one_row_and_one_line_per_readable_image(folder, tmp_path, suffix, capsys):
     out = tmp_path / "out" / f"mine{suffix}"
-    assert module.export_features(tmp_path / "run", folder, out, workers=0) == 3
+    assert module.export_features(tmp_path / "run", folder, out, precision="fp32", workers=0) == 3
     x = np.load(out) if suffix == ".npy" else load_file(out)["features"]
     assert x.shape == (3, 48) and x.dtype == np.float32
     assert out.with_suffix(".txt").read_text().splitlines() == ["a.png", "b/1.png", "b/2.png"]
@@ -78,7 +78,7 @@ def test_the_printed_lines_prepare_images_as_features_does(tmp_path, monkeypatch
     photos.mkdir()
     for path in sorted(tmp_path.glob("*.*")):
         path.rename(photos / path.name)
-    assert module.export_features(tmp_path / "run", photos, out, workers=0) == 11
+    assert module.export_features(tmp_path / "run", photos, out, precision="fp32", workers=0) == 11
     export = run(tmp_path).method.exports()["backbone"]
     told = {"model": export.build()}
     exec(preparing_lines(export.input), told)
@@ -122,7 +122,7 @@ def test_deep_images_are_read_as_the_runs_card_says(monkeypatch, tmp_path):
     deep = np.random.default_rng(0).integers(0, 4096, (8, 8), np.uint16)
     (tmp_path / "photos").mkdir()
     Image.fromarray(deep).save(tmp_path / "photos" / "a.png")
-    module.export_features(tmp_path / "run", tmp_path / "photos", tmp_path / "x.npy", workers=0)
+    module.export_features(tmp_path / "run", tmp_path / "photos", tmp_path / "x.npy", precision="fp32", workers=0)
     network = FakeRuns("digits", tmp_path)(tmp_path).method.exports()["backbone"].build()
     seen = torch.from_numpy(np.rint(deep * (255 / 4095)).astype(np.float32) / 255).expand(1, 3, -1, -1)
     np.testing.assert_allclose(np.load(tmp_path / "x.npy")[0], network(seen)[0].numpy(), rtol=1e-4, atol=1e-4)

@@ -1,15 +1,17 @@
 """Evaluation over several real processes."""
 
+import os
 import shutil
 from pathlib import Path
 
 import torch
-from tests.evaluation.fakes import FakeRuns, Noise
+from tests.evaluation.fakes import FakeRuns, Noise, Projection
 from tests.processes import run_processes
 
 from unlabeled.config.read import read_recipe
 from unlabeled.engine import features as features_module
 from unlabeled.engine.features import Embedder, Features, extract, gather_features
+from unlabeled.engine.kept_features import LIMIT
 from unlabeled.engine.train import train
 from unlabeled.evaluation import evaluate as evaluate_module
 
@@ -51,17 +53,31 @@ def test_what_one_process_cannot_read_ends_the_extraction_in_all():
                                          "RuntimeError: no memory"]
 
 
-def in_a_process(rank: int, run: Path) -> list[float] | None:
+def in_a_process(rank: int, run: Path, cache: Path) -> tuple[list[float] | None, int]:
+    """Return the numbers, computed anew, and how many images the networks are asked for where features are kept."""
+    os.environ.update({"XDG_CACHE_HOME": str(cache), LIMIT: "1"})  # children have the environment of an earlier test
     evaluate_module.load_run = FakeRuns("digits", run)
-    report = evaluate_module.evaluate("knn", run, ["workers=0", "raw_pixels=false"])
-    return None if report is None else [score["value"] for n in report.numbers for score in (n.network, n.random_init)]
+    settings = ["workers=0", "raw_pixels=false", "precision=fp32"]
+    report = evaluate_module.evaluate("knn", run, [*settings, "keep_features=false"])
+    real, asked = Projection.forward, []
+    Projection.forward = lambda self, x: asked.append(len(x)) or real(self, x)
+    try:
+        again = evaluate_module.evaluate("knn", run, settings)
+    finally:
+        Projection.forward = real
+    if report is None or again is None:
+        return None, sum(asked)
+    assert again.numbers == report.numbers
+    return [score["value"] for n in report.numbers for score in (n.network, n.random_init)], sum(asked)
 
 
-def test_two_processes_give_the_numbers_of_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate_module, "load_run", evaluate_module.load_run)  # restored afterwards
-    alone = in_a_process(0, tmp_path / "one")
-    assert run_processes(2, in_a_process, tmp_path / "two") == [alone, None]
-    assert (tmp_path / "two" / "eval" / "knn-update00000012.json").exists()
+def test_two_processes_give_the_numbers_of_one_and_find_its_features_again(tmp_path, own_cache, monkeypatch):
+    monkeypatch.setenv(LIMIT, "1")  # restored afterwards, as is the next
+    monkeypatch.setattr(evaluate_module, "load_run", evaluate_module.load_run)
+    alone, asked = in_a_process(0, tmp_path / "one", own_cache)
+    assert asked == 2 * (1297 + 500 + 2)
+    assert run_processes(2, in_a_process, tmp_path / "two", own_cache) == [(alone, 0), (None, 0)]
+    assert (tmp_path / "two" / "eval" / "knn-precision=fp32-update00000012.json").exists()
 
 
 def trained_in_a_process(rank: int, run: Path) -> float | None:

@@ -74,6 +74,9 @@ def test_a_run_that_trained_a_classifier_is_scored_by_it(run: Path, tmp_path: Pa
     report = evaluate("classify", tuned, ["workers=0"])
     assert report["classifier"].network["value"] > 50 > report["classifier"].chance
     assert report["classifier"].random_init is None
+    assert [n.name for n in report.numbers] == ["classifier", "classifier top-5"]
+    with pytest.raises(UserError, match=r"no classifier 'backbone' to score; its classifiers: classifier"):
+        evaluate("classify", tuned, ["workers=0", "export=backbone"])
     assert evaluate("knn", tuned, ["workers=0", "k=[20]", "raw_pixels=false"]).export == "backbone"
     with pytest.raises(UserError, match=r"no classifier.*it has none"):
         evaluate("classify", run, ["workers=0"])

@@ -78,7 +78,7 @@ def update(tiny: Tiny, parts: list[Views]) -> Logged:
     before = {name: x.clone() for name, x in updater.method.state_dict().items()}
 
     def keep(*_: Any) -> None:
-        grads.update({n: p.grad.numpy().copy() for n, p in updater.method.named_parameters() if p.requires_grad})
+        grads.update({n: p.grad.numpy().copy() for n, p in updater.method.named_parameters() if p.grad is not None})
 
     updater.views = lambda update, micro, views: views  # type: ignore[method-assign,assignment]
     handle = updater.optimizer.register_step_pre_hook(keep)

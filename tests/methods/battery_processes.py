@@ -42,7 +42,9 @@ class Part:
 
 
 def on_rank(number: int, case: Case) -> dict[torch.dtype, Part]:
-    return {dtype: _part(case, dtype) for dtype in dict.fromkeys((torch.float32, case.dtype))}
+    """Return the part of this process, in the case's dtype, and where they are no more than two in float32 too."""
+    dtypes = (case.dtype,) if world() > 2 else (torch.float32, case.dtype)
+    return {dtype: _part(case, dtype) for dtype in dict.fromkeys(dtypes)}
 
 
 def _part(case: Case, dtype: torch.dtype) -> Part:
@@ -80,9 +82,9 @@ def together(case: Case, processes: int) -> list[dict[torch.dtype, Part]]:
 def compared(case: Case) -> Iterator[tuple[torch.dtype, Part, list[Part]]]:
     """Yield one process with the whole batch, and several with a share each, for every number of them and dtype."""
     for processes in case.processes:
-        several = together(case, processes)
-        for dtype, whole in together(case, 1)[0].items():
-            yield dtype, whole, [parts[dtype] for parts in several]
+        several, (whole,) = together(case, processes), together(case, 1)
+        for dtype in several[0]:
+            yield dtype, whole[dtype], [parts[dtype] for parts in several]
 
 
 def draws_do_not_depend_on_the_processes(case: Case) -> None:

@@ -10,7 +10,14 @@ from tiny import tiny_recipe, tiny_run
 
 from unlabeled.engine.steps import make_step
 from unlabeled.errors import UserError
-from unlabeled.methods.simclrv2 import KeyQueue, ProjectionHead, memory_contrast, normalize, nt_xent
+from unlabeled.methods.simclrv2 import (
+    KeyQueue,
+    ProjectionHead,
+    contrast_metrics,
+    memory_contrast,
+    normalize,
+    nt_xent,
+)
 from unlabeled.methods.simclrv2_config import Head
 
 
@@ -128,3 +135,21 @@ def test_the_probe_of_a_flat_classifier_has_the_loss_of_guessing() -> None:
     losses = method(views, make_step(tiny.updater.plan, 0, 0, 0, 0))
     assert float(losses.terms["probe"]) == pytest.approx(math.log(10), rel=1e-5)
     assert 0 <= float(losses.metrics["probe_accuracy"]) <= 1
+
+
+def test_accuracy_and_entropy_of_the_contrast() -> None:
+    told = contrast_metrics(torch.zeros(4, 4).fill_diagonal_(1e-3).double())
+    assert float(told["contrast_accuracy"]) == 1 and float(told["contrast_entropy"]) == pytest.approx(math.log(4))
+    sure = contrast_metrics(torch.eye(4).roll(1, 1).double() * 100)
+    assert float(sure["contrast_accuracy"]) == 0 and float(sure["contrast_entropy"]) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_second_export_ends_after_the_heads_first_layer() -> None:
+    method = tiny_run(tiny_recipe("simclrv2", "plain")).updater.method
+    exports = method.exports()
+    x = torch.rand(3, 3, exports["backbone"].input.size, exports["backbone"].input.size)
+    backbone, tapped = (exports[name].build() for name in ("backbone", "backbone+head1"))
+    with torch.no_grad():
+        expected = method.head.layers[0].eval()(backbone(x))
+        assert torch.equal(tapped(x), expected)
+        assert not torch.allclose(method.head.layers[1].eval()(expected), expected)

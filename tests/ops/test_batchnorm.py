@@ -88,7 +88,7 @@ def outcome(module: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     module(x)
     x = x.clone().requires_grad_()
     y = module(x)
-    (y.double().sin() * torch.arange(y.shape[1]).view(-1, *[1] * (y.dim() - 2))).sum().backward()
+    (y.double().sin() * torch.arange(y.shape[1], device=y.device).view(-1, *[1] * (y.dim() - 2))).sum().backward()
     grads = {f"grad {name}": sum_over_ranks(p.grad.clone()) for name, p in module.named_parameters()}
     return {"y": y.detach(), "dx": x.grad, **grads, **dict(module.named_buffers())}
 

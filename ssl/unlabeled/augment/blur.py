@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unlabeled.augment.color import apply_to, to_device
+from unlabeled.augment.color import apply_to
+from unlabeled.ops.machine.memory import to_device
 
 Padding = Literal["reflect", "zeros"]
 

@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from unlabeled.ops.machine.memory import to_device
+
 Convention = Literal["torchvision", "simclr"]
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 GRAY = (0.2989, 0.5870, 0.1140)
@@ -136,13 +138,6 @@ def apply_to(x: Tensor, active: Tensor, operation: Callable[[Tensor], Tensor], i
     out = x if inplace else x.clone()
     rows = to_device(rows, x.device)
     return out.index_copy_(0, rows, operation(out.index_select(0, rows)))
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy CPU values to the device without waiting for it (a copy from pageable memory would)."""
-    if device.type == "cuda":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
 
 
 def _amounts(params: Jitter) -> tuple[Tensor, Tensor]:

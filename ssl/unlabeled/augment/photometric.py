@@ -23,8 +23,8 @@ from unlabeled.augment.color import (
     gray,
     jitter,
     solarize,
-    to_device,
 )
+from unlabeled.ops.machine.memory import to_device
 
 # The whole of it under one name, for methods.
 __all__ = [

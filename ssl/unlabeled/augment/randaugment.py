@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import equalize as equalize_images
 
-from unlabeled.augment.color import to_device
+from unlabeled.ops.machine.memory import to_device
 
 GRAY = (125, 123, 114)  # what the square is filled with
 _FIXED = 1 << 16  # PIL computes places in 16.16 fixed point
@@ -115,7 +115,7 @@ def rotate(x: Tensor, amount: Tensor) -> Tensor:
 
 def sharpness(x: Tensor, amount: Tensor) -> Tensor:
     """Blend with a smoothed image, whose outermost pixels stay as they are."""
-    kernel = torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]], device=x.device).expand(3, 1, 3, 3)
+    kernel = to_device(torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]]), x.device).expand(3, 1, 3, 3)
     inner = F.conv2d(x.float(), kernel, groups=3)
     smooth = x.clone()
     smooth[:, :, 1:-1, 1:-1] = ((2 * inner + 13) / 26).floor().to(torch.uint8)
@@ -208,5 +208,5 @@ def _fill_square(x: Tensor, square: Tensor) -> Tensor:
     v = (torch.arange(height, device=x.device, dtype=torch.float64)[:, None] + 0.5) / height
     u = (torch.arange(width, device=x.device, dtype=torch.float64) + 0.5) / width
     covered = ((v - row).abs() < side / 2) & ((u - column).abs() < side / 2)
-    gray = torch.tensor(GRAY, dtype=torch.uint8, device=x.device).view(1, 3, 1, 1)
+    gray = to_device(torch.tensor(GRAY, dtype=torch.uint8), x.device).view(1, 3, 1, 1)
     return torch.where(covered[:, None], gray, x)

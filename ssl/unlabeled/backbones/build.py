@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
 from unlabeled.backbones.options import constructor_options, written
+from unlabeled.config.base.objects import is_dotted, load_object, refuse_unknown_options
 from unlabeled.config.recipe import RESERVED_OPTIONS, Backbone
 from unlabeled.config.tables import BACKBONE_OPTIONS, BACKBONES
 from unlabeled.config.yaml.explain import show
@@ -42,7 +42,15 @@ def build_backbone(cfg: Backbone) -> nn.Module:
 
 
 def loading_lines(cfg: Backbone, weights: str) -> str:
-    """Return the Python lines that load exported `weights`; networks that are timm's load without this package."""
+    """Return the Python lines that load exported `weights`; timm's networks and one's own load without this
+    package."""
+    if is_dotted(cfg.name):
+        module, _, builder = cfg.name.partition(":")
+        return (
+            f"from safetensors.torch import load_file\nfrom {module} import {builder}\n"
+            f"model = {builder}({written(cfg).removeprefix(', ')})\n"
+            f'model.load_state_dict(load_file("{weights}"))'
+        )
     if cfg.name not in BACKBONES:
         return (
             f"import timm\nfrom safetensors.torch import load_file\n"
@@ -63,17 +71,32 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
 
 
 def _build(cfg: Backbone) -> nn.Module:
+    if is_dotted(cfg.name):
+        return _own(cfg)
     if cfg.name not in BACKBONES:
         return _from_timm(cfg)
-    module, _, function = BACKBONES[cfg.name][0].partition(":")
-    model: nn.Module = getattr(import_module(module), function)(cfg)
+    model: nn.Module = load_object(BACKBONES[cfg.name][0])(cfg)
     return model
+
+
+def _own(cfg: Backbone) -> nn.Module:
+    """Call a builder of the user's own with the options. Raises UserError if it is none."""
+    try:
+        builder = load_object(cfg.name)
+    except UserError as error:
+        raise UserError(f"backbone.name: {error}") from error
+    refuse_unknown_options("backbone.options", builder, cfg.name, cfg.options)
+    network = builder(**constructor_options(cfg))
+    if not isinstance(network, nn.Module) or not isinstance(getattr(network, "num_features", None), int):
+        raise UserError(f"backbone.name: '{cfg.name}' must give an nn.Module with num_features, the width of its "
+                        f"vectors, but gives a {type(network).__name__}")
+    return network
 
 
 def _blame(cfg: Backbone, error: Exception) -> str:
     """Say in one line which of `cfg.options` the network does not take, found by giving it one at a time."""
     with torch.device("meta"):
-        for key, value in cfg.options.items():
+        for key, value in () if is_dotted(cfg.name) else cfg.options.items():
             try:
                 _build(cfg.model_copy(update={"options": {key: value}}))
             except Exception as alone:
@@ -86,7 +109,8 @@ def _blame(cfg: Backbone, error: Exception) -> str:
                 question = did_you_mean(nearest(key, known), f"Known: {', '.join(known)}")
                 return f"backbone.options.{key}: {cfg.name} has no such option.{question}"
     said = (str(error) or type(error).__name__).splitlines()[0]
-    return f"backbone.options {', '.join(cfg.options)} do not fit {cfg.name} together: {said}"
+    together = " together" if len(cfg.options) > 1 else ""
+    return f"backbone.options {', '.join(cfg.options)} do not fit {cfg.name}{together}: {said}"
 
 
 def _from_timm(cfg: Backbone) -> nn.Module:

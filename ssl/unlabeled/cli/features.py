@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import cast, get_args
 
 from unlabeled.cli.arguments import existing, take
 from unlabeled.errors import UserError, did_you_mean, nearest
@@ -24,16 +25,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="out=FILE, .npy or .safetensors (default features/FOLDER.npy in the run's folder; with another export "
         "FOLDER-EXPORT.npy); the paths of the images go into a .txt beside it, one per line, in which a backslash and "
         "characters that would break a line are written as in Python. export=EXPORT or EXPORT.BLOCK, such as "
-        "backbone.layer3 (default: the method's first export of features)",
+        "backbone.layer3 (default: the method's first export of features). precision=fp32, bf16 or fp16, in which the "
+        "network runs (default auto: bf16 on GPUs and on CPUs with AMX, else fp32)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Embed the folder with the run's default export, or the one that is named."""
-    unknown, own = take(arguments.settings, {"out": None, "export": None})
+    unknown, own = take(arguments.settings, {"out": None, "export": None, "precision": "auto"})
     if unknown:
-        question = did_you_mean(nearest(unknown[0], ("out", "export")), "Known: out=FILE, export=EXPORT")
+        known = ("out", "export", "precision")
+        question = did_you_mean(nearest(unknown[0], known), "Known: out=FILE, export=EXPORT, precision=PRECISION")
         raise UserError(f"unlabeled features: unknown setting '{unknown[0]}'.{question}")
+    from unlabeled.config.recipe import Precision
+
+    precision, allowed = own["precision"], get_args(Precision)
+    if precision not in allowed:
+        raise UserError(f"unlabeled features: precision={precision}: allowed are {', '.join(allowed)}")
     run, folder, export = arguments.run, arguments.folder, own["export"]
     existing(run)
     existing(folder)
@@ -43,5 +51,5 @@ def run(arguments: argparse.Namespace) -> int:
 
     from unlabeled.evaluation.export_features import export_features
 
-    export_features(run, folder, out, export=export)
+    export_features(run, folder, out, export=export, precision=cast(Precision, precision))
     return 0

@@ -25,7 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "words", metavar="IMAGE | key=value", nargs="*",
         help="image files; without any, images of a set: card=CARD (default: the run's), root=FOLDER, split=SPLIT, "
         "count=4. Further: export=EXPORT or EXPORT.BLOCK, size=PIXELS, pixel=ROW,COL (PixPro: the cell of view 1 that "
-        "others are compared with; default the central one), seed=0 (PixPro: of the crops), out=FOLDER",
+        "others are compared with; default the central one), seed=0 (PixPro: of the crops), out=FOLDER, "
+        "precision=fp32, bf16 or fp16, in which the network runs (default auto: bf16 on GPUs and CPUs with AMX, else "
+        "fp32)",
     )
     parser.add_argument("--pca", action="store_true", help="draw the colour map alone, for PixPro too")
 

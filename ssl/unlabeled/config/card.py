@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, FiniteFloat, Tag, ValidationInfo, field_validator, model_validator
 
+from unlabeled.config.base.objects import is_dotted
 from unlabeled.config.marks import Free
 from unlabeled.config.recipe import Strict
 from unlabeled.errors import UserError
@@ -112,6 +113,19 @@ class CocoBoxes(Strict):
     kind: Literal["coco-boxes"]
 
 
+class Own(Strict):
+    """A kind of one's own: `module:object`, called with the card, a split and a root, gives a source of images."""
+
+    kind: str = Field(description="module:object")
+    options: dict[str, Any] = Field({}, description="for the object, which finds them as card.source.options")
+
+
+def kind(source: Any) -> str | None:
+    """Return the tag of a source's block or model."""
+    found = source.get("kind") if isinstance(source, dict) else getattr(source, "kind", None)
+    return "module:object" if is_dotted(found) else None if found is None else str(found)
+
+
 class Split(Strict):
     """One split of a set."""
 
@@ -140,9 +154,20 @@ class Card(Strict):
     name: Free[str]
     about: Free[str] = Field("", description="one sentence for people")
     source: Annotated[
-        Shards | Streamed | Folder | ClassFolder | Torchvision | Array | Digits | Shapes | VocMasks | CityscapesMasks
-        | VocBoxes | CocoBoxes,
-        Field(discriminator="kind"),
+        Annotated[Shards, Tag("shards")]
+        | Annotated[Streamed, Tag("stream")]
+        | Annotated[Folder, Tag("folder")]
+        | Annotated[ClassFolder, Tag("classfolder")]
+        | Annotated[Torchvision, Tag("torchvision")]
+        | Annotated[Array, Tag("array")]
+        | Annotated[Digits, Tag("digits")]
+        | Annotated[Shapes, Tag("shapes")]
+        | Annotated[VocMasks, Tag("voc-masks")]
+        | Annotated[CityscapesMasks, Tag("cityscapes-masks")]
+        | Annotated[VocBoxes, Tag("voc-boxes")]
+        | Annotated[CocoBoxes, Tag("coco-boxes")]
+        | Annotated[Own, Tag("module:object")],
+        Discriminator(kind),
     ]
     root: Free[str | None] = Field(
         None, description="folder of the data; may hold $VARIABLES; $CARD is the card's folder"
@@ -207,9 +232,12 @@ class Card(Strict):
         return root if root is None or folder is None else re.sub(r"\$(CARD\b|\{CARD\})", lambda _: folder, root)
 
     def has(self, annotation: str) -> bool:
-        """Say whether the images have `masks`, one class per pixel, or `boxes` around objects."""
+        """Say whether the images have `masks`, one class per pixel, or `boxes` around objects.
+
+        Of a kind of the user's own only the opened source knows, so it may have both.
+        """
         kinds = {"masks": ("shapes", "voc-masks", "cityscapes-masks"), "boxes": ("shapes", "voc-boxes", "coco-boxes")}
-        return self.source.kind in kinds[annotation]
+        return self.source.kind in kinds[annotation] or isinstance(self.source, Own)
 
     @property
     def upright(self) -> bool:

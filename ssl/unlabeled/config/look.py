@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from unlabeled.config.recipe import Strict
+from unlabeled.config.recipe import Precision, Strict
 
 OF_THE_SET = ("card", "root", "split", "count")
 OF_THE_PAIR = ("pixel", "seed")
@@ -22,6 +22,9 @@ class LookSettings(Strict):
     count: int = Field(4, gt=0, description="images, spread evenly over the split")
     export: str | None = Field(None, description="EXPORT or EXPORT.BLOCK, such as backbone.layer3; null: the default")
     size: int | None = Field(None, gt=0, description="side of image and views for the network; null: as in training")
+    precision: Precision = Field(
+        "auto", description="of the network: auto is bf16 on GPUs and on CPUs with AMX, else fp32"
+    )
     pixel: tuple[int, int] | None = Field(
         None, description="ROW,COL, from 0, of the cell of view 1 that others are compared with; null: the central one"
     )

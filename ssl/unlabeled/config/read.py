@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
+from unlabeled.config.base.objects import is_dotted, load_object, settings_of
 from unlabeled.config.batches import small_batches
 from unlabeled.config.card import Card
 from unlabeled.config.files import find, shown
@@ -171,6 +171,8 @@ def _recipe(values: Values, check_files: bool, run: Path | None = None) -> Recip
         problems += small_batches(config, recipe.data).items()
     if config_class is not None and not {"method", "data", "backbone"} & wrong:
         problems += _mismatches(values.value, config_class)
+    if check_files:
+        problems += _unknown_objects(values.value)
     if check_files and not {"data", "eval"} & wrong:
         problems += _wrong_files(values.value)
     if problems or recipe is None:
@@ -192,6 +194,11 @@ def read_protocol(name: str | Path, overrides: Sequence[str] = ()) -> Protocol:
     former.translate(values.value)
     roots: dict[Key, Any] = {(): AnyProtocol}
     problems: list[Problem] = []
+    if is_dotted(values.value.get("protocol")):
+        try:
+            roots[()] = settings_of(values.value["protocol"], Protocol)
+        except UserError as error:
+            raise UserError(_report(values, [(("protocol",), str(error))])) from error
     block, config = values.value.get("method"), None
     if isinstance(block, dict) and "name" in block:
         try:
@@ -199,7 +206,7 @@ def read_protocol(name: str | Path, overrides: Sequence[str] = ()) -> Protocol:
             config, problems = _validate(block, roots["method",], ("method",), roots)
         except UserError as error:
             problems.append((("method", "name"), str(error)))
-    protocol, found = _validate(values.value, AnyProtocol, (), roots)
+    protocol, found = _validate(values.value, roots[()], (), roots)
     if protocol is not None:
         idle = {path: protocol.idle[str(path[0])] for path in values.overrides if str(path[0]) in protocol.idle}
         problems += [(path, f"'{path[0]}' has no effect with protocol '{protocol.protocol}': {why}")
@@ -215,20 +222,12 @@ def method_config(name: Any) -> type[MethodConfig]:
     Raises UserError with the nearest name.
     """
     if isinstance(name, str) and name in METHODS:
-        return _import(METHODS[name][0])
-    if isinstance(name, str) and ":" in name:
-        found = _import(name)
+        return load_object(METHODS[name][0])
+    if is_dotted(name):
+        found = load_object(name)
         return getattr(found, "Config", found)
     question = did_you_mean(nearest(str(name), METHODS), f"Known: {', '.join(METHODS)}")
     raise UserError(f"no method {show(name)}.{question}")
-
-
-def _import(path: str) -> Any:
-    module, _, attribute = path.partition(":")
-    try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"'{path}' cannot be imported: {error}") from error
 
 
 def _expand(values: Values, shorthand: str | None) -> None:
@@ -293,6 +292,19 @@ def _mismatches(value: dict[str, Any], config: type[MethodConfig]) -> list[Probl
         others = f". {need.capitalize()} ones: {', '.join(ones[:6])}" if ones else ""
         problems.append((("backbone", "name"), f"method '{method}' needs {article} {need} backbone; '{backbone}' "
                          f"offers: {', '.join(sorted(offers)) or 'nothing more'}{others}"))
+    return problems
+
+
+def _unknown_objects(value: dict[str, Any]) -> list[Problem]:
+    """Import what the recipe names as `module:object`, so that a wrong name has its place."""
+    problems: list[Problem] = []
+    for block in ("backbone", "optim"):
+        name = value[block].get("name") if isinstance(value.get(block), dict) else None
+        if is_dotted(name):
+            try:
+                load_object(name)
+            except UserError as error:
+                problems.append(((block, "name"), str(error)))
     return problems
 
 

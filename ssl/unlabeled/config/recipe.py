@@ -8,9 +8,19 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_serializer,
+    model_validator,
+)
 
 from unlabeled.config.base.curve import CountFrom, Decay, Every, Portion, Shape, Table, WarmupRule, rising_ends
+from unlabeled.config.base.objects import is_dotted
 from unlabeled.config.base.strict import Strict
 from unlabeled.config.marks import Free
 from unlabeled.config.tables import BACKBONE_OPTIONS, NOT_TIMMS
@@ -46,7 +56,8 @@ class MethodConfig(Strict):
 class Backbone(Strict):
     """The network that is trained and exported."""
 
-    name: str = Field(description="a name of the backbone table, or any timm model; with init that run's, if not given")
+    name: str = Field(description="a name of the backbone table, any timm model, or module:object of one's own; with "
+                      "init that run's, if not given")
     init: str | None = Field(
         None, description="start from the network of an earlier run: RUN or RUN:EXPORT, such as runs/x:backbone+head1"
     )
@@ -62,7 +73,7 @@ class Backbone(Strict):
     blocks: Literal[3, 4, 5] = Field(4, description="convolution blocks of RotNet's NIN")
     avg_after_block3: bool = Field(False, description="average pool after the NIN's third block, if more follow")
     options: dict[str, Any] = Field(
-        {}, description="options of timm's constructor, such as {img_size: 32, drop_path_rate: 0.1} (timm's networks)"
+        {}, description="options of timm's constructor, such as {img_size: 32, drop_path_rate: 0.1}, or of one's own"
     )
     grad_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
 
@@ -79,6 +90,8 @@ class Backbone(Strict):
 
     @model_validator(mode="after")
     def _options_are_timms(self) -> Backbone:
+        if is_dotted(self.name):
+            return self
         if self.options and (self.name in NOT_TIMMS or self.sk_ratio):
             which = f"{self.name} with sk_ratio" if self.sk_ratio else self.name
             raise ValueError(f"'options' has no effect with {which}: its class is not timm's")
@@ -236,10 +249,26 @@ class Lars(Strict):
     eps: float = Field(0.0, ge=0, description="added to the denominator of the trust ratio")
 
 
+def _own_or_known(name: Any, known: ValidatorFunctionWrapHandler) -> Any:
+    return name if is_dotted(name) else known(name)
+
+
+OptimizerName = Annotated[
+    Literal["lars", "sgd", "adamw"],
+    WrapValidator(_own_or_known),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({
+        "anyOf": [{"enum": ["lars", "sgd", "adamw"]}, {"type": "string", "pattern": ":"}],
+        "description": "or module:object of one's own, called with parameter groups, lr and options",
+    }),
+]
+
+
 class Optim(Strict):
     """Optimizer, learning rate and their schedule."""
 
-    name: Literal["lars", "sgd", "adamw"]
+    name: OptimizerName
+    options: dict[str, Any] = Field({}, description="of an optimizer of one's own, for its constructor")
     lr: LearningRate
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up from lr.warmup_start, in epochs")
     schedule: Shape = Field("cosine", description="the wave from the peak to lr.final after the warm-up")
@@ -263,6 +292,8 @@ class Optim(Strict):
 
     @model_validator(mode="after")
     def _options_have_a_user(self) -> Optim:
+        if self.options and not is_dotted(self.name):
+            raise ValueError(f"'options' has no effect with {self.name}; it belongs to optimizers of one's own")
         for key, names in _USERS.items():
             if key in self.model_fields_set and self.name not in names:
                 raise ValueError(f"'{key}' has no effect with {self.name}; it belongs to {' and '.join(names)}")
@@ -279,6 +310,7 @@ class Optim(Strict):
     def _leave_out_options_without_user(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         idle = {"schedule", "warmup_epochs"} if self.lr.table is not None else set()
         idle |= {key for key, names in _USERS.items() if self.name not in names}
+        idle |= set() if is_dotted(self.name) else {"options"}
         options = {key: value for key, value in dump(self).items() if key not in idle}
         if self.schedule == "constant":
             options["lr"] = {key: value for key, value in options["lr"].items() if key not in _WAVE}

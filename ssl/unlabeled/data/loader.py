@@ -32,9 +32,7 @@ def batches(maker: Maker, units: Iterable[Any], workers: int, pin_memory: bool =
     `patience` seconds, and on `waiting`. Raises UserError for what the user or the system must mend.
     """
     if not workers:
-        for unit in units:
-            batch = _made_here(maker, unit)
-            yield batch.pin_memory() if pin_memory else batch
+        yield from _made_ahead(maker, iter(units)) if pin_memory else (_made_here(maker, unit) for unit in units)
         return
     crew = _Crew(maker, units, usable(workers), patience, waiting)
     try:
@@ -51,6 +49,25 @@ def _made_here(maker: Maker, unit: Any) -> Any:
         if problem.kind != "system":
             raise
         raise problem.error() from error
+
+
+def _made_ahead(maker: Maker, units: Iterator[Any]) -> Iterator[Any]:
+    """Yield batches in page-locked memory that a thread makes while the GPU computes; torch lets others run meanwhile.
+    """
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    thread = ThreadPoolExecutor(1)
+    try:
+        coming = deque(thread.submit(_made_and_pinned, maker, unit, device) for unit in itertools.islice(units, _AHEAD))
+        while coming:
+            batch = coming.popleft().result()
+            coming.extend(thread.submit(_made_and_pinned, maker, unit, device) for unit in itertools.islice(units, 1))
+            yield batch
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def _made_and_pinned(maker: Maker, unit: Any, device: int | None) -> Any:
+    return _pin(_made_here(maker, unit), device)
 
 
 class _Crew(Iterator[Any]):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unlabeled.config.base.objects import load_object
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.tables import METHODS
 from unlabeled.data.sources.streams import OpenStream
@@ -21,9 +21,8 @@ from unlabeled.ops.distributed import rank, world
 
 def method_class(recipe: Recipe) -> type[Method]:
     """Return the class that the recipe's method names: of the table, or `module:Class` of one's own."""
-    name = recipe.method.name
-    module, _, attribute = (METHODS[name][1] if name in METHODS else name).partition(":")
-    return getattr(import_module(module), attribute)
+    found: type[Method] = load_object(recipe.method.name, {name: path for name, (_, path) in METHODS.items()})
+    return found
 
 
 def train_streams(

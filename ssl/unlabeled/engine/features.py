@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,15 +14,18 @@ from unlabeled.augment.geometry import EvalCrop
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.sizes import refuse_images
 from unlabeled.data.evaluation import eval_batches
+from unlabeled.data.loader import split_evenly
 from unlabeled.data.sources.base import too_many, with_reason
 from unlabeled.data.sources.open import Source
+from unlabeled.engine.kept_features import Identity, KeptFeatures, Rows, network_digest
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
-from unlabeled.ops.distributed import max_over_ranks, raise_together, rank, sum_over_ranks, world
-from unlabeled.ops.precision import full_precision
+from unlabeled.ops.distributed import max_over_ranks, on_rank0, raise_together, rank, sum_over_ranks, world
+from unlabeled.ops.precision import Resolved, autocast, full_precision
 
 _GATHERED = 1 << 14  # rows per message between processes
+_LOOKED_AT = 1 << 11  # rows whose copies are in memory at once
 
 
 @dataclass
@@ -51,27 +55,41 @@ class Features:
 
 @dataclass(frozen=True)
 class Embedder:
-    """What turns crops, uint8 [b, 3, size, size] on the device, into features [b, F]."""
+    """What turns crops, uint8 [b, 3, size, size] on the device, into features [b, F].
+
+    check: raises UserError if it takes no such images. identity: returns a digest of all that its features depend on
+    beside the images; None: they are not worth keeping.
+    """
 
     size: int
     embed: Callable[[Tensor], Tensor]
+    check: Callable[[], None] = lambda: None
+    identity: Identity | None = None
+    precision: Resolved = "fp32"
 
 
-def network_embedder(export: Export, device: torch.device) -> Embedder:
-    """Return the exported network on its own input size and statistics.
+def network_embedder(export: Export, device: torch.device, precision: Resolved = "fp32") -> Embedder:
+    """Return the exported network on its own input size and statistics, run in `precision`.
 
-    Maps [b, C, H, W] and tokens [b, T, C] are averaged over their places. Raises UserError if it takes no such images.
+    Maps [b, C, H, W] and tokens [b, T, C] are averaged over their places.
     """
     network = export.build().to(device).to(memory_format=torch.channels_last).eval()
     image = export.input
-    refuse_images(network, {image.size: "size"}, f"the network that gives the export's {export.gives}")
+
+    def check() -> None:
+        refuse_images(network, {image.size: "size"}, f"the network that gives the export's {export.gives}")
 
     def embed(crops: Tensor) -> Tensor:
-        x = to_input(crops, image.mean, image.std)
-        out = network(x.contiguous(memory_format=torch.channels_last))
+        x = to_input(crops, image.mean, image.std).contiguous(memory_format=torch.channels_last)
+        with autocast(crops.device, precision):
+            out = network(x).float()
         return out.mean((2, 3)) if out.ndim == 4 else out.mean(1) if out.ndim == 3 else out
 
-    return Embedder(image.size, embed)
+    @functools.cache
+    def identity() -> str:
+        return network_digest(network, repr(image), precision)
+
+    return Embedder(image.size, embed, check, identity, precision)
 
 
 @torch.inference_mode()
@@ -83,15 +101,21 @@ def extract(
     workers: int,
     device: torch.device,
     max_corrupt: float,
+    kept: KeptFeatures | None = None,
 ) -> dict[str, Features]:
-    """Return the features of `source` by embedder: all of them on rank 0, on the others this process's part.
+    """Return the features of `source` by embedder: all of them on rank 0, on the others this process's part, or none.
 
-    Embedders of one size share their crops. Raises UserError, on all ranks, if too many images cannot be read, and if
-    a network gives NaN or infinity.
+    Embedders of one size share their crops. What `kept` has is not computed, and what it lacks is added to it. Raises
+    UserError, on all ranks, if too many images cannot be read, if an embedder takes no images of its size, and if a
+    network gives NaN or infinity.
     """
-    found: dict[str, Features] = {}
-    for size in sorted({e.size for e in embedders.values()}):
-        together = {name: e for name, e in embedders.items() if e.size == size}
+    identities = {name: e.identity for name, e in embedders.items() if e.identity is not None}
+    found = {} if kept is None else _find_again(kept, identities, source)
+    wanted = {name: e for name, e in embedders.items() if name not in found}
+    for embedder in wanted.values():
+        embedder.check()
+    for size in sorted({e.size for e in wanted.values()}):
+        together = {name: e for name, e in wanted.items() if e.size == size}
         parts: dict[str, Features] = {}
         problem: Exception | None = None
         try:
@@ -100,37 +124,75 @@ def extract(
             problem = error
         raise_together(problem, device)
         for name, part in parts.items():
-            refuse_nonfinite(name, part.x, device)
+            refuse_nonfinite(name, part.x, device, wanted[name].precision)
             found[name] = gather_features(part, device)
     refuse_corrupt(source, next(iter(found.values())).corrupt, max_corrupt)
-    return found
+    if kept is not None and rank() == 0:
+        for name in identities.keys() & wanted.keys():
+            kept.keep(identities[name], source, Rows(found[name].x, found[name].index, found[name].corrupt))
+    return {name: found[name] for name in embedders}
+
+
+def _find_again(kept: KeptFeatures, identities: Mapping[str, Identity], source: Source) -> dict[str, Features]:
+    """Return what rank 0 finds, so that all ranks compute the same rest; on other ranks without its rows."""
+    rows: dict[str, Rows] = {}
+
+    def look() -> dict[str, list[str]]:
+        rows.update(kept.find(identities, source))
+        return {name: each.corrupt for name, each in rows.items()}
+
+    corrupt = on_rank0(look)
+    if corrupt and rank() == 0:
+        print(f"features of '{source.split}' of '{source.name}' found again ({', '.join(corrupt)}) in {kept.folder}; "
+              "keep_features=false computes them anew", flush=True)
+    none = Rows(torch.empty(0, 0), torch.empty(0, dtype=torch.int64))
+    found = {name: rows.get(name, none) for name in corrupt}
+    label = None if source.labels is None else torch.from_numpy(source.labels)
+    return {name: Features(each.x, each.index, None if label is None else label[each.index], corrupt[name])
+            for name, each in found.items()}
 
 
 def _extract_part(
     embedders: Mapping[str, Embedder], source: Source, size: int, batch: int, workers: int, device: torch.device
 ) -> dict[str, Features]:
     """Return the features of this process's part of the split."""
-    rows: dict[str, list[Tensor]] = {name: [] for name in embedders}
+    bounds = split_evenly(len(source), world())
+    filled = {name: _Filled(bounds[rank() + 1] - bounds[rank()]) for name in embedders}
     index: list[Tensor] = []
     corrupt: list[str] = []
-    told = LongPass(f"features of '{source.split}' of '{source.name}'", len(source), rank() == 0)
     seen = 0
-    with full_precision(device):
+    what = f"features of '{source.split}' of '{source.name}'"
+    with full_precision(device), LongPass(what, len(source), rank() == 0) as progress:
         for part in eval_batches(source, EvalCrop(size), rank(), world(), batch, workers):
             corrupt += part.corrupt
             seen += len(part.index) + len(part.corrupt)
-            told.advance(min(len(source), seen * world()))
+            progress.advance(min(len(source), seen * world()))
             if len(part.index) == 0:
                 continue
             crops = part.crops[0].to(device, non_blocking=True)
             index.append(part.index)
             for name, embedder in embedders.items():
-                rows[name].append(embedder.embed(crops).float().cpu())
+                filled[name].append(embedder.embed(crops).float())
     places = torch.cat(index) if index else torch.empty(0, dtype=torch.int64)
     label = None if source.labels is None else torch.from_numpy(source.labels)[places]
-    return {
-        name: Features(torch.cat(x) if x else torch.empty(0, 0), places, label, corrupt) for name, x in rows.items()
-    }
+    return {name: Features(each.rows(), places, label, corrupt) for name, each in filled.items()}
+
+
+class _Filled:
+    """Rows of features that arrive in batches, at most `most`: held once, where a list and its sum would hold two."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.count = most, 0
+        self.all = torch.empty(0, 0)
+
+    def append(self, x: Tensor) -> None:
+        if self.count == 0:
+            self.all = torch.empty(self.most, x.shape[1])
+        self.all[self.count : self.count + len(x)] = x
+        self.count += len(x)
+
+    def rows(self) -> Tensor:
+        return self.all[: self.count]
 
 
 def gather_features(part: Features, device: torch.device) -> Features:
@@ -185,12 +247,16 @@ def gather_rows(x: Tensor, device: torch.device) -> Tensor:
 
 def join(parts: list[Features]) -> Features:
     """Join parts of one split, of any sizes, in the order of their places."""
-    index = torch.cat([part.index for part in parts])
-    order = index.argsort()
+    corrupt = [key for part in parts for key in part.corrupt]
     labels = [part.label for part in parts]
-    label = None if any(each is None for each in labels) else torch.cat([x for x in labels if x is not None])[order]
-    x = torch.cat([part.x for part in parts if len(part.x)] or [parts[0].x])
-    return Features(x[order], index[order], label, [key for part in parts for key in part.corrupt])
+    label = None if any(each is None for each in labels) else torch.cat([x for x in labels if x is not None])
+    index = torch.cat([part.index for part in parts])
+    filled = [part.x for part in parts if len(part.x)] or [parts[0].x]
+    x = filled[0] if len(filled) == 1 else torch.cat(filled)
+    if bool((index.diff() > 0).all()):  # as ranks give them; a copy less
+        return Features(x, index, label, corrupt)
+    order = index.argsort()
+    return Features(x[order], index[order], None if label is None else label[order], corrupt)
 
 
 def refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
@@ -207,11 +273,15 @@ def refuse_corrupt(source: Source, corrupt: list[str], allowed: float) -> None:
         )
 
 
-def refuse_nonfinite(name: str, x: Tensor, device: torch.device) -> None:
+def refuse_nonfinite(name: str, x: Tensor, device: torch.device, precision: Resolved = "fp32") -> None:
     """Raise UserError, on all ranks, if features x [n of this rank, F] of any of them are NaN or infinite."""
-    bad = sum_over_ranks((~torch.isfinite(x)).any(1).sum().to(device))
+    rows = [torch.isfinite(part).all(1) for part in x.split(_LOOKED_AT)]
+    bad = sum_over_ranks((~torch.cat(rows)).sum().to(device))
     if int(bad):
         cure = (
+            "fp16 holds no number beyond 65504, so take precision=bf16 or fp32"
+            if precision == "fp16"
+            else
             "leave this baseline out with random_init=false"
             if name == "random_init"
             else "the run has diverged, so take an earlier checkpoint (RUN/checkpoints/...) or train again with a "

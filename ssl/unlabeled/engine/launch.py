@@ -15,11 +15,12 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from unlabeled.augment import photometric
-from unlabeled.config.recipe import Train
+from unlabeled.config.recipe import Precision, Train
 from unlabeled.engine.watch import PATIENCE, group_timeout, watch
 from unlabeled.errors import UserError
 from unlabeled.ops.machine.compiler import compiler_problem
 from unlabeled.ops.machine.memory import keep_freed_memory
+from unlabeled.ops.precision import Resolved
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HOW = (
@@ -41,18 +42,18 @@ def start(train: Train) -> Accelerator:
     fp16 without a GPU.
     """
     _end_with_the_launcher()
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, with the first product on a GPU
     cuda = torch.cuda.is_available() and not _on_cpu()
-    if train.precision == "fp16" and not cuda:
-        raise UserError("train.precision fp16 needs a GPU; use bf16 or fp32 here")
-    automatic = "bf16" if cuda or _has_amx() else "no"
-    precision = {"auto": automatic, "fp32": "no"}.get(train.precision, train.precision)
+    precision = pick_precision(train.precision, "cuda" if cuda else "cpu", "train.precision")
     # buffers stay as each rank computed them; the engine broadcasts what is not synchronised. The option has a new name
     # in new versions of torch, which say so for every process
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     AcceleratorState._reset_state()  # a process may train several times, in different precisions
     group = InitProcessGroupKwargs(timeout=group_timeout(train.patience))
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp, group])
+    mixed = "no" if precision == "fp32" else precision
+    accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[ddp, group])
     watch(train.patience)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     for count, who in ((launched, "the launcher started"), (train.processes, "train.processes asks for")):
@@ -61,16 +62,24 @@ def start(train: Train) -> Accelerator:
                 f"{who} {count} processes, but {accelerator.num_processes} came together. Start them with: "
                 + HOW.format(n=count)
             )
-    if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    elif cuda:
-        torch.backends.cudnn.benchmark = True
+    torch.use_deterministic_algorithms(train.deterministic)  # off too: a process may train several times
+    torch.backends.cudnn.benchmark = cuda and not train.deterministic
     if not cuda:
         keep_freed_memory()
     _compile(train.compile, accelerator)
     return accelerator
+
+
+def pick_precision(wanted: Precision, device: str, key: str = "precision") -> Resolved:
+    """Return what `wanted` means on a kind of device: auto is bf16 on GPUs and on CPUs with AMX, else fp32.
+
+    key: the setting that it was given by. Raises UserError for fp16 without a GPU.
+    """
+    if wanted == "fp16" and device != "cuda":
+        raise UserError(f"{key} fp16 needs a GPU; use bf16 or fp32 here")
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device == "cuda" or (device == "cpu" and _has_amx()) else "fp32"
 
 
 def _compile(wanted: bool, accelerator: Accelerator) -> None:

@@ -9,9 +9,10 @@ from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlabeled.backbones.build import build_backbone
+from unlabeled.backbones.drops import draw_for_the_global_batch
 from unlabeled.backbones.sizes import refuse_images, try_image
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
@@ -21,7 +22,8 @@ from unlabeled.engine.exports.networks import find_export, inner, open_residuals
 from unlabeled.engine.run.sources import adopt, refuse_bad_export
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
-from unlabeled.methods.base import BackboneModule, Export, Info, Method
+from unlabeled.methods.base import BackboneModule, Export, Info, Method, Step
+from unlabeled.ops.drop_path import Rows
 
 
 def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights: bool = True, trained: bool = False,
@@ -56,11 +58,28 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
         return network
 
     method = method_class(recipe)(recipe.method, make_backbone, info)
+    if not trained:
+        rows = Rows()
+        draw_for_the_global_batch(method, backbones, sizes, rows)
+        _seed_every_forward(method, info, recipe.train.grad_accum, rows)
     if recipe.train.compile:
         copies = (module for module in method.modules() if hasattr(module, "gives"))  # made by deepcopy
         for network in dict.fromkeys([*backbones, *copies]):  # frozen teachers are no modules of the method
             network.compile()
     return method
+
+
+def _seed_every_forward(method: Method, info: Info, grad_accum: int, rows: Rows) -> None:
+    """Let every forward pass begin with torch's global generators seeded by the update, and `rows` told of its views.
+
+    Dropout draws one number per call from them: the same in all processes and micro-batches, which the rows tell apart.
+    """
+    def begin(method: nn.Module, inputs: tuple[dict[str, Tensor], Step]) -> None:
+        views, step = inputs
+        seed_everything(info.seed, "forward", step.update)
+        rows.begin(views, step.micro * info.world + info.rank, grad_accum * info.world)
+
+    method.register_forward_pre_hook(begin)
 
 
 def _crop_sizes(recipe: Recipe) -> dict[int, str]:

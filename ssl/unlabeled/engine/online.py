@@ -15,6 +15,7 @@ from unlabeled.config.recipe import Recipe
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.subset import Part
 from unlabeled.engine.features import Embedder, Features, extract, network_embedder
+from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.plan import Plan
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
@@ -41,6 +42,7 @@ class Online:
         self.every = round(recipe.eval.every * plan.updates_per_epoch)
         self.total, self.batch = plan.total, plan.batch_per_process
         self.device, self.workers = device, recipe.data.workers
+        self.precision = pick_precision(recipe.train.precision, device.type, "train.precision")
         self.last = last
         self.lines: list[str] = []  # what the next report says beside the measurements
         self._told = False
@@ -88,7 +90,7 @@ class Online:
 
     def _measure(self, method: Method) -> dict[str, float]:
         export = next(iter(method.exports().values()))
-        embedder = network_embedder(export, self.device)
+        embedder = network_embedder(export, self.device, self.precision)
         if export.gives == "logits":
             return self._accuracy(embedder)
         if len(self.bank) < _FEWEST:

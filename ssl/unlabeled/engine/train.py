@@ -65,6 +65,8 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
     notes: list[str] = []
     with ExitStack() as at_the_end:
         at_the_end.callback(folder.lock.release)
+        # what is evaluated afterwards may need kernels that have no deterministic form
+        at_the_end.callback(torch.use_deterministic_algorithms, False)
         if not dry_run:
             recipe = on_rank0(lambda: folder.open(recipe, record, fresh))
             if on_rank0(lambda: _is_finished(folder, plan.total)):
@@ -206,12 +208,14 @@ class Trainer:
 
     def dry_run(self) -> Result:
         """Do two updates, time the second and report memory; nothing is written."""
+        cuda = self.accelerator.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
         for update, micros in enumerate(self._batches(0, 2)):
             begin = time.perf_counter()
             loss = float(self.updater.update(update, micros, []).values["loss"])
             seconds = time.perf_counter() - begin
         if rank() == 0:
-            cuda = self.accelerator.device.type == "cuda"
             peak = (
                 torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             )

@@ -26,6 +26,7 @@ from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
 from unlabeled.ops.batchnorm import convert, unsynchronised_buffers
 from unlabeled.ops.distributed import broadcast_buffers, counts_per_part, gather, rank, world
+from unlabeled.ops.machine.memory import to_device
 from unlabeled.ops.norms import statistics
 
 
@@ -110,7 +111,7 @@ class Updater:
             scaler.step(self.optimizer) if scaler else self.optimizer.step()
             broadcast_buffers(unsynchronised_buffers(self.method))
             after = self.method.after_step(make_step(self.plan, update, len(micros), self.seed, rank()), carry)
-            values |= {name: norm.new_tensor(value) for name, value in after.items()}
+            values |= {name: torch.full_like(norm, value) for name, value in after.items()}
         if scaler and not abandoned:
             scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -143,7 +144,6 @@ class Updater:
         parts = [self.views(update, micro, batch) for micro, batch in enumerate(micros)]
         counts = counts_per_part([self.method.counts(views) for views in parts])
         for micro, views in enumerate(parts):
-            seed_everything(self.seed, "forward", update, micro, rank())  # dropout draws from them
             last = micro == len(micros) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 losses = self.model(views, make_step(self.plan, update, micro, self.seed, rank(), counts))
@@ -160,8 +160,8 @@ class Updater:
         self, update: int, terms: dict[str, Tensor], norm: Tensor, notes: list[int], before: list[Tensor]
     ) -> tuple[bool, list[int]]:
         bad = torch.stack([*(t.to(norm.dtype) for t in terms.values()), norm]).isfinite().logical_not()
-        row = torch.cat([bad.long(), torch.tensor(notes, device=bad.device, dtype=torch.int64)])
-        ranks = gather(row[None]).tolist()
+        row = torch.cat([bad.long(), to_device(torch.tensor(notes), bad.device)])
+        ranks = gather(row[None]).tolist()  # the one wait for a GPU in an update
         notes = [max(column) for column in zip(*(r[len(bad) :] for r in ranks), strict=True)]
         flags = [r[: len(bad)] for r in ranks]
         if not notes[-1] and not any(map(any, flags)):

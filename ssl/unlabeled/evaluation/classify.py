@@ -9,6 +9,7 @@ import torch
 from unlabeled.config.protocols.vectors import Protocol
 from unlabeled.data.sources.base import Source
 from unlabeled.engine.features import Features, extract, network_embedder
+from unlabeled.engine.launch import pick_precision
 from unlabeled.errors import UserError
 from unlabeled.evaluation.vectors.scores import Score, accuracy
 from unlabeled.methods.base import Method
@@ -31,7 +32,8 @@ def score_classifiers(
         known = f"its classifiers: {', '.join(exports)}" if exports else "it has none; use knn or linear"
         raise UserError(f"the method has no classifier '{cfg.export or ''}' to score; {known}")
     sized = {name: replace(e, input=replace(e.input, size=cfg.size or e.input.size)) for name, e in chosen.items()}
-    embedders = {name: network_embedder(export, device) for name, export in sized.items()}
+    precision = pick_precision(cfg.precision, device.type)
+    embedders = {name: network_embedder(export, device, precision) for name, export in sized.items()}
     features = extract(embedders, test, batch=cfg.batch, workers=cfg.workers, device=device,
                        max_corrupt=cfg.max_corrupt)
     scores: dict[str, Score] = {}

@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unlabeled.config.base.objects import load_object
 from unlabeled.config.files import find
 from unlabeled.config.marks import Mark, marked
 from unlabeled.config.protocols.dense import Dense
@@ -22,6 +22,8 @@ from unlabeled.config.tables import PROTOCOLS
 from unlabeled.data.sources.open import Source
 from unlabeled.engine.exports.networks import open_residuals
 from unlabeled.engine.features import Features, extract, network_embedder
+from unlabeled.engine.kept_features import KeptFeatures
+from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cautions import cautions
@@ -52,7 +54,7 @@ class Job:
     def shares(self) -> tuple[Any, ...]:
         """What must be equal for two protocols to use the same features."""
         cfg = self.cfg
-        return cfg.export, cfg.size, cfg.card, cfg.root, cfg.train, cfg.test
+        return cfg.export, cfg.size, cfg.precision, cfg.card, cfg.root, cfg.train, cfg.test
 
 
 def evaluate(protocol: str | Path, run: Path, overrides: Sequence[str] = (), accelerator: Any = None) -> Report | None:
@@ -130,6 +132,7 @@ class _Work:
 
     def _fits(self, job: Job, splits: Splits) -> bool:
         with self._keeping(job):
+            pick_precision(job.cfg.precision, self.device.type)
             splits.check(job.cfg)
             if isinstance(job.cfg, Trained) and not self.run.is_dir():
                 raise UserError(f"protocol '{job.name}' starts from a finished run's export; give the run's folder")
@@ -152,12 +155,12 @@ class _Work:
                 sheet = draw_neighbours(splits.train, features["network"][0], restored.run / "eval", restored.update)
             except UserError as error:  # the numbers count more
                 print(f"no picture of nearest neighbours: {error}")
-            self.reports["health"] = _report(job, restored, splits, export, used, [], measured, sheet)
+            self.reports["health"] = _report(job, restored, splits, export, used, [], measured, self.device, sheet)
             return
         for job in jobs:
             with self._keeping(job):
                 numbers = _run(job.cfg, features, splits, self.device)
-                self.reports[job.name] = _report(job, restored, splits, export, used, numbers, measured)
+                self.reports[job.name] = _report(job, restored, splits, export, used, numbers, measured, self.device)
 
 
 def _deliver(jobs: list[Job], reports: dict[str, Report], folder: Path) -> list[Report]:
@@ -203,21 +206,26 @@ def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, dev
     """Return the name of the export, and train and test features of every network that a protocol asks for."""
     first = jobs[0].cfg
     name, export = pick_export(restored.method, first.export, first.size)
-    embedders = {"network": network_embedder(export, device)}
+    precision = pick_precision(first.precision, device.type)
+    embedders = {"network": network_embedder(export, device, precision)}
     size = export.input.size
     if any(job.cfg.random_init for job in jobs):
         blank = load_run(run, random_init=True, device=device)
         untrained = open_residuals(pick_export(blank.method, first.export, first.size)[1])
-        embedders["random_init"] = network_embedder(untrained, device)
+        embedders["random_init"] = network_embedder(untrained, device, precision)
     if splits.test is not None and any(job.cfg.raw_pixels for job in jobs):
         embedders["raw_pixels"] = pixel_embedder(splits.train, size)
 
+    kept = KeptFeatures(device) if all(job.cfg.keep_features for job in jobs) else None
+
     def read(source: Source) -> dict[str, Features]:
         return extract(embedders, source, batch=first.batch, workers=first.workers, device=device,
-                       max_corrupt=first.max_corrupt)
+                       max_corrupt=first.max_corrupt, kept=kept)
 
     train = read(splits.train)
     test = train if splits.test is None else read(splits.test)
+    if kept is not None:
+        kept.report()
     if splits.twins is not None:
         test = {kind: replace(part, twin=torch.from_numpy(splits.twins)[part.index]) for kind, part in test.items()}
     pairs = {kind: (train[kind], test[kind]) for kind in embedders}
@@ -238,7 +246,7 @@ def _evaluate_classifiers(job: Job, restored: Restored, splits: Splits, device: 
     labels = splits.train.labels
     train = Split(splits.train.split, len(labels), int((labels < 0).sum()), len(splits.train.unreadable))
     numbers = _numbers(scores, test) if rank() == 0 else []
-    return _report(job, restored, splits, export, (train, _split(splits.test.split, test)), numbers, {})
+    return _report(job, restored, splits, export, (train, _split(splits.test.split, test)), numbers, {}, device)
 
 
 def _run(cfg: Protocol, features: dict[str, Pair], splits: Splits, device: torch.device) -> list[Number]:
@@ -257,8 +265,7 @@ def _run(cfg: Protocol, features: dict[str, Pair], splits: Splits, device: torch
 
 
 def _runner(cfg: Protocol) -> Callable[..., Any]:
-    module, _, function = PROTOCOLS[cfg.protocol].partition(":")
-    runner: Callable[..., Any] = getattr(import_module(module), function)
+    runner: Callable[..., Any] = load_object(cfg.protocol, PROTOCOLS)
     return runner
 
 
@@ -291,7 +298,8 @@ def _split(name: str, features: Features) -> Split:
 
 
 def _report(job: Job, restored: Restored, splits: Splits, export: str, used: tuple[Split, Split],
-            numbers: list[Number], measured: dict[str, dict[str, float]], sheet: Path | None = None) -> Report:
+            numbers: list[Number], measured: dict[str, dict[str, float]], device: torch.device,
+            sheet: Path | None = None) -> Report:
     shared, scored = splits.shared(job.cfg), used[1].n - used[1].unlabelled
     return Report(
         name=job.name, settings=job.cfg.model_dump(mode="json"), run=str(restored.run),
@@ -299,6 +307,6 @@ def _report(job: Job, restored: Restored, splits: Splits, export: str, used: tup
         train_seed=restored.recipe.train.seed, seed=job.cfg.seed, card=splits.card, classes=len(splits.names) or None,
         train=used[0], test=used[1], numbers=numbers, health=measured,
         warning=collapse_warning(measured["network"]) if measured else None, sheet=str(sheet) if sheet else None,
-        shared=shared,
+        shared=shared, precision=pick_precision(job.cfg.precision, device.type),
         cautions=cautions(job.cfg, used[0].split, used[1].split, shared, scored, splits.trained if numbers else None),
     )

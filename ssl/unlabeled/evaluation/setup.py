@@ -20,6 +20,7 @@ from unlabeled.engine.launch import join
 from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Method
+from unlabeled.ops.machine.memory import keep_freed_memory
 
 SCORED = ("test", "val")  # splits that are scored where a protocol names none
 
@@ -61,6 +62,8 @@ class Splits:
 def pick_device(accelerator: Any = None) -> torch.device:
     """Join the processes of the launch, if any, and return this one's device."""
     device: torch.device = (accelerator or join()).device
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
 
 

@@ -19,6 +19,7 @@ from unlabeled.backbones.intermediate import Intermediate, refuse_unknown
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of, width_of
 from unlabeled.methods.rotnet_config import RotNetConfig
+from unlabeled.ops.machine.memory import to_device
 from unlabeled.ops.precision import at_least_float32
 
 ROTATIONS = 4
@@ -72,7 +73,7 @@ class RotNet(Method):
             view, turns = rotate_all(crop)
             return {"view": view, "turns": turns}
         total, mine = self.info.share(len(crop))
-        turns = torch.randint(ROTATIONS, (total,), generator=step.shared)[mine].to(crop.device)
+        turns = to_device(torch.randint(ROTATIONS, (total,), generator=step.shared)[mine], crop.device)
         return {"view": rotate_each(crop, turns), "turns": turns}
 
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:

@@ -26,6 +26,7 @@ from unlabeled.methods.simmatchv2_config import RandAugment, SimMatchV2Config
 from unlabeled.ops.batchnorm import unsynchronised_buffers
 from unlabeled.ops.distributed import gather, world
 from unlabeled.ops.ema import ema_update, rising
+from unlabeled.ops.machine.memory import to_device
 from unlabeled.ops.precision import at_least_float32
 
 # ---- network
@@ -311,8 +312,8 @@ class SimMatchV2(Method):
             return self.teacher(x)
         total, mine = self.info.share(len(x))
         order = torch.randperm(total, generator=step.shared)
-        prediction = self.teacher(gather(x.contiguous())[order[mine].to(x.device)])
-        back = order.argsort()[mine].to(x.device)
+        prediction = self.teacher(gather(x.contiguous())[to_device(order[mine], x.device)])
+        back = to_device(order.argsort()[mine], x.device)
         return Prediction(*(gather(part)[back] for part in prediction))
 
     # ---- after the update

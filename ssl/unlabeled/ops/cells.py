@@ -41,7 +41,12 @@ def distances(first: Tensor, second: Tensor, shape: tuple[int, int]) -> Tensor:
     The unit is the diagonal of a cell, of the view whose cells are larger. Exchanging the views transposes the result.
     """
     apart = centres(first, shape)[:, :, None] - centres(second, shape)[:, None]
-    sides = first.new_tensor([shape[1], shape[0]])
-    (start1, end1), (start2, end2) = first.chunk(2, 1), second.chunk(2, 1)
-    cell = torch.maximum(*((extent / sides).square().sum(1).sqrt() for extent in (end1 - start1, end2 - start2)))
+    cell = torch.maximum(*(_diagonal(x, shape) for x in (first, second)))
     return apart.square().sum(3).sqrt() / cell[:, None, None]
+
+
+def _diagonal(coordinates: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return the diagonal of a cell of maps of `shape`, for views with coordinates [b, 4]: [b]."""
+    high, wide = shape
+    x0, y0, x1, y1 = coordinates.unbind(1)
+    return (((x1 - x0) / wide).square() + ((y1 - y0) / high).square()).sqrt()

@@ -40,7 +40,7 @@ class Report:
     settings: the resolved protocol. Without labels train and test are the same split and classes is None. health:
     label-free measures per network. sheet: file of the neighbour sheet. measure: what the numbers are, in percent.
     shared: how many of the scored test images also stand in the training split. cautions: sentences on what the
-    numbers are not.
+    numbers are not. precision: in which the network ran.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Report:
     measure: str = "accuracy"
     shared: int = 0
     cautions: list[str] = field(default_factory=list)
+    precision: str = "fp32"
 
     @property
     def scored(self) -> int:

@@ -70,9 +70,10 @@ def notes(reports: Sequence[Report]) -> list[str]:
 def _data_line(report: Report) -> str:
     train, test = report.train, report.test
     if report.classes is None:
-        return f"data {report.card}: '{train.split}' n={train.n} without labels, unreadable {train.corrupt}"
+        return (f"data {report.card}: '{train.split}' n={train.n} without labels, unreadable {train.corrupt}, "
+                f"precision {report.precision}")
     return (f"data {report.card}: train '{train.split}' n={train.n}, test '{test.split}' n={test.n}, "
-            f"unreadable {train.corrupt + test.corrupt}, seed {report.seed}")
+            f"unreadable {train.corrupt + test.corrupt}, seed {report.seed}, precision {report.precision}")
 
 
 def _detail(number: Number) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -83,3 +84,11 @@ def test_a_run_that_was_killed_while_it_finished_finishes(run: Path, finished: P
     assert_same(run, finished)
     assert [f.read_bytes() for f in sorted((run / "export").glob("*.safetensors"))] == [
         f.read_bytes() for f in sorted((finished / "export").glob("*.safetensors"))]
+
+
+def test_an_exports_json_says_what_it_is_and_of_which_update(finished: Path) -> None:
+    about = json.loads((finished / "export" / "backbone.json").read_text())
+    content = (finished / "export" / "backbone.safetensors").read_bytes()
+    assert (about["update"], about["method"], about["gives"]) == (6, "rotnet", "vector")
+    assert about["sha256"] == hashlib.sha256(content).hexdigest()
+    assert about["seed"] == 0 and about["input"]["size"] == about["preparation"]["size"]

@@ -51,18 +51,60 @@ def test_what_was_done_before_a_resume_does_not_shorten_the_time_left(clock, cap
 
 def test_a_short_pass_is_silent_and_a_long_one_speaks_now_and_then(clock, capsys):
     told = LongPass("features of 'train'", 1000, shown=True)
-    for second in range(10):
+    for second in (0, 1, 1.9):
         clock[0] = second
-        told.advance(second + 1)
+        told.advance(10)
     assert capsys.readouterr().out == ""
     lines = []
-    for second in range(10, 101):
+    for second in range(2, 101):
         clock[0] = second
         told.advance(10 * second)
         lines += capsys.readouterr().out.splitlines()
-    assert lines == [f"features of 'train': {10 * s} of 1000 images, {100 - s} s left" if s > 40 else
-                     f"features of 'train': {10 * s} of 1000 images, 1 min left" if s == 40 else
-                     "features of 'train': 100 of 1000 images, 2 min left" for s in (10, 40, 70)]
+    assert lines == ["features of 'train': 20 of 1000 images, 10 images/s, 2 min left",
+                     "features of 'train': 320 of 1000 images, 10 images/s, 1 min left",
+                     "features of 'train': 620 of 1000 images, 10 images/s, 38 s left",
+                     "features of 'train': 920 of 1000 images, 10 images/s, 8 s left"]
     clock[0] = 1000
     LongPass("x", 10, shown=False).advance(5)
+    told.advance(1000)
     assert capsys.readouterr().out == ""
+
+
+def test_a_pass_of_few_slow_parts_says_that_it_is_alive(clock, capsys):
+    told = LongPass("logistic", 6, shown=True, unit="fits")
+    clock[0] = 3.0
+    told.step()
+    told.advance(2)
+    clock[0] = 40.0
+    told.step()
+    assert capsys.readouterr().out.splitlines() == ["logistic: 0 of 6 fits", "logistic: 2 of 6 fits, 0.05 fits/s, "
+                                                    "1 min left"]
+
+
+def test_on_a_terminal_a_bar_shows_it_and_goes_away(clock, monkeypatch, capsys):
+    monkeypatch.setattr(progress.sys.stdout, "isatty", lambda: True)
+    shown = []
+    monkeypatch.setattr(progress, "Progress", lambda *a, **k: FakeBar(shown))
+    with pytest.raises(RuntimeError), LongPass("kNN", 100, shown=True) as told:
+        told.advance(10)
+        clock[0] = 5.0
+        told.advance(50)
+        raise RuntimeError
+    assert shown == ["start", "kNN: 50 of 100 images, 10 images/s, 5 s left", "stop"]
+
+
+class FakeBar:
+    def __init__(self, shown):
+        self.shown = shown
+
+    def add_task(self, *args, **options):
+        return 0
+
+    def start(self):
+        self.shown.append("start")
+
+    def update(self, task, completed, description):
+        self.shown.append(description)
+
+    def stop(self):
+        self.shown.append("stop")

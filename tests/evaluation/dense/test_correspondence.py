@@ -14,6 +14,7 @@ from tests.processes import run_processes
 
 from unlabeled.augment.geometry import RandomResizedCrop
 from unlabeled.data.pairs import fixed_crops
+from unlabeled.engine.run import progress
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as evaluate_module
 from unlabeled.evaluation.dense import networks as dense_module
@@ -138,7 +139,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MapRuns:
     return fake
 
 
-def test_the_report_holds_both_numbers_beside_chance_and_the_untrained_network(runs, capsys):
+def test_the_report_holds_both_numbers_beside_chance_and_the_untrained_network(runs, monkeypatch, capsys):
     mild = [*QUICK, "jitter=0.25"]
     report = evaluate("correspondence", runs.run, mild)
     match, near = report.numbers
@@ -149,7 +150,9 @@ def test_the_report_holds_both_numbers_beside_chance_and_the_untrained_network(r
     assert report.classes is None and report.test.n == 20 and report.test.split == "val"
     printed = capsys.readouterr().out
     assert "correspondence, %" in printed and "overlapping pairs" in printed
+    monkeypatch.setattr(progress, "PASS_AFTER", 0.0)
     assert evaluate("correspondence", runs.run, [*mild, "batch=3"]).numbers == report.numbers
+    assert "correspondence in 'val' of 'scenes': 3 of 20 images, " in capsys.readouterr().out
     assert evaluate("correspondence", runs.run, [*mild, "seed=1"]).numbers != report.numbers
 
 

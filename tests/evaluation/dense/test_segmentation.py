@@ -15,6 +15,7 @@ from tests.evaluation.dense.fakes import Blocks, MapRuns, Still, painted, scenes
 from tests.processes import run_processes
 
 from unlabeled.config.protocols.dense import SegmentationFcn, SegmentationLinear
+from unlabeled.engine.run import progress
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as evaluate_module
 from unlabeled.evaluation.dense import networks as dense_module
@@ -151,7 +152,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MapRuns:
 QUICK = ["workers=0", "card=scenes.yaml", "min_updates=60", "epochs=1", "lr=[0.3,1.0]"]
 
 
-def test_the_report_holds_miou_per_class_and_the_baselines(runs, capsys):
+def test_the_report_holds_miou_per_class_and_the_baselines(runs, monkeypatch, capsys):
     report = evaluate("segmentation-linear", runs.run, QUICK)
     number = report["mIoU"]
     source = scenes(12, 32)
@@ -166,7 +167,11 @@ def test_the_report_holds_miou_per_class_and_the_baselines(runs, capsys):
     assert (saved["train"]["n"], saved["test"]["n"], saved["test"]["split"]) == (40, 12, "val")
     printed = capsys.readouterr().out
     assert "mIoU, %" in printed and "pixel accuracy" in printed and "'disc'" not in printed
+    monkeypatch.setattr(progress, "PASS_AFTER", 0.0)
     assert evaluate("segmentation-linear", runs.run, [*QUICK, "batch=5"]).numbers == report.numbers
+    printed = capsys.readouterr().out
+    for text in ("maps of 'train' of 'scenes': 5 of 40 images, ", "linear classifiers: 0 of 60 updates\n"):
+        assert text in printed
 
 
 def test_what_cannot_be_segmented_is_refused(runs):
@@ -245,12 +250,16 @@ def test_dilated_stages_are_those_of_timm(name, stages):
     torch.testing.assert_close(found, expected)
 
 
-def test_the_fcn_reports_through_the_command(runs):
+def test_the_fcn_reports_through_the_command(runs, monkeypatch, capsys):
     settings = ["workers=0", "card=scenes.yaml", "updates=4", "width=8", "images_per_update=4", "backbone=frozen"]
     report = evaluate("segmentation-fcn", runs.run, settings)
     assert report["mIoU"].network["details"]["iou"]["background"] is not None
     assert report["mIoU"].random_init is not None and report.test.n == 12
+    monkeypatch.setattr(progress, "PASS_AFTER", 0.0)
     assert evaluate("segmentation-fcn", runs.run, [*settings, "batch=5"]).numbers == report.numbers
+    printed = capsys.readouterr().out
+    for text in ("segmentation-fcn: 1 of 4 updates, ", "segmentation of 'val' of 'scenes': 5 of 12 images, "):
+        assert text in printed
 
 
 # ---- several processes
@@ -262,7 +271,7 @@ def in_a_process(rank: int, bad: tuple[int, ...]) -> tuple[list, list, list]:
     network, splits = painted(Blocks(2), bad=bad)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         model, missed = segmentation_fcn.learn(fcn(lr=0.1), network, splits, CPU)
-    losses = [float(line.rpartition(" ")[2]) for line in said.getvalue().splitlines()]
+    losses = [float(line.rpartition(" ")[2]) for line in said.getvalue().splitlines() if "loss" in line]
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     return [counts.tolist(), found.value, train.corrupt_keys, test.n, missed], weights.tolist(), losses
 

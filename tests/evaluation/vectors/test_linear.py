@@ -108,3 +108,25 @@ def test_the_end_of_the_grid_is_named(digits):
 def test_too_few_images_are_refused():
     with pytest.raises(UserError, match="no class has two"):
         config().check([1, 1, 0], ["a", "b", "c"])
+
+
+def test_some_rows_are_standardised_by_their_own_statistics_and_seen_alone(digits):
+    train, _ = digits
+    rows = np.flatnonzero(np.arange(len(train.x)) % 3 > 0)
+    spoilt = train.x.clone()
+    spoilt[np.setdiff1d(np.arange(len(train.x)), rows)] = 1e3
+    probe, scale = linear.fit_rows(config(), spoilt, train.label, rows, 10, [(0.03, 0.0)], CPU)
+    alone = Scale.of(train.x[rows])
+    torch.testing.assert_close(scale.mean, alone.mean)
+    torch.testing.assert_close(scale.std, alone.std)
+    expected = linear.fit(config(), alone(train.x[rows]), train.label[rows], 10, [(0.03, 0.0)], CPU)
+    torch.testing.assert_close(probe.weight, expected.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_scale_is_that_of_all_rows_at_once():
+    x = torch.randn(9001, 3, dtype=torch.float64).float() * 5 + 100
+    x[:, 2] = 7.0  # never changes, and keeps its scale
+    scale = Scale.of(x)
+    torch.testing.assert_close(scale.mean, x.double().mean(0).float())
+    torch.testing.assert_close(scale.std[:2], x.double().std(0, correction=0).float()[:2])
+    assert scale.std[2] == 1

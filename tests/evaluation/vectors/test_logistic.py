@@ -41,3 +41,10 @@ def test_noisy_features_get_more_regularisation_than_clean_ones() -> None:
 def test_one_c_is_taken_as_it_is() -> None:
     score = run(Logistic(protocol="logistic", c=[0.5]), features(80, 0, 1.0), features(50, 1, 1.0), 4, CPU)["logistic"]
     assert score.details["c"] == 0.5 and "note" not in score.details
+
+
+def test_test_features_are_standardised_by_those_of_train() -> None:
+    train, test = features(200, 0, 1.5), features(300, 1, 1.5)
+    cfg = Logistic(protocol="logistic", c=[1.0])
+    shifted = Features(test.x + 5.0, test.index, test.label)
+    assert run(cfg, train, shifted, 4, CPU)["logistic"].value < run(cfg, train, test, 4, CPU)["logistic"].value - 10

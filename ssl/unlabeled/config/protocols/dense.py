@@ -21,6 +21,8 @@ class Dense(Protocol):
     """
 
     raw_pixels: Literal[False] = False
+    keep_features: Free[Literal[False]] = False
+    precision: Free[Literal["fp32"]] = "fp32"  # the only one: a training begun before there was the setting goes on
 
 
 class SegmentationLinear(Dense):

@@ -36,6 +36,13 @@ class Protocol(Strict):
         256, gt=0, description="images per forward pass and process; the result does not depend on it"
     )
     workers: Free[int] = Field(4, ge=0, description="loader processes per process; 0 reads in the process itself")
+    precision: Precision = Field(
+        "auto", description="of the network, as in training: auto is bf16 on GPUs and on CPUs with AMX, else fp32, the "
+        "reference. What is computed on its features is float32 or more"
+    )
+    keep_features: Free[bool] = Field(
+        True, description="keep features in the user's cache folder, and use those that are there"
+    )
     max_corrupt: Free[float] = Field(0.001, ge=0, le=1, description="share of unreadable images above which it stops")
     random_init: Free[bool] = Field(True, description="score the same network, untrained, beside it")
     raw_pixels: Free[bool] = Field(True, description="score the pixels themselves, at most 32 x 32, beside it")
@@ -116,7 +123,7 @@ class Logistic(Protocol):
 class Classify(Protocol):
     """Accuracy of the classifiers that the method itself trained, on the test split."""
 
-    idle: ClassVar[Mapping[str, str]] = {"seed": "it draws nothing"}
+    idle: ClassVar[Mapping[str, str]] = {"seed": "it draws nothing", "keep_features": "it keeps none"}
     protocol: Literal["classify"]
     random_init: Literal[False] = False
     raw_pixels: Literal[False] = False
@@ -135,13 +142,16 @@ class TrainedData(Strict):
 class Trained(Protocol):
     """A method that is trained on top of the run by the same engine, then scored: probes by SGD, fine-tuning."""
 
-    idle: ClassVar[Mapping[str, str]] = {"batch": "its images per update are 'data.batch'"}
+    idle: ClassVar[Mapping[str, str]] = {
+        "batch": "its images per update are 'data.batch'", "keep_features": "it keeps none",
+    }
     protocol: Literal["trained"]
     method: Annotated[Any, Field(description="the method's name and its options")]
     data: TrainedData
     optim: Optim
     epochs: int = Field(gt=0)
-    precision: Precision = Field("auto", description="auto: bf16 on GPUs and on CPUs with AMX, else fp32")
+    precision: Precision = Field("auto", description="of training and scoring: auto is bf16 on GPUs and on CPUs with "
+                                 "AMX, else fp32")
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
     checkpoint_every: Free[int | None] = Field(
         None, gt=0, description="updates between checkpoints; null: by time, so often that saving takes 2 % of it"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+import json
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from unlabeled.data.sources.files.lists import one_line
-from unlabeled.data.sources.fingerprint import Names, fingerprint
+from unlabeled.data.sources.fingerprint import Names, digest, fingerprint
 from unlabeled.data.sources.truth import Truth
 
 
@@ -188,6 +189,18 @@ class Source(Truth):
     def traces(self) -> np.ndarray | None:
         """Return what is cheaply known of the images: sizes of their files, pixels of some rows; None if nothing."""
         return None
+
+    def images_digest(self) -> str | None:
+        """Return what tells these images from changed ones for certain; None where nothing cheaper than reading does.
+
+        That is names, sizes and times of all files, or all pixels that live in memory.
+        """
+        origin = self.made_of()
+        if origin is None and self.images is None:
+            return None
+        about = {"n": len(self), "pixels": astuple(self.pixels), "files": origin and origin[1],
+                 "unreadable": sorted(self.unreadable)}
+        return digest(json.dumps(about).encode(), *(() if self.images is None else (self.images,)))
 
     def made_of(self) -> tuple[Path, list[tuple[str, int, int]]] | None:
         """Return the folder of the set and its files (name, bytes, time in ns); None if no file is decoded."""

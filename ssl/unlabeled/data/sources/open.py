@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-
+from unlabeled.config.base.objects import load_object
 from unlabeled.config.card import Card
 from unlabeled.data.sources.base import Pixels, Source
 from unlabeled.data.sources.memory import InMemory
@@ -37,8 +36,7 @@ def open_source(card: Card, split: str, root: str | None = None, *, in_order: bo
     if card.source.kind == "stream" and not in_order:
         raise UserError(f"data card '{card.name}', split '{split}', is streamed: that serves training, but evaluation "
                         "needs random access. Evaluate on another card, with card=CARD root=FOLDER")
-    module, name = _OPENERS[card.source.kind].split(":")
-    source: Source = getattr(importlib.import_module(module), name)(card, split, root)
+    source = _opened(card, split, root)
     source.pixels = Pixels(card.levels, card.upright)
     expected = card.splits[split].samples
     if expected is not None and len(source) != expected:
@@ -47,3 +45,16 @@ def open_source(card: Card, split: str, root: str | None = None, *, in_order: bo
             "complete the files, or correct 'samples' in the card"
         )
     return InMemory(source, card) if card.in_memory and source.images is None else source
+
+
+def _opened(card: Card, split: str, root: str | None) -> Source:
+    """Call the card's opener. Raises UserError if one of the user's own is not there or opens something else."""
+    try:
+        opener = load_object(card.source.kind, _OPENERS)
+    except UserError as error:
+        raise UserError(f"data card '{card.name}': source.kind {error}") from error
+    source = opener(card, split, root)
+    if not isinstance(source, Source):
+        raise UserError(f"data card '{card.name}': source.kind '{card.source.kind}' must give a "
+                        f"{Source.__module__}.Source, but gives a {type(source).__name__}")
+    return source

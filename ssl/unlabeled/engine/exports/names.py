@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unlabeled.backbones import naming
 from unlabeled.backbones.build import build_backbone, loading_lines
+from unlabeled.config.base.objects import is_dotted
 from unlabeled.config.recipe import Backbone
 from unlabeled.engine.exports.preparation import preparing_lines
 from unlabeled.errors import UserError
@@ -84,8 +85,10 @@ def _torchvision(network: nn.Module, backbone: Backbone, image: Input) -> Form:
 def _timm(network: nn.Module, backbone: Backbone, image: Input) -> Form:
     from safetensors.torch import load_file
 
-    if "unlabeled" in loading_lines(backbone, ""):
-        raise UserError(f"timm has no network like this {backbone.name}, which is defined in this package: "
+    own = is_dotted(backbone.name)
+    if own or "unlabeled" in loading_lines(backbone, ""):
+        where = "one of the recipe's own" if own else "defined in this package"
+        raise UserError(f"timm has no network like this {backbone.name}, which is {where}: "
                         "RUN/export/backbone.safetensors holds its weights")
 
     def lines(path: Path) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled.config.base.curve import CurveRule
+from unlabeled.config.base.objects import is_dotted, load_object, refuse_unknown_options
 from unlabeled.config.recipe import Optim
 from unlabeled.engine.optim.lars import LARS
 from unlabeled.errors import UserError
@@ -35,6 +36,8 @@ def build_optimizer(method: Method, optim: Optim) -> Optimizer:
     no_decay = _matching(method, named, optim.exclude_decay, "exclude_decay")
     no_lars = _matching(method, named, optim.exclude_lars, "exclude_lars")
     split = [part for group in groups for part in _split(group, named, optim, no_decay, no_lars)]
+    if is_dotted(optim.name):
+        return _own(optim, split)
     match optim.name:
         case "lars":
             return LARS(split, momentum=optim.momentum, nesterov=optim.nesterov, **optim.lars.model_dump())
@@ -42,6 +45,24 @@ def build_optimizer(method: Method, optim: Optim) -> Optimizer:
             return torch.optim.SGD(split, lr=0.0, momentum=optim.momentum, nesterov=optim.nesterov)
         case "adamw":
             return torch.optim.AdamW(split, lr=0.0, betas=optim.betas)
+
+
+def _own(optim: Optim, split: list[dict[str, Any]]) -> Optimizer:
+    """Call an optimizer of the user's own. Raises UserError if it is none, or knows no weight decay but should."""
+    kind = load_object(optim.name)
+    refuse_unknown_options("optim.options", kind, optim.name, optim.options)
+    try:
+        optimizer = kind(split, lr=1e-3, **optim.options)  # every update sets the rate; some refuse 0
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optim.name: '{optim.name}' does not take parameter groups, lr and optim.options: {error}"
+                        ) from error
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"optim.name: '{optim.name}' must give a torch.optim.Optimizer, not a "
+                        f"{type(optimizer).__name__}")
+    decays = any(group["weight_decay"] or group["follows_decay"] for group in split)
+    if "weight_decay" not in optimizer.defaults and decays:
+        raise UserError(f"optim.weight_decay has no effect with '{optim.name}', whose defaults have none; set it to 0")
+    return optimizer
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float, epoch: float) -> None:

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
-PASS_AFTER = 10.0  # seconds after which a pass over many images is long enough to be told of
+PASS_AFTER = 2.0  # seconds after which a pass is long enough to be told of
 
 
 class Meter:
@@ -85,21 +85,56 @@ class ProgressBar:
 
 
 class LongPass:
-    """Tell how far a pass over many images is, in a line now and then; a short one is not told of."""
+    """Tell how far a long pass is, how fast and for how long: in a bar on a terminal, else in a line now and then.
 
-    def __init__(self, what: str, total: int, shown: bool) -> None:
-        self.what, self.total, self.shown = what, total, shown
-        self._begin = self._last = time.perf_counter()
+    Use it as a context, which takes the bar away. A short pass is not told of. unit: what is counted.
+    """
+
+    def __init__(self, what: str, total: int, shown: bool, unit: str = "images") -> None:
+        self.what, self.total, self.shown, self.unit = what, total, shown, unit
+        self._done = 0
+        self._begin = time.perf_counter()
+        self._last: float | None = None
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> LongPass:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar:
+            self._bar.stop()
 
     def advance(self, done: int) -> None:
-        """Take notice that `done` of `total` images are finished."""
+        """Take notice that `done` of `total` are finished."""
+        self._done = done
         now = time.perf_counter()
-        if not self.shown or not 0 < done < self.total:
+        seconds = now - self._begin
+        if not self.shown or done >= self.total or seconds < PASS_AFTER:
             return
-        if now - self._begin >= PASS_AFTER and (now - self._last >= LINE_EVERY or self._last == self._begin):
+        text = f"{done} of {self.total} {self.unit}"
+        if done:
+            text += f", {_rate(done / seconds)} {self.unit}/s, {duration((self.total - done) * seconds / done)} left"
+        if sys.stdout.isatty():
+            self._show(text)
+        elif self._last is None or now - self._last >= LINE_EVERY:
             self._last = now
-            left = duration((self.total - done) * (now - self._begin) / done)
-            print(f"{self.what}: {done} of {self.total} images, {left} left", flush=True)
+            print(f"{self.what}: {text}", flush=True)
+
+    def step(self) -> None:
+        """Take notice that the pass is alive, within one of what is counted."""
+        self.advance(self._done)
+
+    def _show(self, text: str) -> None:
+        if self._bar is None:
+            self._bar = Progress(TextColumn("{task.description}", markup=False, table_column=Column()),
+                                 BarColumn(bar_width=10), transient=True)
+            self._task = self._bar.add_task("", total=self.total)
+            self._bar.start()
+        self._bar.update(self._task, completed=self._done, description=f"{self.what}: {text}")
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from unlabeled.data.pairs import fixed_crops
 from unlabeled.data.sources.open import Source, open_source
 from unlabeled.engine.features import gather_names, refuse_corrupt, refuse_nonfinite
 from unlabeled.engine.restore import Restored
+from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.evaluation.dense.networks import Network, dense_report, networks
 from unlabeled.evaluation.setup import find_card, scored_split
@@ -87,9 +88,12 @@ def judge(cfg: Correspondence, network: Network, source: Source, device: torch.d
     total = Tally(*torch.zeros(7, dtype=torch.float64, device=device))
     corrupt: list[str] = []
     means = [torch.empty(0, 2)]
-    with full_precision(device):
+    seen, what = 0, f"correspondence in '{source.split}' of '{source.name}'"
+    with full_precision(device), LongPass(what, len(source), rank() == 0) as progress:
         for part in fixed_crops(source, (crop, crop), (*key, "crop"), rank(), world(), cfg.batch, cfg.workers):
             corrupt += part.corrupt
+            seen += len(part.index) + len(part.corrupt)
+            progress.advance(seen * world())
             if len(part.index) == 0:
                 continue
             maps = [network.map(_view(crops.to(device), jitter, part.index, network).contiguous(

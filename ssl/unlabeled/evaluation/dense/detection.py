@@ -20,6 +20,7 @@ from unlabeled.data.sources.subset import Part
 from unlabeled.engine.exports.networks import open_residuals
 from unlabeled.engine.features import gather_names, refuse_corrupt
 from unlabeled.engine.restore import Restored, load_run
+from unlabeled.engine.run.progress import LongPass
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
 from unlabeled.evaluation.dense.average_precision import Detections, average_precision, encode, require_pycocotools
@@ -107,9 +108,12 @@ def detect(model: nn.Module, cfg: Detection, source: Source, device: torch.devic
     corrupt: list[str] = []
     tested = Part(source, np.arange(min(cfg.test_images or len(source), len(source))))
     units = own_units(len(tested), rank(), world(), cfg.batch)
-    with full_precision(device):
+    done, what = 0, f"detection in '{source.split}' of '{source.name}'"
+    with full_precision(device), LongPass(what, len(tested), rank() == 0) as progress:
         for batch in batches(WholeMaker(tested), units, cfg.workers):
             corrupt += batch.corrupt
+            done += len(batch.images) + len(batch.corrupt)
+            progress.advance(done * world())
             images = [image.to(device).float() / 255 for image in batch.images]
             if images:
                 for index, output in zip(batch.index, model(images), strict=True):

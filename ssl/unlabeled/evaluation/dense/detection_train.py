@@ -22,7 +22,7 @@ from unlabeled.data.sources.base import Source, too_many
 from unlabeled.engine import launch
 from unlabeled.engine.run.checkpoint import SaveClock, read_about
 from unlabeled.engine.run.folder import RunFolder
-from unlabeled.engine.run.progress import Meter, ProgressBar
+from unlabeled.engine.run.progress import LongPass, Meter, ProgressBar
 from unlabeled.engine.run.signals import Signals
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
@@ -174,8 +174,11 @@ class _Training:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean of all batches
-        for update, made in self._batches(self.cfg.updates, self.cfg.updates + self.cfg.precise_bn):
-            self._losses(update, made)
+        first = self.cfg.updates
+        with LongPass("last statistics of BatchNorm", self.cfg.precise_bn, rank() == 0, "batches") as progress:
+            for update, made in self._batches(first, first + self.cfg.precise_bn):
+                self._losses(update, made)
+                progress.advance(update + 1 - first)
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
 

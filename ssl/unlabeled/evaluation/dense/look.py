@@ -20,8 +20,10 @@ from unlabeled.data.sources.folder import FolderSource
 from unlabeled.data.sources.open import Source, open_source
 from unlabeled.data.sources.subset import Part
 from unlabeled.engine.features import refuse_nonfinite
+from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.maps import last_map
 from unlabeled.engine.restore import Restored, load_run
+from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.evaluation.dense.networks import Network, Whole
 from unlabeled.evaluation.setup import find_card, own_levels, pick_device, pick_export, scored_split
@@ -55,6 +57,7 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
     Raises UserError for bad input, or if the run's method is not `method`.
     """
     device = pick_device()
+    precision = pick_precision(settings.precision, device.type)
     restored = load_run(path, device=device)
     own = restored.recipe.method.name
     if method not in (None, own):
@@ -67,7 +70,7 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
     refuse_unwritable(folder / "0.png", "name a folder elsewhere with out=FOLDER")
     name, export = pick_export(restored.method, settings.export, settings.size)
     found, shape = last_map(name, export, device)
-    network = Network(name, found, shape, export.input)
+    network = Network(name, found, shape, export.input, precision)
     source = _files(images, own_levels(restored)) if images else _some(settings, restored)
     views = _views(restored, export.input.size) if paired else ()
     pictures = see(network, source, views, settings.seed, device)
@@ -80,7 +83,7 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
             figure = draw_colours(Panel("image", source.image(image.index), colours(image.maps[0])))
         kind, stem = "pairs" if paired else "pca", Path(source.key(image.index)).stem
         files.append(write_figure(figure, folder / f"{image.index + 1}-{stem}-{kind}.png"))
-    cells = f"{shape[1]} x {shape[2]} cells of {shape[0]} numbers"
+    cells = f"{shape[1]} x {shape[2]} cells of {shape[0]} numbers, computed in {precision}"
     print(*files, f"export {name}, update {restored.update}, {cells}", sep="\n")
     return files
 
@@ -114,8 +117,9 @@ def see(network: Network, source: Source, views: Sequence[Geometry], seed: int, 
     Names images that cannot be read. Raises UserError if none can, and if the network gives NaN or infinity.
     """
     images: list[ImageViews] = []
-    with full_precision(device):
+    with full_precision(device), LongPass("look", len(source), shown=True) as progress:
         for part in fixed_crops(source, [Whole(network.input.size), *views], (seed, "look"), 0, 1, _BATCH):
+            progress.advance(len(images))
             for key in part.corrupt:
                 print(f"left out, cannot be read: {with_reason(key)}")
             maps = [network(crops.to(device)).cpu() for crops in part.crops if len(crops)]
@@ -124,7 +128,8 @@ def see(network: Network, source: Source, views: Sequence[Geometry], seed: int, 
                           [each[i] for each in maps]) for i in range(len(part.index))]
     if not images:
         raise UserError(f"none of the {len(source)} images can be read")
-    refuse_nonfinite(network.export, torch.stack([image.maps[0].mean((1, 2)) for image in images]), torch.device("cpu"))
+    refuse_nonfinite(network.export, torch.stack([image.maps[0].mean((1, 2)) for image in images]), torch.device("cpu"),
+                     network.precision)
     return images
 
 

@@ -25,17 +25,22 @@ from unlabeled.evaluation.setup import find_card, open_train, pick_export, score
 from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.methods.base import Input
 from unlabeled.ops.boxes import crop_boxes
+from unlabeled.ops.precision import Resolved, autocast
 from unlabeled.report.report import Number, Report, Split
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network that a protocol judges: its last map with (C, h, w), and the input that it expects."""
+    """A network that a protocol judges: its last map with (C, h, w), and the input that it expects.
+
+    precision: in which it runs; the protocols are on float32.
+    """
 
     export: str
     map: LastMap
     shape: tuple[int, int, int]
     input: Input
+    precision: Resolved = "fp32"
 
     def prepare(self, images: Tensor) -> Tensor:
         """Turn images, uint8 [b, 3, H, W] on the device, into what the network sees."""
@@ -44,7 +49,8 @@ class Network:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the maps, float32 [b, C, h, w], of images, uint8 [b, 3, H, W] on the device."""
-        maps: Tensor = self.map(self.prepare(images))
+        with autocast(images.device, self.precision):
+            maps: Tensor = self.map(self.prepare(images))
         return maps.float()
 
 

@@ -19,6 +19,7 @@ from unlabeled.data.sources.dense.masks import IGNORED
 from unlabeled.engine.features import gather_names, refuse_corrupt
 from unlabeled.engine.maps import LastMap
 from unlabeled.engine.restore import Restored
+from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.evaluation.dense.networks import MaskedSplits, Network, dense_report, networks, open_masked
 from unlabeled.evaluation.dense.segmentation import confusion, constant_miou, score, upsampled_classes
@@ -126,19 +127,21 @@ def learn(cfg: SegmentationFcn, network: Network, splits: MaskedSplits, device: 
                            cfg.images_per_update, rank(), world(), cfg.workers)
     missed: set[str] = set()
     model.train()
-    for update, part in enumerate(crops):
-        optimizer.param_groups[0]["lr"] = cfg.lr * 0.1 ** sum(update >= share * cfg.updates for share in cfg.drops)
-        missed.update(part.corrupt)
-        loss = _loss(trained, network.prepare(part.images.to(device)), part.masks.to(device).long())
-        if bool(max_over_ranks((~torch.isfinite(loss.detach())).float())):  # on all ranks, so that all of them stop
-            raise UserError(f"segmentation-fcn: the loss is not finite at update {update}; lower lr ({cfg.lr:g})")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if (update + 1) % max(1, cfg.updates // 10) == 0:
-            mean = float(sum_over_ranks(loss.detach().clone())) / world()
-            if rank() == 0:
-                print(f"segmentation-fcn: update {update + 1} of {cfg.updates}, loss {mean:.3f}", flush=True)
+    with LongPass("segmentation-fcn", cfg.updates, rank() == 0, "updates") as progress:
+        for update, part in enumerate(crops):
+            optimizer.param_groups[0]["lr"] = cfg.lr * 0.1 ** sum(update >= share * cfg.updates for share in cfg.drops)
+            missed.update(part.corrupt)
+            loss = _loss(trained, network.prepare(part.images.to(device)), part.masks.to(device).long())
+            if bool(max_over_ranks((~torch.isfinite(loss.detach())).float())):  # on all ranks, so that all of them stop
+                raise UserError(f"segmentation-fcn: the loss is not finite at update {update}; lower lr ({cfg.lr:g})")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            progress.advance(update + 1)
+            if (update + 1) % max(1, cfg.updates // 10) == 0:
+                mean = float(sum_over_ranks(loss.detach().clone())) / world()
+                if rank() == 0:
+                    print(f"segmentation-fcn: update {update + 1} of {cfg.updates}, loss {mean:.3f}", flush=True)
     names = sorted(set(gather_names(sorted(missed))))
     refuse_corrupt(splits.train, names, cfg.max_corrupt)
     return model.eval(), names
@@ -160,9 +163,12 @@ def judge(cfg: SegmentationFcn, model: Fcn, network: Network, splits: MaskedSpli
     classes = len(splits.names)
     counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     missed: list[str] = []
-    with full_precision(device):
+    seen, what = 0, f"segmentation of '{splits.test.split}' of '{splits.test.name}'"
+    with full_precision(device), LongPass(what, len(splits.test), rank() == 0) as progress:
         for part in whole_images(splits.test, cfg.batch, rank(), world(), cfg.workers):
             missed += part.corrupt
+            seen += len(part.images) + len(part.corrupt)
+            progress.advance(seen * world())
             if len(part.images):
                 predicted = upsampled_classes(model(network.prepare(part.images.to(device))), *part.masks.shape[1:])
                 counts += confusion(predicted, part.masks.to(device), classes)

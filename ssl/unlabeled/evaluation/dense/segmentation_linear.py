@@ -23,6 +23,7 @@ from unlabeled.data.sources.dense.masks import IGNORED, read_mask
 from unlabeled.data.sources.open import Source
 from unlabeled.engine.features import gather_names, gather_rows, refuse_corrupt, refuse_nonfinite
 from unlabeled.engine.restore import Restored
+from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.evaluation.dense.networks import MaskedSplits, Network, Whole, dense_report, networks, open_masked
 from unlabeled.evaluation.dense.segmentation import class_iou, confusion, constant_miou, score, upsampled_classes
@@ -102,15 +103,19 @@ def read(cfg: SegmentationLinear, network: Network, source: Source, device: torc
 
     Raises UserError for a mask that is damaged or of another size than its image.
     """
-    for part in eval_batches(source, Whole(network.input.size), rank(), world(), cfg.batch, cfg.workers):
-        if len(part.index) == 0:
-            yield torch.empty(0, *network.shape, device=device), [], part.corrupt
-            continue
-        assert part.boxes[0] is not None
-        box = crop_columns(part.boxes[0].int())
-        sizes = zip(part.index.tolist(), box.image_height.tolist(), box.image_width.tolist(), strict=True)
-        masks = [torch.from_numpy(read_mask(source, *size)) for size in sizes]
-        yield network(part.crops[0].to(device, non_blocking=True)), masks, part.corrupt
+    done, what = 0, f"maps of '{source.split}' of '{source.name}'"
+    with LongPass(what, len(source), rank() == 0) as progress:
+        for part in eval_batches(source, Whole(network.input.size), rank(), world(), cfg.batch, cfg.workers):
+            done += len(part.index) + len(part.corrupt)
+            progress.advance(done * world())
+            if len(part.index) == 0:
+                yield torch.empty(0, *network.shape, device=device), [], part.corrupt
+                continue
+            assert part.boxes[0] is not None
+            box = crop_columns(part.boxes[0].int())
+            sizes = zip(part.index.tolist(), box.image_height.tolist(), box.image_width.tolist(), strict=True)
+            masks = [torch.from_numpy(read_mask(source, *size)) for size in sizes]
+            yield network(part.crops[0].to(device, non_blocking=True)), masks, part.corrupt
 
 
 @torch.no_grad()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from unlabeled.config.protocols.vectors import FewLabels
 from unlabeled.engine.features import Features
+from unlabeled.engine.run.progress import LongPass
 from unlabeled.evaluation.vectors.scores import Scale, Score, accuracy, plain
 from unlabeled.ops.random import permutation
 
 _ELEMENTS = 1 << 26  # numbers of drawn features held at once (512 MB); more draws are solved in groups
 _ITERATIONS = 2000
+_ROWS = 4096  # images that are scored at once
 _TOLERANCE = 1e-7  # largest gradient entry at which the solution stands
 
 
@@ -20,15 +24,16 @@ def run(cfg: FewLabels, train: Features, test: Features, classes: int, device: t
     """Return `logistic4@C1` and so on: k labels per class, features standardised by all training images."""
     assert train.label is not None and test.label is not None
     scale = Scale.of(train.x)
-    drawn_from, scored = scale(train.x).to(device), scale(test.x).to(device)
     scores = {}
     for k in cfg.labels_per_class:
         rows = draws(train.label.numpy(), train.index.numpy(), k, cfg.draws, cfg.seed)
         values: list[float] = []
-        for group in rows.split(max(1, _ELEMENTS // (rows.shape[1] * train.x.shape[1]))):
-            weight, bias = logistic(drawn_from[group], train.label[group].to(device), classes, cfg.c)
-            for w, b in zip(weight, bias, strict=True):
-                values.append(accuracy((scored.double() @ w + b).argmax(1), test.label))
+        with LongPass(f"logistic regression on {k} labels per class", cfg.draws, True, "draws") as progress:
+            for group in rows.split(max(1, _ELEMENTS // (rows.shape[1] * train.x.shape[1]))):
+                x, label = scale(train.x[group]).to(device), train.label[group].to(device)
+                weight, bias = logistic(x, label, classes, cfg.c, progress.step)
+                values += [accuracy(column, test.label) for column in predict(weight, bias, scale, test.x)]
+                progress.advance(len(values))
         details = {"draws": cfg.draws, "min": min(values), "max": max(values)}
         scores[f"logistic{k}@C{plain(cfg.c)}"] = Score(float(np.mean(values)), float(np.std(values, ddof=1)), details)
     return scores
@@ -52,12 +57,21 @@ def draws(label: np.ndarray, index: np.ndarray, k: int, count: int, seed: int) -
 
 
 @torch.no_grad()
-def logistic(x: Tensor, label: Tensor, classes: int, c: float) -> tuple[Tensor, Tensor]:
+def predict(weight: Tensor, bias: Tensor, scale: Scale, x: Tensor) -> Tensor:
+    """Return the classes int64 [D, m] that D classifiers (see `logistic`) give x [m, F], which `scale` standardises."""
+    parts = [torch.stack([(rows @ w + b).argmax(1) for w, b in zip(weight, bias, strict=True)])
+             for rows in (scale(part).to(weight.device).double() for part in x.split(_ROWS))]
+    return torch.cat(parts, 1).cpu()
+
+
+@torch.no_grad()
+def logistic(x: Tensor, label: Tensor, classes: int, c: float, step: Callable[[], None] = lambda: None,
+             ) -> tuple[Tensor, Tensor]:
     """Fit D multinomial logistic regressions: x [D, n, F], label [D, n] -> weight [D, F, C], bias [D, C], float64.
 
     Minimises the summed cross-entropy + |weight|^2 / (2 c) as scikit-learn's LogisticRegression(C=c) does, with L-BFGS
     over all draws together. The weight lies in the span of the rows; where they are fewer than the features, the
-    problem is solved in that span's own coordinates.
+    problem is solved in that span's own coordinates. step: called in every iteration.
     """
     x = x.double()
     basis = _span(x) if x.shape[1] < x.shape[2] else None
@@ -69,6 +83,7 @@ def logistic(x: Tensor, label: Tensor, classes: int, c: float) -> tuple[Tensor, 
                                tolerance_grad=_TOLERANCE, tolerance_change=1e-12, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
+        step()
         logits = rows @ weight + bias
         error = logits.softmax(2) - hot
         weight.grad = rows.mT @ error + weight / c

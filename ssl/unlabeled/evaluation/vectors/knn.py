@@ -21,12 +21,14 @@ def run(cfg: Knn, train: Features, test: Features, classes: int, device: torch.d
     """
     assert train.label is not None and test.label is not None
     own = own_rows(train, test)
-    bank, progress = train.x.to(device), LongPass("kNN", len(test.x), shown=True)
+    bank = train.x.to(device)
     parts: list[dict[int, Tensor]] = []
-    for rows in torch.arange(len(test.x)).split(_AT_ONCE):
-        part = None if own is None else own[rows]
-        parts.append(knn.predict(bank, train.label, test.x[rows], cfg.k, cfg.temperature, classes, cfg.search, part))
-        progress.advance(int(rows[-1]) + 1)
+    with LongPass("kNN", len(test.x), shown=True) as progress:
+        for rows in torch.arange(len(test.x)).split(_AT_ONCE):
+            part = None if own is None else own[rows]
+            parts.append(knn.predict(bank, train.label, test.x[rows], cfg.k, cfg.temperature, classes, cfg.search,
+                                     part))
+            progress.advance(int(rows[-1]) + 1)
     found = {k: torch.cat([part[k] for part in parts]) for k in cfg.k}
     return {f"knn{k}@{plain(cfg.temperature)}": Score(accuracy(found[k], test.label)) for k in cfg.k}
 

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from unlabeled.config.protocols.vectors import Linear
 from unlabeled.engine.features import Features
+from unlabeled.engine.run.progress import LongPass
 from unlabeled.evaluation.vectors.scores import Scale, Score, accuracy
+from unlabeled.ops.distributed import rank
 from unlabeled.ops.precision import full_precision
 from unlabeled.ops.random import permutation
 
@@ -31,9 +33,8 @@ def run(cfg: Linear, train: Features, test: Features, classes: int, device: torc
     settings = list(product(cfg.lr, cfg.weight_decay))
     chosen, held_out = choose(cfg, train.x, train.label, classes, device)
     lr, decay = settings[chosen]
-    scale = Scale.of(train.x)
-    probe = fit(cfg, scale(train.x), train.label, classes, [(lr, decay)], device)
-    value = accuracy(predict(probe, scale(test.x))[:, 0], test.label)
+    probe, scale = fit_rows(cfg, train.x, train.label, np.arange(len(train.x)), classes, [(lr, decay)], device)
+    value = accuracy(predict(probe, test.x, scale)[:, 0], test.label)
     details: dict[str, Any] = {"lr": lr, "weight_decay": decay, "held_out": round(held_out, 2)}
     if len(cfg.lr) > 1 and lr in (min(cfg.lr), max(cfg.lr)):
         details["note"] = "the chosen lr is at the end of the grid"
@@ -47,8 +48,7 @@ def choose(cfg: Linear, x: Tensor, label: Tensor, classes: int, device: torch.de
     """
     held = hold_out(label.numpy(), cfg.held_out, cfg.seed)
     rest = np.setdiff1d(np.arange(len(label)), held)
-    scale = Scale.of(x[rest])
-    probe = fit(cfg, scale(x[rest]), label[rest], classes, list(product(cfg.lr, cfg.weight_decay)), device)
+    probe, scale = fit_rows(cfg, x, label, rest, classes, list(product(cfg.lr, cfg.weight_decay)), device)
     right, loss = _measure(probe, scale(x[held]), label[held])
     best = max(range(len(right)), key=lambda s: (right[s], -loss[s]))
     return best, 100.0 * right[best] / len(held)
@@ -83,7 +83,19 @@ def fit(cfg: Linear, x: Tensor, label: Tensor, classes: int, settings: list[tupl
 
     SGD with momentum and a cosine to zero over cfg.epochs, or cfg.min_updates if that is more; biases do not decay.
     """
-    n, batch = len(x), min(cfg.images_per_update, len(x))
+    return fit_rows(cfg, x, label, np.arange(len(x)), classes, settings, device, Scale.none(x))[0]
+
+
+def fit_rows(cfg: Linear, x: Tensor, label: Tensor, which: np.ndarray, classes: int,
+              settings: list[tuple[float, float]], device: torch.device, scale: Scale | None = None,
+              ) -> tuple[Probe, Scale]:
+    """Train as `fit` does on some rows of x as they are, int64 [m]; also return their scale, by which it sees them.
+
+    Batches are picked and standardised one by one: there is never another copy of x.
+    """
+    scale = scale or Scale.of(x, which)
+    n, batch = len(which), min(cfg.images_per_update, len(which))
+    places = torch.from_numpy(which)
     per_epoch = n // batch
     rows = torch.empty(0, dtype=torch.int64)
 
@@ -91,13 +103,13 @@ def fit(cfg: Linear, x: Tensor, label: Tensor, classes: int, settings: list[tupl
         nonlocal rows
         epoch, place = divmod(update, per_epoch)
         if place == 0:
-            rows = torch.from_numpy(permutation(n, cfg.seed, "linear", "order", epoch))
+            rows = places[torch.from_numpy(permutation(n, cfg.seed, "linear", "order", epoch))]
         chunk = rows[place * batch : (place + 1) * batch]
-        return x[chunk], label[chunk]
+        return scale(x[chunk]), label[chunk]
 
     probe = Probe(x.shape[1], len(settings), classes, device)
     descend(probe, settings, max(cfg.epochs * per_epoch, cfg.min_updates), draw, cfg.momentum)
-    return probe
+    return probe, scale
 
 
 @torch.no_grad()
@@ -110,8 +122,9 @@ def descend(probe: Probe, settings: list[tuple[float, float]], updates: int,
     device, classes = probe.bias.device, len(probe.bias) // len(settings)
     lr, decay = torch.tensor(settings, device=device).repeat_interleave(classes, dim=0).T
     buffers = [torch.zeros_like(probe.weight), torch.zeros_like(probe.bias)]
-    with full_precision(device):
+    with full_precision(device), LongPass("linear classifiers", updates, rank() == 0, "updates") as progress:
         for update in range(updates):
+            progress.advance(update)
             x, label = draw(update)
             part, target = x.to(device), label.to(device)
             error = probe(part).softmax(2)
@@ -126,10 +139,10 @@ def descend(probe: Probe, settings: list[tuple[float, float]], updates: int,
 
 
 @torch.no_grad()
-def predict(probe: Probe, x: Tensor) -> Tensor:
-    """Return the predicted classes of x [n, F] under every setting, int64 [n, S]."""
+def predict(probe: Probe, x: Tensor, scale: Scale | None = None) -> Tensor:
+    """Return the predicted classes of x [n, F], standardised by `scale`, under every setting, int64 [n, S]."""
     with full_precision(probe.bias.device):
-        return torch.cat([probe(part).argmax(2) for part in x.split(_ROWS)])
+        return torch.cat([probe(scale(part) if scale else part).argmax(2) for part in x.split(_ROWS)])
 
 
 @torch.no_grad()

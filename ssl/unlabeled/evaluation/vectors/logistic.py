@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 
 from unlabeled.config.protocols.vectors import Logistic
 from unlabeled.engine.features import Features
-from unlabeled.evaluation.vectors.few_labels import logistic
+from unlabeled.engine.run.progress import LongPass
+from unlabeled.evaluation.vectors.few_labels import logistic, predict
 from unlabeled.evaluation.vectors.linear import hold_out
 from unlabeled.evaluation.vectors.scores import Scale, Score, accuracy
+
+_ROWS = 4096  # that are standardised at once
 
 
 def run(cfg: Logistic, train: Features, test: Features, classes: int, device: torch.device) -> dict[str, Score]:
@@ -19,18 +23,27 @@ def run(cfg: Logistic, train: Features, test: Features, classes: int, device: to
     assert train.label is not None and test.label is not None
     held = hold_out(train.label.numpy(), cfg.held_out, cfg.seed)
     rest = np.setdiff1d(np.arange(len(train.label)), held)
-    part = Features(train.x[rest], train.index[rest], train.label[rest])
     kept = Features(train.x[held], train.index[held], train.label[held])
-    found = {c: _score(part, kept, classes, c, device) for c in sorted(cfg.c)}
-    best = max(found, key=lambda c: found[c])
+    found: dict[float, float] = {}
+    with LongPass("logistic regression", len(cfg.c) + 1, True, "fits") as progress:
+        for c in sorted(cfg.c):
+            found[c] = _score(train, rest, kept, classes, c, device, progress.step)
+            progress.advance(len(found))
+        best = max(found, key=lambda c: found[c])
+        value = _score(train, np.arange(len(train.label)), test, classes, best, device, progress.step)
     details: dict[str, Any] = {"c": best, "held_out": round(found[best], 2)}
     if len(cfg.c) > 1 and best in (min(cfg.c), max(cfg.c)):
         details["note"] = "the chosen c is at the end of the grid"
-    return {"logistic": Score(_score(train, test, classes, best, device), details=details)}
+    return {"logistic": Score(value, details=details)}
 
 
-def _score(train: Features, test: Features, classes: int, c: float, device: torch.device) -> float:
+def _score(train: Features, rows: np.ndarray, test: Features, classes: int, c: float, device: torch.device,
+           step: Callable[[], None]) -> float:
+    """Fit on the `rows`, int64, of train, and return the accuracy on test in percent."""
     assert train.label is not None and test.label is not None
-    scale = Scale.of(train.x)
-    weight, bias = logistic(scale(train.x)[None].to(device), train.label[None].to(device), classes, c)
-    return accuracy((scale(test.x).to(device).double() @ weight[0] + bias[0]).argmax(1), test.label)
+    scale, places = Scale.of(train.x, rows), torch.from_numpy(rows)
+    x = torch.empty(len(rows), train.x.shape[1], dtype=torch.float64, device=device)  # the one copy
+    for part in torch.arange(len(rows)).split(_ROWS):
+        x[part] = scale(train.x[places[part]]).to(device).double()
+    weight, bias = logistic(x[None], train.label[places][None].to(device), classes, c, step)
+    return accuracy(predict(weight, bias, scale, test.x)[0], test.label)

@@ -16,7 +16,7 @@ PIXELS = 32  # side to which raw pixels are reduced at most: a baseline needs no
 def pixel_embedder(source: Source, size: int) -> Embedder:
     """Return the pixels in [0, 1]: small images in memory as they are, others as cut for the network (`size`), reduced.
 
-    The reduction to at most 32 x 32 is antialiased.
+    The reduction to at most 32 x 32 is antialiased. Pixels of sets that do not live in memory are worth keeping.
     """
     if source.images is not None and max(source.images.shape[1:3]) <= PIXELS:
         return Embedder(min(source.images.shape[1:3]), lambda crops: to_float(crops).flatten(1))
@@ -28,7 +28,7 @@ def pixel_embedder(source: Source, size: int) -> Embedder:
             x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
         return x.flatten(1)
 
-    return Embedder(size, embed)
+    return Embedder(size, embed, identity=lambda: f"raw pixels of {size}, {side}")
 
 
 def drop_equal_channels(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:

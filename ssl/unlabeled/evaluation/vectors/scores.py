@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_ROWS = 4096  # that are measured at once
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,29 @@ class Scale:
     std: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> Scale:
-        """Measure x [n, F]; a feature that never changes keeps its scale."""
-        std, mean = torch.std_mean(x.double(), dim=0, correction=0)
+    def of(cls, x: Tensor, rows: np.ndarray | None = None) -> Scale:
+        """Measure x [n, F], or the `rows` of it, int64; a feature that never changes keeps its scale.
+
+        In float64, part by part, so that no second copy of x is made.
+        """
+        places = torch.arange(len(x)) if rows is None else torch.from_numpy(rows)
+        mean = torch.zeros(x.shape[1], dtype=torch.float64)
+        square = torch.zeros_like(mean)
+        for part in places.split(_ROWS):
+            mean += x[part].double().sum(0) / len(places)
+        for part in places.split(_ROWS):
+            square += (x[part].double() - mean).square().sum(0) / len(places)
+        std = square.sqrt()
         return cls(mean.float(), torch.where(std > 1e-8 * mean.abs() + 1e-30, std, 1.0).float())
+
+    @classmethod
+    def none(cls, x: Tensor) -> Scale:
+        """Return the scale that leaves x [n, F] as it is."""
+        return cls(torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Standardise x [n, F]."""
-        return (x - self.mean) / self.std
+        return (x - self.mean).div_(self.std)
 
 
 def accuracy(predicted: Tensor, label: Tensor) -> float:

@@ -1,9 +1,12 @@
-"""How memory of the CPU is kept."""
+"""How memory of the CPU is kept, and how it reaches a GPU."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+
+import torch
+from torch import Tensor
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
 
@@ -18,3 +21,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 1 << 30)
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy values of the CPU to the device without waiting for it (a copy from pageable memory would)."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

@@ -11,11 +11,18 @@ from typing import IO
 from unlabeled.ops.machine.files import sweep, temporary
 
 
+def cache_folder(kind: str) -> Path | None:
+    """Return the user's cache folder for one kind of files; None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlabeled" / kind
+    except RuntimeError:
+        return None
+
+
 def places(beside: Path) -> list[Path]:
     """Return where the file `beside` may be kept: there and, for read-only folders, in the user's cache folder."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlabeled" / beside.suffix[1:]
-    except RuntimeError:  # a user without a home
+    cache = cache_folder(beside.suffix[1:])
+    if cache is None:
         return [beside]
     name = hashlib.blake2b(os.fsencode(beside.absolute()), digest_size=16).hexdigest()
     return [beside, cache / f"{name}{beside.suffix}"]
