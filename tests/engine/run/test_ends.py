@@ -53,6 +53,7 @@ def weights(run: Path, update: int) -> dict[str, torch.Tensor]:
 @pytest.fixture(autouse=True)
 def _own_handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in Signals.watched}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and a run would wait for ever
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
