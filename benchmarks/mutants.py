@@ -39,18 +39,20 @@ LISTS = ROOT / "benchmarks" / "mistakes"
 QUESTION = "which small mistakes in the code do the tests of its area miss?"
 BAR = 95.0  # % of the mistakes that must be caught
 PACKAGE = Path("ssl/unlabeled")
+_IMPORT = " (import)"  # behind the name of a file of tests that could not be read
 # what the tests import, but for the package itself, which must be read from the scratch copy
 LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "sklearn.linear_model", "sklearn.datasets", "scipy.io",
              "PIL.Image", "matplotlib.pyplot", "pydantic", "rich.console", "safetensors.torch", "simplejpeg",
              "webdataset", "pytest")
-LIMIT = (60.0, 5.0)  # seconds that the tests of a mistake may take: so many, and so many times what they take without
+LIMIT = 180.0  # seconds that the tests of a mistake may take; without it they take less than half
 
 
 @dataclass(frozen=True)
 class Mistake:
     """One small mistake: `old`, which stands once in `file` (below the package), becomes `new`.
 
-    tests: files or functions of tests that ought to notice. why: why nothing can notice it, empty of most.
+    tests: what ought to notice: FILE, FILE::FUNCTION, or FILE (WORD WORD) for those that have all words in their names.
+    why: why nothing can notice it, empty of most.
     """
 
     area: str
@@ -75,7 +77,7 @@ class Mistake:
     def key(self, root: Path) -> str:
         """Return a hash of the mistake, of the file that it is in, and of its tests."""
         digest = blake2b(json.dumps([self.old, self.new, *self.tests]).encode(), digest_size=12)
-        for path in (PACKAGE / self.file, *sorted({Path(test.partition("::")[0]) for test in self.tests})):
+        for path in (PACKAGE / self.file, *sorted({Path(file_of(test)) for test in self.tests})):
             digest.update(path.as_posix().encode() + (root / path).read_bytes())
         return digest.hexdigest()
 
@@ -155,31 +157,33 @@ class Workshop:
     found: Path
     jobs: int = 1
     libraries: Sequence[str] = LIBRARIES
-    limit: tuple[float, float] = LIMIT
+    limit: float = LIMIT
     say: Callable[[str], object] = print
     known: dict[str, Trial] = field(default_factory=dict)
 
     def run(self, mistakes: Sequence[Mistake]) -> list[tuple[Mistake, Trial]]:
         """Plant every mistake whose trial is not known yet and return all trials.
 
-        Raises ValueError for a mistake that does not fit its file, and if tests fail without any mistake.
+        Raises ValueError for a mistake that does not fit its file, and if a test that caught one fails without it too.
         """
         keys = {mistake: mistake.key(self.root) for mistake in mistakes if mistake.planted(self.root)}
         self.known = {trial.key: trial for trial in self._kept()}
         left = [mistake for mistake in mistakes if keys[mistake] not in self.known]
         self.say(f"{len(mistakes)} mistakes, {len(mistakes) - len(left)} of them tried before")
-        if left:
+        unproved = self._unproved([(mistake, self.known.get(keys[mistake])) for mistake in mistakes])
+        if left or unproved:
             for library in self.libraries:
                 with suppress(ImportError):
                     import_module(library)
             with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-                self._try_all(left, keys, Path(folder))
+                copies = [Path(folder) / str(number) for number in range(self.jobs)]
+                for copy in copies:
+                    copy_of(self.root, copy)
+                self._try_all(left, keys, copies)
+                self._prove(self._unproved([(mistake, self.known[keys[mistake]]) for mistake in mistakes]), copies[0])
         return [(mistake, self.known[keys[mistake]]) for mistake in mistakes]
 
-    def _try_all(self, mistakes: list[Mistake], keys: dict[Mistake, str], folder: Path) -> None:
-        copies = [folder / str(number) for number in range(self.jobs)]
-        for copy in copies:
-            copy_of(self.root, copy)
+    def _try_all(self, mistakes: list[Mistake], keys: dict[Mistake, str], copies: list[Path]) -> None:
         stamps = iter(range(1, len(mistakes) + 1))  # a file's time, by which Python tells whether to compile it again
         waiting, free, running = list(mistakes), list(copies), list[Job]()
         try:
@@ -197,7 +201,6 @@ class Workshop:
     def _start(self, mistake: Mistake, keys: dict[Mistake, str], copy: Path, stamp: int) -> Job:
         place = copy / PACKAGE / mistake.file
         sound, before = place.read_text("utf-8"), place.stat()
-        usual = self._sound_seconds(mistake.tests, copy)
         place.write_text(mistake.planted(self.root), "utf-8")
         os.utime(place, (stamp, stamp))
 
@@ -208,22 +211,30 @@ class Workshop:
             about = f"by {trial.by}" if trial.by else ""
             self.say(f"{trial.outcome:8} {trial.seconds:5.1f} s  {mistake.area}  {mistake.title}  {about}")
 
-        limit = self.limit[0] + self.limit[1] * usual
-        return self._fork(copy, mistake.tests, limit, Trial(keys[mistake], mistake.title, "survived"), done)
+        return self._fork(copy, mistake.tests, self.limit, Trial(keys[mistake], mistake.title, "survived"), done)
 
-    def _sound_seconds(self, tests: tuple[str, ...], copy: Path) -> float:
-        """Return how long the tests take without a mistake. Raises ValueError if they fail."""
-        digest = blake2b(json.dumps(tests).encode(), digest_size=12)
-        for file in sorted({test.partition("::")[0] for test in tests}):
-            digest.update((self.root / file).read_bytes())
-        key = f"sound-{digest.hexdigest()}"
-        if key not in self.known:
-            job = self._fork(copy, tests, 1200.0, Trial(key, f"no mistake: {' '.join(tests)}", "survived"), self._keep)
-            while not self._has_ended(job):
-                time.sleep(0.02)
-        if self.known[key].outcome != "survived":
-            raise ValueError(f"tests fail where nothing is wrong: {self.known[key].by or ' '.join(tests)}")
-        return self.known[key].seconds
+    def _unproved(self, trials: Sequence[tuple[Mistake, Trial | None]]) -> dict[str, str]:
+        """Return the tests that caught a mistake and were not yet seen to pass without any, by key of their trial."""
+        tests = {test for mistake, trial in trials if trial is not None and trial.outcome == "caught"
+                 for test in ([trial.by.removesuffix(_IMPORT)] if _is_test(trial.by) else mistake.tests)}
+        keys = {}
+        for test in sorted(tests):
+            content = (self.root / file_of(test)).read_bytes()
+            keys[f"sound-{blake2b(test.encode() + content, digest_size=12).hexdigest()}"] = test
+        return {key: test for key, test in keys.items() if key not in self.known}
+
+    def _prove(self, tests: dict[str, str], copy: Path) -> None:
+        """Run tests without a mistake. Raises ValueError if one fails."""
+        if not tests:
+            return
+        self.say(f"{len(tests)} tests that caught a mistake are run without any")
+        job = self._fork(copy, tuple(tests.values()), 3600.0, Trial("", "no mistake", "survived"), lambda trial: None)
+        while not self._has_ended(job):
+            time.sleep(0.02)
+        if job.trial.outcome != "survived":
+            raise ValueError(f"tests fail where nothing is wrong: {job.trial.by or 'their time is over'}")
+        for key, test in tests.items():
+            self._keep(Trial(key, f"no mistake: {test}", "survived"))
 
     def _fork(self, copy: Path, tests: tuple[str, ...], limit: float, trial: Trial, done: Callable[[Trial], object],
               ) -> Job:
@@ -252,9 +263,6 @@ class Workshop:
         return True
 
     def _keep(self, trial: Trial) -> None:
-        if trial.key.startswith("sound-") and trial.outcome != "survived":
-            self.known[trial.key] = trial
-            return
         self.known[trial.key] = trial
         with open(self.found, "a", encoding="utf-8") as file:
             file.write(json.dumps(trial.__dict__) + "\n")
@@ -297,11 +305,36 @@ def run_tests(copy: Path, tests: Sequence[str]) -> None:
         import pytest
 
         options = ["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(copy)]
-        code = int(pytest.main([*options, *tests], [_First(temporary)]))
+        places = [test if "::" in test else file_of(test) for test in tests]
+        code = int(pytest.main([*options, *dict.fromkeys(places)], [_First(temporary), _Chosen(tests)]))
     except BaseException:
         (copy / ".tmp" / "failed").write_text(traceback.format_exc(limit=-1).splitlines()[-1])
     finally:
         os._exit(min(code, 1))
+
+
+class _Chosen:
+    """Leaves out the tests of a file that lack the words which are asked for."""
+
+    def __init__(self, tests: Sequence[str]) -> None:
+        self.words: dict[str, list[list[str]]] = {}
+        for test in tests:
+            if "::" not in test:
+                words = test.partition(" ")[2].strip("()").split()
+                self.words.setdefault(file_of(test), []).append(words)
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if any(all(word in item.name for word in words)
+                                                  for words in self.words.get(file_of(item.nodeid), [[]]))]
+
+
+def _is_test(by: str) -> bool:
+    return file_of(by).endswith(".py")
+
+
+def file_of(test: str) -> str:
+    """Return the file of a test of a list."""
+    return test.partition("::")[0].partition(" ")[0]
 
 
 class _First:
@@ -316,7 +349,7 @@ class _First:
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed and not self.file.exists():
-            self.file.write_text(f"{report.nodeid} (import)")
+            self.file.write_text(f"{report.nodeid}{_IMPORT}")
 
 
 def end(pid: int, reap: bool = True) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.mutants import LISTS, PACKAGE, ROOT, Mistake, Trial, Workshop, areas, read, report
+from benchmarks.mutants import LISTS, PACKAGE, ROOT, Mistake, Trial, Workshop, areas, file_of, read, report
 
 MISTAKES = [mistake for file in sorted(LISTS.glob("*.yaml")) for mistake in read(file)]
 
@@ -27,8 +27,8 @@ def test_every_mistake_is_one_and_its_tests_are_there() -> None:
 
 
 def _is_there(test: str) -> bool:
-    file, _, function = test.partition("::")
-    return (ROOT / file).is_file() and f"def {function.partition('[')[0]}" in (ROOT / file).read_text("utf-8")
+    function = test.partition("::")[2]
+    return (ROOT / file_of(test)).is_file() and f"def {function}" in (ROOT / file_of(test)).read_text("utf-8")
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_mistakes_are_caught_survive_hang_and_are_found_again(project: Path, cap
     mistakes = [planted("x / 2", "x // 3"), planted("2 * x", "3 * x"), planted("x / 2", "[][0]"),
                 planted("    return x / 2", "    while True: pass")]
     sound = (project / PACKAGE / "toy.py").read_text()
-    found = workshop(project, jobs=2, limit=(4.0, 0.0)).run(mistakes)
+    found = workshop(project, jobs=2, limit=4.0).run(mistakes)
     assert [trial.outcome for _, trial in found] == ["caught", "survived", "caught", "hung"]
     assert [trial.by for _, trial in found] == ["tests/test_toy.py::test_half", "", "tests/test_toy.py::test_half", ""]
     assert (project / PACKAGE / "toy.py").read_text() == sound
@@ -80,6 +80,16 @@ def test_what_does_not_fit_and_tests_that_fail_anyway_are_errors(project: Path) 
     (project / "tests" / "test_toy.py").write_text("def test_half():\n    assert False\n")
     with pytest.raises(ValueError, match=r"tests fail where nothing is wrong: tests/test_toy.py::test_half"):
         workshop(project).run([planted("x / 2", "x / 3")])
+
+
+def test_words_choose_tests_of_a_file(project: Path) -> None:
+    (project / "tests" / "test_toy.py").write_text((project / "tests" / "test_toy.py").read_text()
+                                                   + "\n\ndef test_twice_of_one():\n    assert toy.twice(1) == 2\n")
+    found = []
+    for words in ("", " (half)", " (one twice)"):
+        tests = (f"tests/test_toy.py{words}",)
+        found += workshop(project).run([Mistake("toys", Path("toy.py"), "2 * x", "3 * x", tests)])
+    assert [trial.outcome for _, trial in found] == ["caught", "survived", "caught"]
 
 
 def test_areas_are_lists_and_a_survivor_below_the_bar_is_allowed(capsys: pytest.CaptureFixture) -> None:
