@@ -86,6 +86,14 @@ def test_an_epoch_takes_every_sample_once_and_the_next_in_another_order(folder: 
     assert all(len(batch.index) == 12 // world for share in shares for batch in share)
 
 
+def test_two_lanes_take_turns_and_every_sample_once(folder: Path) -> None:
+    maker = InOrder(opened(folder), STREAM, "train", 3, 0, 1, 2)
+    units = [maker.unit(0, np.arange(12 * turn, 12 * turn + 12), turn) for turn in range(ALL // 12)]
+    assert [unit.lane for unit in units] == [0, 1, 0, 1]
+    taken = indices([maker.make(unit) for unit in units])
+    assert sorted(taken) == sorted(shard << 32 | place for shard in range(SHARDS) for place in range(EACH))
+
+
 def test_samples_are_those_that_webdataset_reads(folder: Path) -> None:
     tars = sorted(map(str, folder.glob("*.tar")))
     theirs = [(s["__key__"], s["jpg"], int(s["cls"]))

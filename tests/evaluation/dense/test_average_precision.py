@@ -51,6 +51,8 @@ def test_the_overlap_decides_at_how_many_thresholds_a_box_counts() -> None:
     scores = ap([truth((0, 10, 10, 50, 50))], [found((0.9, 0, 10, 10, 50, 42))])
     assert scores["AP"] == pytest.approx(70) and scores["AP50"] == pytest.approx(100)
     assert scores["mask AP75"] == pytest.approx(100)
+    scores = ap([truth((0, 0, 0, 50, 50))], [found((0.9, 0, 0, 0, 50, 36))])  # IoU 0.72: right at five
+    assert [scores[name] for name in ("AP", "AP50", "AP75")] == [pytest.approx(50), pytest.approx(100), 0]
 
 
 def test_half_of_the_objects_found_gives_half_the_recalls() -> None:

@@ -18,6 +18,7 @@ from unlabeled.config.card import Card
 from unlabeled.config.protocols.detection import Detection
 from unlabeled.config.read import read_protocol, read_recipe
 from unlabeled.config.recipe import Backbone
+from unlabeled.data.detection_batches import TrainMaker
 from unlabeled.data.sources.open import open_source
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.run.lock import RunLock
@@ -261,14 +262,16 @@ def test_masks_asked_of_boxes_alone_are_refused_when_opened(run: Path, tmp_path:
     assert opened.train.objects(0).boxes.tolist() == opened.test.objects(0).boxes.tolist() == [[1, 1, 21, 21]]
 
 
-def in_a_process(rank: int, folder: Path) -> tuple[list[int], list[float], list[list[float]]]:
-    """Train two updates, detect: images found, sums of the weights and statistics, and boxes of the first image."""
+def in_a_process(rank: int, folder: Path) -> tuple[list[int], list[float], list[list[float]], list[int]]:
+    """Train two updates, detect: images found, sums of weights and statistics, boxes of the first, images learned."""
     cfg, source = protocol("fpn", "updates=2", "lr=0.001"), few()
     model = build_detector(small_network(), cfg, 10, Input(48))
+    learned, make = [], TrainMaker.make
+    TrainMaker.make = lambda maker, unit: learned.append(make(maker, unit)) or learned[-1]
     train_detector(model, cfg, source, folder, "x")
     found, _ = detection.detect(model, cfg, few("val"), CPU)
     sums = [float(value.double().sum()) for value in model.state_dict().values()]
-    return sorted(found), sums, found[min(found)].boxes.tolist()
+    return sorted(found), sums, found[min(found)].boxes.tolist(), learned[0].index
 
 
 @pytest.mark.slow
@@ -276,6 +279,7 @@ def test_two_processes_share_the_images_and_hold_the_same_network(tmp_path: Path
     first, second = run_processes(2, in_a_process, tmp_path)
     assert first[0] == [0, 1, 2] and second[0] == [1, 2]  # rank 0 gets all, others their part
     assert first[1] == second[1]
+    assert first[3] and len({*first[3], *second[3]}) == len(first[3] + second[3]), "of an update each its own"
     model = build_detector(small_network(), protocol("fpn", "updates=2", "lr=0.001"), 10, Input(48))
     state = torch.load(next((tmp_path / "checkpoints").glob("*.pt")), weights_only=True)
     model.load_state_dict(state["model"])

@@ -92,6 +92,15 @@ def test_entries_that_tie_with_the_kth_share_its_place():
     torch.testing.assert_close(score, torch.tensor([1.0, each, 2 * each, 0.0], dtype=torch.float64))
 
 
+def test_cosines_that_differ_by_rounding_are_equal():
+    """The largest is the k-th one too, to within rounding: whichever of them is found first, both have half a place."""
+    cosine = torch.tensor([0.6 + 4e-7, 0.6, 0.2], dtype=torch.float64)
+    bank = torch.stack([cosine, (1 - cosine**2).sqrt()], 1)
+    for k, expected in ((1, [0.5, 0.5, 0.0]), (2, [1.0, 1.0, 0.0])):
+        score = knn.votes(bank, torch.arange(3), torch.tensor([[1.0, 0.0]]).double(), [k], 0.4, 3)[k][0]
+        torch.testing.assert_close(score, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-9)
+
+
 def test_a_collapsed_bank_votes_by_the_class_shares():
     bank, labels = torch.ones(3000, 4), torch.arange(3000) % 3
     labels[:30] = 1
