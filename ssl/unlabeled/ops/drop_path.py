@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchvision import ops as vision
 
 from unlabeled.errors import UserError
+from unlabeled.ops.machine.memory import to_device
 from unlabeled.ops.random import uniforms
 
 # one draw of the global generator; uniforms of the rows are functions of it
@@ -123,7 +124,7 @@ class FromGlobalBatch(nn.Module):
         """Return numbers in [0, 1), float64 [n, count], on the device of x: one row per row of x, or of `rows`."""
         draw = int(torch.randint(_DRAWS, ()))
         rows = self.rows.numbers(len(x), self.inner) if rows is None else rows
-        return torch.from_numpy(uniforms(rows, count, draw)).to(x.device, non_blocking=True)
+        return to_device(torch.from_numpy(uniforms(rows, count, draw)), x.device)
 
     def kept(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return in which of `shape` places of every row nothing is dropped, bool [n, *shape].
@@ -244,7 +245,7 @@ class DropBlock2d(FromGlobalBatch, drop.DropBlock2d):
         blocks = nn.functional.max_pool2d(centres, (kh, kw), 1, (kh // 2, kw // 2))
         kept = 1 - blocks[..., (kh + 1) % 2 :, (kw + 1) % 2 :]
         scale = kept.numel() / (kept.sum() + 1e-7) if self.scale_by_keep else 1.0
-        return x * (kept[torch.from_numpy(rows).to(x.device)] * scale).to(x.dtype)
+        return x * (kept[to_device(torch.from_numpy(rows), x.device)] * scale).to(x.dtype)
 
 
 class _Patches(FromGlobalBatch):
