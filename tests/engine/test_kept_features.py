@@ -154,7 +154,7 @@ def test_pixels_in_memory_are_told_apart_by_all_of_them():
     other.images[123, 4, 5, 1] ^= 1
     assert run(other)[1] > 0
     lazy = ArraySource("noise", "all", Noise(3).pixels.astype(np.uint16))
-    assert lazy.images_digest() is None and run(lazy)[1] == run(lazy)[1] == 4  # nothing tells them apart
+    assert lazy.images_digest is None and run(lazy)[1] == run(lazy)[1] == 4  # nothing tells them apart
 
 
 def test_labels_are_those_of_today(photos: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -190,6 +191,7 @@ class Source(Truth):
         """Return what is cheaply known of the images: sizes of their files, pixels of some rows; None if nothing."""
         return None
 
+    @functools.cached_property
     def images_digest(self) -> str | None:
         """Return what tells these images from changed ones for certain; None where nothing cheaper than reading does.
 
