@@ -253,9 +253,10 @@ def test_the_limit_switches_it_off_and_is_a_number(photos: Path, own_cache: Path
     monkeypatch.setenv(LIMIT, "0")
     run(source(photos))
     assert run(source(photos))[1] == 7 and not (own_cache / "unlabeled").exists()
-    monkeypatch.setenv(LIMIT, "much")
-    with pytest.raises(UserError, match=f"{LIMIT}=much: a number of GB is needed"):
-        KeptFeatures(CPU)
+    for wrong in ("much", "nan", "-1"):
+        monkeypatch.setenv(LIMIT, wrong)
+        with pytest.raises(UserError, match=f"{LIMIT}={wrong}: a number of GB is needed"):
+            KeptFeatures(CPU)
 
 
 def test_other_code_of_this_package_computes_anew(photos: Path, monkeypatch):

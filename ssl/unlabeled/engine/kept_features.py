@@ -209,9 +209,12 @@ def _limit() -> float:
     """Return the bytes that all files together may take. Raises UserError for what is no number."""
     text = os.environ.get(LIMIT, "")
     try:
-        return 1e9 * float(text or _LIMIT)
+        limit = 1e9 * float(text or _LIMIT)
     except ValueError:
-        raise UserError(f"{LIMIT}={text}: a number of GB is needed, such as {LIMIT}=20; 0 keeps none") from None
+        limit = -1.0
+    if not limit >= 0:  # nor of what is no number
+        raise UserError(f"{LIMIT}={text}: a number of GB is needed, such as {LIMIT}=20; 0 keeps none")
+    return limit
 
 
 def _fill(file: IO[bytes], *, rows: Rows) -> None:
