@@ -120,10 +120,10 @@ class Own(Strict):
     options: dict[str, Any] = Field({}, description="for the object, which finds them as card.source.options")
 
 
-def _tag(source: Any) -> str | None:
-    """Return the tag of a source's block or model."""
-    kind = source.get("kind") if isinstance(source, dict) else getattr(source, "kind", None)
-    return "module:object" if is_dotted(kind) else None if kind is None else str(kind)
+def kind(source: Any) -> str | None:
+    """Return the tag of a source's block or model; messages about it name the key by the name of this function."""
+    name = source.get("kind") if isinstance(source, dict) else getattr(source, "kind", None)
+    return "module:object" if is_dotted(name) else None if name is None else str(name)
 
 
 class Split(Strict):
@@ -167,7 +167,7 @@ class Card(Strict):
         | Annotated[VocBoxes, Tag("voc-boxes")]
         | Annotated[CocoBoxes, Tag("coco-boxes")]
         | Annotated[Own, Tag("module:object")],
-        Discriminator(_tag),
+        Discriminator(kind),
     ]
     root: Free[str | None] = Field(
         None, description="folder of the data; may hold $VARIABLES; $CARD is the card's folder"
