@@ -40,6 +40,8 @@ def test_a_recipe_inherits_the_backbone_of_its_source(source: Path) -> None:
     assert inherited.model_dump(exclude={"init"}) == read_recipe(source / "recipe.yaml").backbone.model_dump(
         exclude={"init"}
     )
+    assert not inherited.grad_checkpointing  # which does not change the network, so it is free
+    assert recipe(str(source), "backbone.grad_checkpointing=true").backbone.grad_checkpointing
     with pytest.raises(UserError, match=r"backbone.width is 1, but .*pretrained has 0.125"):
         read_recipe("cifar10/rotnet-cpu", [*DIGITS, f"backbone={{init: '{source}', width: 1}}"], check_files=True)
     with pytest.raises(UserError, match="is no run"):

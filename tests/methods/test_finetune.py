@@ -90,3 +90,12 @@ def test_mixing_resumes_exactly() -> None:
     second.updater.optimizer.load_state_dict(first.updater.optimizer.state_dict())
     assert second.train(2, 4) == losses[2:]
     assert all(torch.equal(value, snapshot(whole)[name]) for name, value in snapshot(second).items())
+
+
+def test_the_smoothing_of_the_recipe_reaches_the_targets() -> None:
+    tiny = tiny_run(tiny_recipe("finetune", "plain", ["method.smoothing=0.2", "data.train.batch=4"]))
+    target = tiny.updater.views(0, 0, tiny.micros(0)[0])["target"]
+    classes = target.shape[1]
+    expected = torch.full((classes,), 0.2 / classes)
+    expected[0] += 0.8
+    torch.testing.assert_close(target.sort(1, descending=True)[0], expected.expand(4, classes).to(target.dtype))

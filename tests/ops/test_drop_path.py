@@ -125,6 +125,14 @@ def test_places_of_patches_belong_to_the_tokens() -> None:
     assert layer.eval()(x)[1] is None
 
 
+@pytest.mark.parametrize(("prob", "left"), [(0.25, 6), (0.75, 2), (0.99, 1)])
+def test_so_many_patches_are_left_as_in_the_plain_layer(prob: float, left: int) -> None:
+    plain = PatchDropout(prob, 1)
+    layer, rows = converted(copy.deepcopy(plain))
+    x = torch.rand(3, 1 + 8, 2)
+    assert call(layer, rows, [x]).shape == plain.train()(x).shape == (3, 1 + left, 2)
+
+
 def test_windows_of_an_image_follow_it() -> None:
     layer, rows = converted(nn.Dropout(0.5))
     layer.inner = 4

@@ -127,6 +127,11 @@ def test_a_table_changes_the_rate_between_epochs_only() -> None:
     assert [within.lr(update) for update in range(plan.total)] == [*[0.1] * 2, *[0.05] * 2, *[0.02] * 4]
 
 
+def test_a_scale_of_the_schedule_shortens_the_wave_and_not_the_run() -> None:
+    plan = make_plan(tiny_recipe("rotnet", "all", ["train.schedule_scale=1.5", "train.updates=9"]), "train", 50, 1)
+    assert (plan.total, plan.horizon, plan.curve.horizon) == (9, 6, 6)
+
+
 def test_every_option_of_the_rule_reaches_the_curve() -> None:
     rule = LearningRate(base=0.4, scaling="linear", per=64, warmup_start=0.1, warmup_rule="(k+1)/w", final=0.01,
                         portion=0.5, count_from="start", every="epoch")

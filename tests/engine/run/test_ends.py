@@ -155,3 +155,11 @@ def test_a_signal_after_the_last_update_keeps_the_run_from_going_on(
     assert (result.update, result.finished, result.exit_code) == (UPDATES, False, 130 if number == signal.SIGINT else 0)
     assert (tmp_path / "run" / "DONE").exists() and (tmp_path / "run" / "export" / "backbone.safetensors").exists()
     assert train(tiny_recipe(*RECIPE), tmp_path / "run").finished
+
+
+def test_a_signal_that_another_process_heard_after_the_last_update_ends_this_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "max_over_ranks", lambda heard: heard.clamp_min(signal.SIGTERM))
+    assert not train(tiny_recipe(*RECIPE), tmp_path / "run").finished
+    assert (tmp_path / "run" / "REQUEUE").exists()
