@@ -76,6 +76,7 @@ def test_a_signal_ends_the_wait_for_data_and_the_run_goes_on_to_the_same_bits(
         return
     monkeypatch.undo()
     assert train(recipe, tmp_path / "run").finished and train(recipe, tmp_path / "whole").finished
+    assert not (tmp_path / "run" / "REQUEUE").exists(), "or a finished run would be started for ever"
     whole = weights(tmp_path / "whole", UPDATES)
     assert all(torch.equal(x, whole[name]) for name, x in weights(tmp_path / "run", UPDATES).items())
 
