@@ -162,8 +162,8 @@ def test_positions_are_absolute() -> None:
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_index_and_label_of_a_substitute_are_those_of_its_pixels(in_memory: bool) -> None:
     source = Numbered(30, bad=tuple(range(0, 30, 2)), in_memory=in_memory)
-    stream = TrainStream(source, Stream((Whole(),), labels=True), name="train", seed=3, batch=12, rank=0, world=1,
-                         grad_accum=1, workers=0, updates_per_epoch=2)
+    stream = TrainStream(source, Stream((Whole(),), labels=True), BatchShare(12), name="train", seed=3,
+                         updates_per_epoch=2)
     stood_in = 0
     for (batch,) in stream.updates(0, 4):
         stood_in += len(batch.corrupt)
@@ -175,8 +175,7 @@ def test_index_and_label_of_a_substitute_are_those_of_its_pixels(in_memory: bool
 
 def test_a_position_has_another_box_in_every_epoch_and_crop() -> None:
     """One image, so that only the position, the epoch and the crop can tell boxes apart."""
-    stream = TrainStream(Numbered(1), STREAM, name="train", seed=3, batch=40, rank=0, world=1, grad_accum=1, workers=0,
-                         updates_per_epoch=1)
+    stream = TrainStream(Numbered(1), STREAM, BatchShare(40), name="train", seed=3, updates_per_epoch=1)
     first, second = (micro for (micro,) in stream.updates(0, 2))
     boxes = [box for batch in (first, second) for box in batch.boxes]
     for i, one in enumerate(boxes):

@@ -66,6 +66,7 @@ def test_a_run_stands_without_its_source(source: Path, tmp_path: Path) -> None:
     run = tmp_path / "finetuned"
     train(recipe(str(moved)), run)
     before = load_run(run).method.state_dict()
+    assert not load_run(run).method.training
     shutil.rmtree(moved)
     after = load_run(run).method.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

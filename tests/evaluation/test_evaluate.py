@@ -126,13 +126,14 @@ def test_a_test_set_that_lacks_a_class_keeps_the_numbers_of_train(runs, tmp_path
 
 def test_the_untrained_baseline_has_its_residual_branches_open():
     def build() -> nn.Module:
-        closed = nn.BatchNorm2d(4)
+        closed, small = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
         nn.init.zeros_(closed.weight)
-        return nn.Sequential(nn.BatchNorm2d(4), closed, nn.Conv2d(4, 4, 1))
+        nn.init.constant_(small.weight, 0.1)  # as LayerScale starts: nearly closed is not closed
+        return nn.Sequential(nn.BatchNorm2d(4), closed, nn.Conv2d(4, 4, 1), small)
 
-    norm, closed, convolution = open_residuals(Export(build, "vector", Input(8))).build()
+    norm, closed, convolution, small = open_residuals(Export(build, "vector", Input(8))).build()
     assert bool((closed.weight == 1).all()) and bool((norm.weight == 1).all())
-    assert bool((closed.bias == 0).all()) and convolution.weight.std() < 1
+    assert bool((closed.bias == 0).all()) and convolution.weight.std() < 1 and float(small.weight.detach().max()) < 0.2
 
 
 def forwards(monkeypatch) -> list[int]:

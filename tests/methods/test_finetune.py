@@ -61,6 +61,9 @@ def test_targets_are_mixed_as_their_images(mixup: float, cutmix: float) -> None:
         shown = mixed.mean((1, 2, 3))
         torch.testing.assert_close(shown, target @ torch.arange(4.0))
         torch.testing.assert_close(target.sum(1), torch.ones(4))
+        spread = mixed.flatten(1).amax(1) - mixed.flatten(1).amin(1)
+        assert cutmix or float(spread.max()) == 0, "mixup alone mixes all of an image"
+        assert mixup or torch.equal(mixed, mixed.round()), "CutMix alone leaves every pixel one image's"
     assert ((target > 0) & (target < 1)).any()
     unmixed = regularise.mix(images, one_hot(label, 4), 0.0, 0.0)
     assert unmixed[0] is images

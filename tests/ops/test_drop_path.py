@@ -28,7 +28,7 @@ LAYERS = {
     "alpha": (nn.AlphaDropout(0.3), (6, 7)),
     "feature-alpha": (nn.FeatureAlphaDropout(0.3), (6, 7)),
     "block": (drop.DropBlock2d(0.2, 3), (2, 8, 8)),
-    "block-channels": (drop.DropBlock2d(0.2, 2, couple_channels=False), (2, 8, 8)),
+    "block-channels": (drop.DropBlock2d(0.2, 2, gamma_scale=0.5, couple_channels=False), (2, 8, 8)),
     "patches": (PatchDropout(0.5, 1), (9, 2)),
     "patches-ordered": (PatchDropout(0.5, 0, ordered=True), (9, 2)),
 }

@@ -68,6 +68,7 @@ def test_checkpoints_that_vanish_are_missed_by_the_mark_of_the_last_one(tmp_path
     assert checkpoints.load_newest() == (None, [])
     for update in (5, 10):
         checkpoints.save(update, {**STATE, "update": update})
+    assert checkpoints.load_newest()[1] == []
     newest = tmp_path / "checkpoints" / "update-00000010.pt"
     for path in (newest, newest.with_suffix(".json")):
         path.unlink()
