@@ -106,7 +106,8 @@ def test_without_labels_there_is_health_and_a_sheet_of_neighbours(runs, tmp_path
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     reports = evaluate_many(["knn", "linear"], runs.run, ["card=folder", f"root={tmp_path / 'photos'}", "workers=0"])
     assert [r.name for r in reports] == ["health"] and reports[0].numbers == [] and reports[0].classes is None
-    assert reports[0].train.n == 15 and reports[0].train.corrupt_keys == ["broken.png"]
+    assert reports[0].train.n == reports[0].train.unlabelled == 15
+    assert reports[0].train.corrupt_keys == ["broken.png"]
     printed = capsys.readouterr().out
     assert "effective rank" in printed and "nearest neighbours:" in printed
     sheet = Image.open(reports[0].sheet)

@@ -426,6 +426,8 @@ def test_an_option_of_the_other_augmentation() -> None:
 def test_streams_of_other_methods() -> None:
     with pytest.raises(UserError, match="'simmatchv2' reads the streams: labeled, unlabeled; 'data' has: unlabeled"):
         read_recipe("demo/simmatchv2", ["data.labeled=null"])
+    with pytest.raises(UserError, match="'simclrv2' reads the streams: train; 'data' has: train, labeled"):
+        read_recipe("demo/simclrv2", ["data.labeled={card: digits, batch: 16}"])
 
 
 def test_a_streamed_set_has_no_places() -> None:
