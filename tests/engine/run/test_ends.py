@@ -78,10 +78,10 @@ def test_a_signal_ends_the_wait_for_data_and_the_run_goes_on_to_the_same_bits(
     monkeypatch.undo()
     (tmp_path / "run" / "views.png").write_bytes(b"of the first update")
     metrics = tmp_path / "run" / "metrics.jsonl"
-    metrics.write_text(metrics.read_text() + '{"update": 4, "loss": 9.0}\n')  # killed after its checkpoint
+    metrics.write_text(metrics.read_text() + '{"update": 4, "stale": 9.0}\n')  # killed after its checkpoint
     assert train(recipe, tmp_path / "run").finished and train(recipe, tmp_path / "whole").finished
     logged = [json.loads(line)["update"] for line in metrics.read_text().splitlines()]
-    assert len(logged) == len(set(logged)) and logged[-1] == UPDATES - 1
+    assert len(logged) == len(set(logged)) and logged[-1] == UPDATES - 1 and "stale" not in metrics.read_text()
     assert (tmp_path / "run" / "views.png").read_bytes() == b"of the first update"
     assert not (tmp_path / "run" / "REQUEUE").exists(), "or a finished run would be started for ever"
     whole = weights(tmp_path / "whole", UPDATES)
