@@ -12,6 +12,11 @@ def test_the_nearest_come_first_and_only_where_they_are_near() -> None:
     assert nearest("lin", known, likeness=0.9) == []
 
 
+def test_a_name_that_differs_in_capitals_alone_is_the_nearest() -> None:
+    assert nearest("BF16", ("auto", "bf16", "fp16")) == ["bf16"]
+    assert nearest("stripse", ("Stripes", "stripes")) == ["stripes"]
+
+
 def test_the_question_ends_a_message_or_makes_way_for_what_is_known() -> None:
     assert f"no 'lnear'.{did_you_mean(['linear', 'line'])}" == "no 'lnear'. Did you mean 'linear' or 'line'?"
     assert f"no 'knn'.{did_you_mean([], 'Known: linear')}" == "no 'knn'. Known: linear"

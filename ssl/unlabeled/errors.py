@@ -11,8 +11,14 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1, likeness: float = 0.6) -> list[str]:
-    """Return up to `count` of the known names that are most like `name`, the nearest first; likeness: 0 to 1."""
-    return difflib.get_close_matches(name, list(known), count, likeness)
+    """Return up to `count` of the known names that are most like `name`, the nearest first; likeness: 0 to 1.
+
+    A name that differs in capitals alone is the nearest.
+    """
+    known = list(known)
+    same = [candidate for candidate in known if candidate.casefold() == name.casefold()]
+    rest = [candidate for candidate in known if candidate not in same]
+    return [*same, *difflib.get_close_matches(name, rest, count, likeness)][:count]
 
 
 def did_you_mean(names: Iterable[str], otherwise: str = "") -> str:

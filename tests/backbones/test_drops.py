@@ -155,3 +155,14 @@ def test_rows_that_are_no_images_are_refused() -> None:
     network = TokensFirst()
     with pytest.raises(UserError, match="'drop' drops at random among rows that are no images"):
         draw_for_the_global_batch(network, [network], (16,), Rows())
+
+
+class Sparse(nn.Dropout):
+    """A dropout of one's own."""
+
+
+def test_a_kind_of_dropout_of_its_own_is_refused_in_heads_too() -> None:
+    head = nn.Sequential(nn.Linear(4, 4), Sparse(0.1))
+    with pytest.raises(UserError, match=r"'1' \(Sparse\) is a kind of dropout of its own.*use torch's own class"):
+        draw_for_the_global_batch(head, [], (), Rows())
+    draw_for_the_global_batch(nn.Sequential(Sparse(0.0), nn.Dropout(0.1)), [], (), Rows())

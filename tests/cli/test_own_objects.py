@@ -79,6 +79,38 @@ def stripes(card, split, root=None):
     return Stripes(card, split)
 
 
+class Grey(Stripes):
+    def image(self, index):
+        return super().image(index)[:, :, 0]
+
+
+class Listed(Stripes):
+    def __init__(self, card, split):
+        super().__init__(card, split)
+        self.labels = self.labels.tolist()
+
+
+class Nameless(Stripes):
+    def __init__(self, card, split):
+        super().__init__(card, split)
+        self.classes = None
+
+
+def grey(card, split, root):
+    return Grey(card, split)
+
+
+def listed(card, split, root):
+    return Listed(card, split)
+
+
+def nameless(card, split, root):
+    return Nameless(card, split)
+
+
+constant = 3
+
+
 class Sign(torch.optim.Optimizer):
     """Steps by the sign of the gradient."""
 
@@ -136,6 +168,14 @@ def centres(cfg: CentresSettings, train: Features, test: Features, classes: int,
 
 
 def unsaid(cfg, train, test, classes, device):
+    return {}
+
+
+def bare(cfg: CentresSettings, train, test, classes, device):
+    return {"bare": 50.0}
+
+
+def short(cfg: CentresSettings, train):
     return {}
 '''
 CARD = """\
@@ -203,6 +243,11 @@ def test_a_run_of_ones_own_objects_trains_goes_on_and_is_evaluated(folder: Path,
     assert main(["evaluate", "protocol.yaml", "whole", "power=3.0"]) == 0
     report = json.loads(next(Path("whole/eval").glob("protocol-power=3.0*.json")).read_text())
     assert report["settings"]["power"] == 3.0 and report["numbers"][0]["name"] == "centres"
+    for name, message in (("bare", "'my_toys:bare' must give a dict of unlabeled.evaluation.vectors.scores.Score"),
+                          ("short", "'my_toys:short' cannot be called as short(cfg, train, test, classes, device)")):
+        (folder / "wrong.yaml").write_text(PROTOCOL.replace("centres", name))
+        assert main(["evaluate", "wrong.yaml", "whole"]) == 2
+        assert message in capsys.readouterr().err
     assert main(["export", "whole", "--format", "timm", "--out", "x.safetensors"]) == 2
     assert "which is one of the recipe's own" in capsys.readouterr().err
 
@@ -214,6 +259,11 @@ MISTAKES = [
     ("backbone.name=my_wreck:net", "'my_wreck:net' cannot be imported: my_wreck raises OSError: no licence"),
     ("backbone.name=my_needy:net", "my_needy needs 'a_missing_module', which is missing; install it"),
     ("backbone.name='my_toys:'", "'my_toys:' is not of the form module:object"),
+    ("backbone.name=own/my_toys.py:net", "'own/my_toys.py' is no module; write package.module:object, with dots"),
+    ("backbone.name=.my_toys:net", "'.my_toys' is no module"),
+    ("backbone.name=my_toys:constant", "'my_toys:constant' must be a function or a class, but is a int"),
+    ("optim.name=my_toys:constant", "'my_toys:constant' must be a function or a class"),
+    ("method.name=my_toys:constant", "'my_toys:constant' must be a function or a class"),
     ("backbone.name=my_toys:broken", "backbone.options.drop: 'my_toys:broken' has no such option. Known: width"),
     ("backbone={name: my_toys:broken, options: {width: 2}}", "options width do not fit my_toys:broken: no such width"),
     ("backbone={name: my_toys:number}", "'my_toys:number' must give an nn.Module with num_features"),
@@ -243,6 +293,11 @@ def test_a_wrong_name_or_option_is_one_line_with_the_cure(
     ("card.yaml", "stripes\", o", "stripse\", o", "'my_toys:stripse' cannot be imported: my_toys has no 'stripse'. Did "
                                                   "you mean 'stripes'?"),
     ("card.yaml", "my_toys:stripes", "my_toys:number", "source.kind 'my_toys:number' must give a"),
+    ("card.yaml", "my_toys:stripes", "my_toys:constant", "source.kind 'my_toys:constant' must be a function or a"),
+    ("card.yaml", "my_toys:stripes", "my_toys:net", "'my_toys:net' cannot be called as net(card, split, root): too"),
+    ("card.yaml", "my_toys:stripes", "my_toys:grey", "must give images as uint8 [H, W, 3], but gives uint8 [8, 8]"),
+    ("card.yaml", "my_toys:stripes", "my_toys:listed", "give labels as int64 [64], one per image, but gives a list"),
+    ("card.yaml", "my_toys:stripes", "my_toys:nameless", "must give classes, the names of the labels"),
     ("card.yaml", "my_toys:stripes", "foldre", "card.yaml:2: 'source.kind' is 'foldre'; allowed: shards, stream"),
     ("card.yaml", "options", "optoins", "card.yaml:2: unknown key 'source.optoins'. Did you mean 'options'?"),
     ("protocol.yaml", "centres", "centers", "protocol.yaml:1: 'my_toys:centers' cannot be imported: my_toys has no "

@@ -89,10 +89,11 @@ def test_the_second_pass_over_equal_images_by_an_equal_network_is_found_again(ph
     assert run(source(photos), kept=False)[1] == 7
 
 
-def test_another_folder_with_the_same_files_is_the_same_set(photos: Path, tmp_path: Path):
+def test_another_folder_is_another_set_whatever_names_sizes_and_times_its_files_have(photos: Path, tmp_path: Path):
     shutil.copytree(photos, tmp_path / "copy")  # keeps times
+    (tmp_path / "link").symlink_to(photos)
     run(source(photos))
-    assert run(source(tmp_path / "copy"))[1] == 0
+    assert run(source(tmp_path / "copy"))[1] == 7 and run(source(tmp_path / "link"))[1] == 0
 
 
 def other_weight():
@@ -154,7 +155,7 @@ def test_pixels_in_memory_are_told_apart_by_all_of_them():
     other.images[123, 4, 5, 1] ^= 1
     assert run(other)[1] > 0
     lazy = ArraySource("noise", "all", Noise(3).pixels.astype(np.uint16))
-    assert lazy.images_digest() is None and run(lazy)[1] == run(lazy)[1] == 4  # nothing tells them apart
+    assert lazy.images_digest is None and run(lazy)[1] == run(lazy)[1] == 4  # nothing tells them apart
 
 
 def test_labels_are_those_of_today(photos: Path):
@@ -252,9 +253,10 @@ def test_the_limit_switches_it_off_and_is_a_number(photos: Path, own_cache: Path
     monkeypatch.setenv(LIMIT, "0")
     run(source(photos))
     assert run(source(photos))[1] == 7 and not (own_cache / "unlabeled").exists()
-    monkeypatch.setenv(LIMIT, "much")
-    with pytest.raises(UserError, match=f"{LIMIT}=much: a number of GB is needed"):
-        KeptFeatures(CPU)
+    for wrong in ("much", "nan", "-1"):
+        monkeypatch.setenv(LIMIT, wrong)
+        with pytest.raises(UserError, match=f"{LIMIT}={wrong}: a number of GB is needed"):
+            KeptFeatures(CPU)
 
 
 def test_other_code_of_this_package_computes_anew(photos: Path, monkeypatch):

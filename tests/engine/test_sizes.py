@@ -38,7 +38,7 @@ def method_of(method: str, variant: str, *overrides: str) -> Method:
 @pytest.mark.parametrize(("method", "variant", "overrides", "message"), [
     ("simclrv2", "plain", [vit("")],
      r"^method.crop.size is 12, but vit_tiny_patch16_224 takes no images of 12 x 12: its own are 224 x 224; set "
-     r"backbone.options=\{img_size: 12\}, or method.crop.size=224$"),
+     r"backbone.options.img_size=12, or method.crop.size=224$"),
     ("finetune", "plain", [vit(", img_size: 16")], r"crop.size is 8, .* its own are 16 x 16; .*\{img_size: 8\}"),
     ("rotnet", "one", [vit("")], r"crop.size is 12, .*\{img_size: 12\}"),
     ("probe", "heads", [vit("")], r"crop.size is 8, .*\{img_size: 8\}"),
@@ -46,11 +46,11 @@ def method_of(method: str, variant: str, *overrides: str) -> Method:
     ("pixpro", "plain", [f"backbone={{name: swin_tiny_patch4_window7_224, options: {{{SWIN}}}}}"],
      r"crop.size is 32, but swin_tiny\w* takes no .*\{img_size: 32\}"),
     ("simmatchv2", "multicrop", [vit(", img_size: 12")],
-     r"method.strong.1.size is 10, .*own are 12 x 12; set backbone.options=\{dynamic_img_size: true\}"),
+     r"method.strong.1.size is 10, .*own are 12 x 12; set backbone.options.dynamic_img_size=true"),
     ("simmatchv2", "multicrop", [vit(", img_size: 12, dynamic_img_size: true")],
      r"method.strong.1.size is 10, .* divisible by patch size .*; take others, such as method.strong.1.size=20"),
     ("simclrv2", "plain", ["backbone={name: gcvit_xxtiny}", "method.crop.size=32"],
-     r"gcvit_xxtiny takes no .*own are 224 x 224; set backbone.options=\{img_size: 32\}, or method.crop.size=224$"),
+     r"gcvit_xxtiny takes no .*own are 224 x 224; set backbone.options.img_size=32, or method.crop.size=224$"),
     ("simclrv2", "plain", ["backbone={name: levit_128s}", "method.crop.size=32"],
      r"levit_128s takes no .*; take others, such as method.crop.size=224$"),
     ("simclrv2", "plain", ["backbone={name: alexnet_bn}"],
@@ -86,7 +86,7 @@ def test_evaluation_at_another_size_is_one_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(recipe, run).finished
     with pytest.raises(UserError, match=r"size is 16, but .* takes no images of 16 x 16: its own are 8 x 8; set "
-                                        r"size=8, or train it with backbone.options=\{img_size: 16\}") as caught:
+                                        r"size=8, or train it with backbone.options.img_size=16") as caught:
         evaluate("knn", run, ["size=16", "export=backbone"])
     assert len(str(caught.value).splitlines()) == 1
     again = tiny_recipe("finetune", "plain", [f"backbone={{init: '{run}:backbone'}}",

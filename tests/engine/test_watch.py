@@ -42,7 +42,7 @@ def _work(number: int, port: int, folder: Path, trouble: str, victim: int) -> No
 
 @pytest.mark.parametrize(("trouble", "victim", "said"), [
     ("SIGSTOP", 1, "silent for 2 s: stopped, killed or out of reach"),
-    ("SIGSTOP", 0, "the processes' meeting place at 127.0.0.1:.* has been silent for 2 s"),
+    ("SIGSTOP", 0, "silent for 2 s"),  # of the process, or of the meeting place that it keeps
     ("SIGKILL", 1, "ended, or cannot be reached"),
     ("SIGKILL", 0, "ended, or cannot be reached"),
     ("stand", 1, "has not come to the update in which the others have waited for 2 s"),
@@ -58,7 +58,7 @@ def test_a_rank_that_is_lost_is_named(tmp_path: Path, trouble: str, victim: int,
     assert survivor.exitcode == 1
     (line,) = [line for line in (tmp_path / f"stderr{1 - victim}").read_text().splitlines() if line.startswith("rank ")]
     assert line.startswith(f"rank {victim} on {os.uname().nodename}: ")
-    assert said.split(".*")[0] in line and line.endswith("; the same command goes on from update 7")
+    assert said in line and line.endswith("; the same command goes on from update 7")
 
 
 def test_time_in_which_all_are_stopped_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,18 @@ def test_parts_of_two_unequal_views_are_the_whole(name: str) -> None:
     assert torch.equal(layer.eval()(few), few)
 
 
+def test_views_of_unequal_sizes_in_turn_keep_their_order() -> None:
+    layer, rows = converted(drop.DropPath(0.5))
+    views = [torch.ones(count, 1) for count in (16, 8, 16)]
+    whole = call(layer, rows, views).split([16, 8, 16])
+    for part in range(2):
+        mine = call(layer, rows, [x.chunk(2)[part] for x in views], part, 2)
+        assert torch.equal(mine, torch.cat([y.chunk(2)[part] for y in whole]))
+    rows.begin(dict(enumerate(views)), 0, 1)
+    with pytest.raises(UserError, match="met 24 rows"):  # the first and the second, or the second and the third
+        layer(torch.ones(24, 1))
+
+
 @pytest.mark.parametrize("name", [name for name in LAYERS if not name.startswith("patches")])
 def test_mean_and_kept_share_are_the_plain_layers(name: str) -> None:
     plain, shape = LAYERS[name]

@@ -146,7 +146,7 @@ def build(cfg: Crop) -> RandomResizedCrop | RandomPaddedCrop | RandomSquareCrop 
 def central_boxes(sizes: np.ndarray, proportion: float | np.ndarray) -> np.ndarray:
     """Return the central square boxes [n, 7] with `proportion` of the shorter side of images of sizes [n, 2].
 
-    proportion: one number, or [n, 1].     Rounding and offsets are those of SimCLR (tf2/data_util.py `center_crop`).
+    proportion: one number, or [n, 1]. Rounding and offsets are those of SimCLR (tf2/data_util.py `center_crop`).
     """
     sizes = sizes.astype(np.float64)
     side = np.maximum(np.rint(proportion * sizes.min(1, keepdims=True)), 1)

@@ -34,6 +34,9 @@ def draw_for_the_global_batch(method: nn.Module, networks: Iterable[nn.Module], 
     convert(method, rows)
     for name, module in method.named_modules():
         _refuse_attention(name, module)
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p and not isinstance(module, FromGlobalBatch):
+            raise UserError(f"'{name}' ({type(module).__name__}) is a kind of dropout of its own, whose masks would "
+                            "depend on the number of processes: use torch's own class, or set its rate to 0")
     inside = set(method.modules())
     for network in networks:
         if network in inside:  # a frozen one is in evaluation mode

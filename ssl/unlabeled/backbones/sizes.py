@@ -73,8 +73,8 @@ def refusal(network: nn.Module, name: str, size: int, problem: str, key: str, si
     own = own_size(network) or (_published_size(network, cfg) if cfg else None)
     none = f"{name} takes no images of {size} x {size}"
     anyhow = any(getattr(module, _ANY_SIZE, False) for module in network.modules())
-    several = f"backbone.options={{{_ANY_SIZE}: true}}" if _has_option(network, _ANY_SIZE) else ""
-    single = f"backbone.options={{img_size: {size}}}"
+    several = f"backbone.options.{_ANY_SIZE}=true" if _has_option(network, _ANY_SIZE) else ""
+    single = f"backbone.options.img_size={size}"
     if own not in (None, size) and not anyhow:
         if cfg is None:
             return f"{none}: its own are {own} x {own}; set {key}={own}, or train it with {single}" + (

@@ -121,9 +121,9 @@ class Own(Strict):
 
 
 def kind(source: Any) -> str | None:
-    """Return the tag of a source's block or model."""
-    found = source.get("kind") if isinstance(source, dict) else getattr(source, "kind", None)
-    return "module:object" if is_dotted(found) else None if found is None else str(found)
+    """Return the tag of a source's block or model; messages about it name the key by the name of this function."""
+    name = source.get("kind") if isinstance(source, dict) else getattr(source, "kind", None)
+    return "module:object" if is_dotted(name) else None if name is None else str(name)
 
 
 class Split(Strict):

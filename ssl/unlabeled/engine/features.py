@@ -110,8 +110,8 @@ def extract(
     network gives NaN or infinity.
     """
     identities = {name: e.identity for name, e in embedders.items() if e.identity is not None}
-    found = {} if kept is None else _find_again(kept, identities, source)
-    wanted = {name: e for name, e in embedders.items() if name not in found}
+    features = {} if kept is None else _find_again(kept, identities, source)
+    wanted = {name: e for name, e in embedders.items() if name not in features}
     for embedder in wanted.values():
         embedder.check()
     for size in sorted({e.size for e in wanted.values()}):
@@ -125,12 +125,12 @@ def extract(
         raise_together(problem, device)
         for name, part in parts.items():
             refuse_nonfinite(name, part.x, device, wanted[name].precision)
-            found[name] = gather_features(part, device)
-    refuse_corrupt(source, next(iter(found.values())).corrupt, max_corrupt)
+            features[name] = gather_features(part, device)
+    refuse_corrupt(source, next(iter(features.values())).corrupt, max_corrupt)
     if kept is not None and rank() == 0:
-        for name in identities.keys() & wanted.keys():
-            kept.keep(identities[name], source, Rows(found[name].x, found[name].index, found[name].corrupt))
-    return {name: found[name] for name in embedders}
+        for name in [name for name in wanted if name in identities]:
+            kept.keep(identities[name], source, Rows(features[name].x, features[name].index, features[name].corrupt))
+    return {name: features[name] for name in embedders}
 
 
 def _find_again(kept: KeptFeatures, identities: Mapping[str, Identity], source: Source) -> dict[str, Features]:
@@ -146,10 +146,12 @@ def _find_again(kept: KeptFeatures, identities: Mapping[str, Identity], source: 
         print(f"features of '{source.split}' of '{source.name}' found again ({', '.join(corrupt)}) in {kept.folder}; "
               "keep_features=false computes them anew", flush=True)
     none = Rows(torch.empty(0, 0), torch.empty(0, dtype=torch.int64))
-    found = {name: rows.get(name, none) for name in corrupt}
     label = None if source.labels is None else torch.from_numpy(source.labels)
-    return {name: Features(each.x, each.index, None if label is None else label[each.index], corrupt[name])
-            for name, each in found.items()}
+    features = {}
+    for name, keys in corrupt.items():
+        part = rows.get(name, none)
+        features[name] = Features(part.x, part.index, None if label is None else label[part.index], keys)
+    return features
 
 
 def _extract_part(

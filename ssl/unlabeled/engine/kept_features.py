@@ -34,7 +34,8 @@ LIMIT = "UNLABELED_FEATURES_GB"  # environment variable: what all files together
 _LIMIT = 10.0  # GB, unless it says otherwise
 _SUFFIX = ".features"
 _TORCHS_OWN = set(vars(nn.Module())) - {"training"}
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")  # what computes networks and pixels
+# what computes networks and pixels
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pillow-heif", "simplejpeg")
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ class KeptFeatures:
     def find(self, identities: Mapping[str, Identity], source: Source) -> dict[str, Rows]:
         """Return by name what is kept of `source` for these networks."""
         try:
-            found = {name: self._read(identity, source) for name, identity in identities.items()}
+            kept = {name: self._read(identity, source) for name, identity in identities.items()}
         except Exception:  # whatever it is, the features can be computed
             return {}
-        return {name: rows for name, rows in found.items() if rows is not None}
+        return {name: rows for name, rows in kept.items() if rows is not None}
 
     def keep(self, identity: Identity, source: Source, rows: Rows) -> None:
         """Write features, if there is room; the files unused for longest make place."""
@@ -98,7 +99,7 @@ class KeptFeatures:
         self.written = []
 
     def _place(self, identity: Identity, source: Source) -> Path | None:
-        images = _images_digest(source) if self.folder is not None and self.limit > 0 else None
+        images = source.images_digest if self.folder is not None and self.limit > 0 else None
         if self.folder is None or images is None:
             return None
         return self.folder / (digest(json.dumps([identity(), images, self.device.type, _code()]).encode()) + _SUFFIX)
@@ -193,26 +194,27 @@ def _code() -> str:
     """Return a hash of the code of this package, and versions of the others that features depend on."""
     home = Path(unlabeled.__file__).parent
     files = [path.read_bytes() for path in sorted(home.rglob("*.py"))]
-    versions = [importlib.metadata.version(name) for name in _PACKAGES]
+    versions = [_version(name) for name in _PACKAGES]
     return digest(*files, json.dumps(versions).encode())
 
 
-def _images_digest(source: Source) -> str | None:
-    """Return the digest of a split's images, computed once per opened split."""
-    known = vars(source)
-    if "_images_digest" not in known:
-        known["_images_digest"] = source.images_digest()
-    found: str | None = known["_images_digest"]
-    return found
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # an extra
+        return None
 
 
 def _limit() -> float:
     """Return the bytes that all files together may take. Raises UserError for what is no number."""
     text = os.environ.get(LIMIT, "")
     try:
-        return 1e9 * float(text or _LIMIT)
+        limit = 1e9 * float(text or _LIMIT)
     except ValueError:
-        raise UserError(f"{LIMIT}={text}: a number of GB is needed, such as {LIMIT}=20; 0 keeps none") from None
+        limit = -1.0
+    if not limit >= 0:  # nor of what is no number
+        raise UserError(f"{LIMIT}={text}: a number of GB is needed, such as {LIMIT}=20; 0 keeps none")
+    return limit
 
 
 def _fill(file: IO[bytes], *, rows: Rows) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from unlabeled.config.base.objects import load_object
+from unlabeled.config.base.objects import load_object, refuse_other_arguments
 from unlabeled.config.files import find
 from unlabeled.config.marks import Mark, marked
 from unlabeled.config.protocols.dense import Dense
@@ -41,6 +41,8 @@ from unlabeled.report.table import print_reports
 Pair = tuple[Features, Features]
 
 _NAME = 150  # longest name of a report; what is cut off is told apart by a hash
+_ARGUMENTS = ("cfg", "train", "test", "classes", "device")  # of protocols on features, and of dense ones
+_DENSE_ARGUMENTS = ("name", "cfg", "restored", "run", "device")
 
 
 @dataclass(frozen=True)
@@ -261,11 +263,16 @@ def _run(cfg: Protocol, features: dict[str, Pair], splits: Splits, device: torch
     assert known is not None
     splits.check_labels(cfg, known.numpy())
     scores = {kind: runner(cfg, *pair, len(splits.names), device) for kind, pair in labelled.items()}
+    for found in scores.values():
+        if not (isinstance(found, dict) and all(isinstance(score, Score) for score in found.values())):
+            raise UserError(f"protocol '{cfg.protocol}' must give a dict of {Score.__module__}.Score by name")
     return _numbers(scores, features["network"][1])
 
 
 def _runner(cfg: Protocol) -> Callable[..., Any]:
     runner: Callable[..., Any] = load_object(cfg.protocol, PROTOCOLS)
+    dense = isinstance(cfg, Dense)
+    refuse_other_arguments(runner, cfg.protocol, *(_DENSE_ARGUMENTS if dense else _ARGUMENTS))
     return runner
 
 

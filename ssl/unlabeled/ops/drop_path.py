@@ -8,7 +8,7 @@ checkpointing puts the global generator back before it recomputes, hence meets t
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchvision import ops as vision
 
 from unlabeled.errors import UserError
+from unlabeled.ops.machine.memory import to_device
 from unlabeled.ops.random import uniforms
 
 # one draw of the global generator; uniforms of the rows are functions of it
@@ -37,13 +38,13 @@ class Rows:
     """
 
     def __init__(self) -> None:
-        self.views: Counter[int] = Counter()  # rows of a view -> views that have so many
+        self.views: tuple[int, ...] = ()  # rows of every view, in the order of `views`
         self.part, self.parts = 0, 1
 
     def begin(self, views: Mapping[str, Tensor], part: int, parts: int) -> None:
         """Begin a forward pass on these views; those of images [m, C, H, W] and clips count, all if there are none."""
         images = [x for x in views.values() if x.ndim >= 4 and x.is_floating_point()]
-        self.views = Counter(len(x) for x in images or views.values() if x.ndim)
+        self.views = tuple(len(x) for x in images or views.values() if x.ndim)
         self.part, self.parts = part, parts
 
     def numbers(self, rows: int, inner: int = 1) -> np.ndarray:
@@ -62,23 +63,27 @@ class Rows:
         numbers: np.ndarray = np.concatenate(parts)
         return (numbers[:, None] * inner + np.arange(inner)).reshape(-1)
 
-    def _lengths(self, rows: int, inner: int) -> list[int]:
+    def _lengths(self, rows: int, inner: int) -> tuple[int, ...]:
         images, rest = divmod(rows, inner)
         if not self.views:  # outside of a training run: the rows are all there are
-            return [images]
-        counts = [range(min(most, images // length) + 1) for length, most in self.views.items()]
-        fitting = [
-            [length for length, count in zip(self.views, chosen, strict=True) for _ in range(count)]
-            for chosen in itertools.product(*counts)
-            if sum(length * count for length, count in zip(self.views, chosen, strict=True)) == images
-        ]
+            return (images,)
+        fitting = _selections(self.views, images)
         if len(fitting) != 1 or rest or not rows:
-            sizes = " and ".join(f"{count} of {length} rows" for length, count in self.views.items())
+            sizes = " and ".join(f"{count} of {length} rows" for length, count in Counter(self.views).items())
             raise UserError(
                 f"random depth or dropout met {rows} rows, which are not clearly views of this process ({sizes}); call "
                 "the network on whole views, one or several behind one another, or set its drop rates to 0"
             )
         return fitting[0]
+
+
+@functools.lru_cache(64)  # every layer asks in every pass
+def _selections(lengths: tuple[int, ...], total: int) -> list[tuple[int, ...]]:
+    """Return the different sequences with the sum `total` that are left of `lengths` if some of them are left out."""
+    chosen: set[tuple[int, ...]] = {()}
+    for length in lengths:
+        chosen |= {(*head, length) for head in chosen if sum(head) + length <= total}
+    return [sequence for sequence in chosen if sum(sequence) == total]
 
 
 class FromGlobalBatch(nn.Module):
@@ -123,7 +128,7 @@ class FromGlobalBatch(nn.Module):
         """Return numbers in [0, 1), float64 [n, count], on the device of x: one row per row of x, or of `rows`."""
         draw = int(torch.randint(_DRAWS, ()))
         rows = self.rows.numbers(len(x), self.inner) if rows is None else rows
-        return torch.from_numpy(uniforms(rows, count, draw)).to(x.device, non_blocking=True)
+        return to_device(torch.from_numpy(uniforms(rows, count, draw)), x.device)
 
     def kept(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return in which of `shape` places of every row nothing is dropped, bool [n, *shape].
@@ -244,7 +249,7 @@ class DropBlock2d(FromGlobalBatch, drop.DropBlock2d):
         blocks = nn.functional.max_pool2d(centres, (kh, kw), 1, (kh // 2, kw // 2))
         kept = 1 - blocks[..., (kh + 1) % 2 :, (kw + 1) % 2 :]
         scale = kept.numel() / (kept.sum() + 1e-7) if self.scale_by_keep else 1.0
-        return x * (kept[torch.from_numpy(rows).to(x.device)] * scale).to(x.dtype)
+        return x * (kept[to_device(torch.from_numpy(rows), x.device)] * scale).to(x.dtype)
 
 
 class _Patches(FromGlobalBatch):

@@ -21,6 +21,9 @@ def load_object(name: str, table: Mapping[str, str] | None = None) -> Any:
     module, _, attribute = path.partition(":")
     if not module or not attribute:
         raise UserError(f"'{path}' is not of the form module:object")
+    if not all(part.isidentifier() for part in module.split(".")):  # a path, or relative to nothing
+        raise UserError(f"'{path}' cannot be imported: '{module}' is no module; write package.module:object, with dots "
+                        "and without .py, and put the package's folder on PYTHONPATH")
     try:
         holder = import_module(module)
     except ModuleNotFoundError as error:
@@ -35,11 +38,27 @@ def load_object(name: str, table: Mapping[str, str] | None = None) -> Any:
         said = (str(error).strip() or "no reason given").splitlines()[0]
         raise UserError(f"'{path}' cannot be imported: {module} raises {type(error).__name__}: {said}") from error
     try:
-        return getattr(holder, attribute)
+        loaded = getattr(holder, attribute)
     except AttributeError as error:
         names = [key for key in vars(holder) if not key.startswith("_")]
         raise UserError(f"'{path}' cannot be imported: {module} has no '{attribute}'."
                         + did_you_mean(nearest(attribute, names), f"Known: {', '.join(names)}")) from error
+    if not callable(loaded):
+        raise UserError(f"'{path}' must be a function or a class, but is a {type(loaded).__name__}")
+    return loaded
+
+
+def refuse_other_arguments(called: Any, name: str, *arguments: str) -> None:
+    """Raise UserError if an object cannot be called with so many positional arguments, given by their names."""
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # one without a signature
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise UserError(f"'{name}' cannot be called as {name.partition(':')[2]}({', '.join(arguments)}): {error}"
+                        ) from error
 
 
 def refuse_unknown_options(key: str, called: Any, name: str, options: Mapping[str, Any]) -> None:

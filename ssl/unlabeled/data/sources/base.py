@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -190,15 +191,17 @@ class Source(Truth):
         """Return what is cheaply known of the images: sizes of their files, pixels of some rows; None if nothing."""
         return None
 
+    @functools.cached_property
     def images_digest(self) -> str | None:
         """Return what tells these images from changed ones for certain; None where nothing cheaper than reading does.
 
-        That is names, sizes and times of all files, or all pixels that live in memory.
+        That is the folder with names, sizes and times of all files, or all pixels that live in memory.
         """
         origin = self.made_of()
         if origin is None and self.images is None:
             return None
-        about = {"n": len(self), "pixels": astuple(self.pixels), "files": origin and origin[1],
+        files = origin and (str(origin[0].resolve()), origin[1])  # two sets may have files of equal names and times
+        about = {"n": len(self), "pixels": astuple(self.pixels), "files": files,
                  "unreadable": sorted(self.unreadable)}
         return digest(json.dumps(about).encode(), *(() if self.images is None else (self.images,)))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from unlabeled.config.base.objects import load_object
+import numpy as np
+
+from unlabeled.config.base.objects import is_dotted, load_object, refuse_other_arguments
 from unlabeled.config.card import Card
-from unlabeled.data.sources.base import Pixels, Source
+from unlabeled.data.sources.base import CorruptSample, Pixels, Source
 from unlabeled.data.sources.memory import InMemory
 from unlabeled.errors import UserError, did_you_mean, nearest
 
@@ -51,10 +53,36 @@ def _opened(card: Card, split: str, root: str | None) -> Source:
     """Call the card's opener. Raises UserError if one of the user's own is not there or opens something else."""
     try:
         opener = load_object(card.source.kind, _OPENERS)
+        refuse_other_arguments(opener, card.source.kind, "card", "split", "root")
     except UserError as error:
         raise UserError(f"data card '{card.name}': source.kind {error}") from error
     source = opener(card, split, root)
     if not isinstance(source, Source):
         raise UserError(f"data card '{card.name}': source.kind '{card.source.kind}' must give a "
                         f"{Source.__module__}.Source, but gives a {type(source).__name__}")
+    if is_dotted(card.source.kind) and (fault := _fault(source)):
+        raise UserError(f"data card '{card.name}': source.kind '{card.source.kind}' {fault}")
     return source
+
+
+def _fault(source: Source) -> str | None:
+    """Return what a source of the user's own does not keep of what `Source` says of labels and images."""
+    labels = source.labels
+    if labels is not None:
+        if not (isinstance(labels, np.ndarray) and labels.dtype == np.int64 and labels.shape == (len(source),)):
+            return f"must give labels as int64 [{len(source)}], one per image, but gives {_kind(labels)}"
+        if source.classes is None or (labels < -1).any() or (labels >= len(source.classes)).any():
+            return "must give classes, the names of the labels, of which -1 (unknown) has none"
+    if not source.random_access or len(source) == 0:
+        return None
+    try:
+        image = source.image(0)
+    except CorruptSample:
+        return None
+    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
+        return f"must give images as uint8 [H, W, 3], but gives {_kind(image)}"
+    return None
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

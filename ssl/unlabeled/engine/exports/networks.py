@@ -63,7 +63,7 @@ def find_export(exports: Mapping[str, Export], name: str | None) -> tuple[str, s
 
 def inner(export: Export, block: str) -> Export:
     """Return the export that ends after the block of that name inside its network."""
-    return Export(lambda: Intermediate(export.build(), block), "map", export.input)
+    return dataclasses.replace(export, build=lambda: Intermediate(export.build(), block), gives="map")
 
 
 def open_residuals(export: Export) -> Export:
@@ -82,4 +82,4 @@ def open_residuals(export: Export) -> Export:
                 nn.init.ones_(scale)
         return network
 
-    return Export(build, export.gives, export.input)
+    return dataclasses.replace(export, build=build)

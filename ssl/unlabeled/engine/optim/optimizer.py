@@ -110,8 +110,8 @@ def clip_and_norm(optimizer: Optimizer, clip: float | None) -> Tensor:
 def _split(
     group: Group, named: Mapping[str, Tensor], optim: Optim, no_decay: set[str], no_lars: set[str]
 ) -> list[dict[str, Any]]:
-    given = optim.weight_decay
-    common = (0.0, True) if isinstance(given, CurveRule) else (given, False)  # the curve's value comes with the update
+    rule = optim.weight_decay
+    common = (0.0, True) if isinstance(rule, CurveRule) else (rule, False)  # the curve's value comes with the update
     kinds: dict[tuple[float, bool, bool], list[Tensor]] = {}
     for name in group.names:
         own = group.decay if group.decay is not None else 0.0 if name in no_decay else None
@@ -134,20 +134,20 @@ def _split(
 
 def _matching(method: nn.Module, named: Mapping[str, Tensor], rules: list[str], key: str) -> set[str]:
     norms = norm_parameters(method).keys()
-    found: set[str] = set()
+    names: set[str] = set()
     for rule in rules:
         match rule:
             case "norm":
-                found |= norms & set(named)
+                names |= norms & set(named)
             case "bias":
-                found |= {name for name in named if name.rpartition(".")[2] == "bias"}
+                names |= {name for name in named if name.rpartition(".")[2] == "bias"}
             case "one_dimensional":
-                found |= {name for name, p in named.items() if p.ndim <= 1}
+                names |= {name for name, p in named.items() if p.ndim <= 1}
             case pattern:
                 hits = {name for name in named if fnmatchcase(name, pattern)}
                 if not hits:
                     raise UserError(
                         f"optim.{key}: no parameter is named like '{pattern}'; kinds: norm, bias, one_dimensional"
                     )
-                found |= hits
-    return found
+                names |= hits
+    return names

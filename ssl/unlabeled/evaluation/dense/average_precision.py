@@ -54,9 +54,10 @@ def average_precision(truth: Mapping[int, Objects], detections: Mapping[int, Det
                       masks: bool, recall_levels: int = 101) -> dict[str, Score]:
     """Return AP, AP50 and AP75 of boxes and, with masks, of masks, in percent; details: AP by size, and by class.
 
-    truth, found: by image; the same images. AP is the mean over classes and the IoU thresholds 0.50, 0.55 ... 0.95, of
-    precision at `recall_levels` recalls, of the 100 best detections of an image. A class without an object in `truth`
-    is left out. Crowds count as in COCO, and difficult objects as in VOC: who finds them is neither right nor wrong.
+    truth, detections: by image, of the same images. AP is the mean over classes and the IoU thresholds 0.50, 0.55 ...
+    0.95, of precision at `recall_levels` recalls, of the 100 best detections of an image. A class without an object in
+    `truth` is left out. Crowds count as in COCO, and difficult objects as in VOC: who finds them is neither right nor
+    wrong.
     """
     scores: dict[str, Score] = {}
     for kind, prefix in (("bbox", ""), *([("segm", "mask ")] if masks else [])):
