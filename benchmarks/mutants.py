@@ -5,13 +5,14 @@
 
 The mistakes stand in benchmarks/mistakes/AREA.yaml. Each is planted in a scratch copy of the project, in which the
 tests of its group run until one fails. Every mistake has a process of its own, forked from one that has imported the
-libraries. What was found is kept in a file of lines, and found again there while the file with the mistake and its
-tests are the same; --fresh plants all anew.
+libraries. What was found is kept in a file of lines, and found again there while the file with the mistake is the same,
+and the test that caught it, or of a survivor all of its tests; --fresh plants all anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import random
@@ -75,22 +76,29 @@ class Mistake:
         return text.replace(self.old, self.new)
 
     def key(self, root: Path) -> str:
-        """Return a hash of the mistake, of the file that it is in, and of its tests."""
-        digest = blake2b(json.dumps([self.old, self.new, *self.tests]).encode(), digest_size=12)
-        for path in (PACKAGE / self.file, *sorted({Path(file_of(test)) for test in self.tests})):
-            digest.update(path.as_posix().encode() + (root / path).read_bytes())
-        return digest.hexdigest()
+        """Return a hash of the mistake and of the file that it is in."""
+        return _hash(self.old, self.new, self.file.as_posix(), (root / PACKAGE / self.file).read_text("utf-8"))
+
+    def proof(self, root: Path, trial: Trial) -> str:
+        """Return a hash of what a trial rests on: the test that caught the mistake, or else all of its tests."""
+        if trial.outcome == "caught" and "::" in trial.by:
+            return _hash(trial.by, _function(root, trial.by))
+        return _hash(*self.tests, *(_text(root, file_of(test)) for test in self.tests))
 
 
 @dataclass
 class Trial:
-    """What became of a mistake: `outcome` is caught, hung (caught, too) or survived; `by` is the test that failed."""
+    """What became of a mistake: `outcome` is caught, hung (caught, too) or survived; `by` is the test that failed.
+
+    proof: see `Mistake.proof`.
+    """
 
     key: str
     title: str
     outcome: str
     by: str = ""
     seconds: float = 0.0
+    proof: str = ""
 
 
 def main(words: list[str] | None = None) -> int:
@@ -168,9 +176,9 @@ class Workshop:
         """
         keys = {mistake: mistake.key(self.root) for mistake in mistakes if mistake.planted(self.root)}
         self.known = {trial.key: trial for trial in self._kept()}
-        left = [mistake for mistake in mistakes if keys[mistake] not in self.known]
+        left = [mistake for mistake in mistakes if not self._stands(mistake, self.known.get(keys[mistake]))]
         self.say(f"{len(mistakes)} mistakes, {len(mistakes) - len(left)} of them tried before")
-        unproved = self._unproved([(mistake, self.known.get(keys[mistake])) for mistake in mistakes])
+        unproved = self._unproved([(mistake, self.known[keys[mistake]]) for mistake in mistakes if mistake not in left])
         if left or unproved:
             for library in self.libraries:
                 with suppress(ImportError):
@@ -182,6 +190,9 @@ class Workshop:
                 self._try_all(left, keys, copies)
                 self._prove(self._unproved([(mistake, self.known[keys[mistake]]) for mistake in mistakes]), copies[0])
         return [(mistake, self.known[keys[mistake]]) for mistake in mistakes]
+
+    def _stands(self, mistake: Mistake, trial: Trial | None) -> bool:
+        return trial is not None and trial.proof == mistake.proof(self.root, trial)
 
     def _try_all(self, mistakes: list[Mistake], keys: dict[Mistake, str], copies: list[Path]) -> None:
         stamps = iter(range(1, len(mistakes) + 1))  # a file's time, by which Python tells whether to compile it again
@@ -207,20 +218,18 @@ class Workshop:
         def done(trial: Trial) -> None:
             place.write_text(sound, "utf-8")
             os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+            trial.proof = mistake.proof(copy, trial)
             self._keep(trial)
             about = f"by {trial.by}" if trial.by else ""
             self.say(f"{trial.outcome:8} {trial.seconds:5.1f} s  {mistake.area}  {mistake.title}  {about}")
 
         return self._fork(copy, mistake.tests, self.limit, Trial(keys[mistake], mistake.title, "survived"), done)
 
-    def _unproved(self, trials: Sequence[tuple[Mistake, Trial | None]]) -> dict[str, str]:
+    def _unproved(self, trials: Sequence[tuple[Mistake, Trial]]) -> dict[str, str]:
         """Return the tests that caught a mistake and were not yet seen to pass without any, by key of their trial."""
-        tests = {test for mistake, trial in trials if trial is not None and trial.outcome == "caught"
+        tests = {test for mistake, trial in trials if trial.outcome == "caught"
                  for test in ([trial.by.removesuffix(_IMPORT)] if _is_test(trial.by) else mistake.tests)}
-        keys = {}
-        for test in sorted(tests):
-            content = (self.root / file_of(test)).read_bytes()
-            keys[f"sound-{blake2b(test.encode() + content, digest_size=12).hexdigest()}"] = test
+        keys = {f"sound-{_hash(test, _function(self.root, test))}": test for test in sorted(tests)}
         return {key: test for key, test in keys.items() if key not in self.known}
 
     def _prove(self, tests: dict[str, str], copy: Path) -> None:
@@ -330,6 +339,24 @@ class _Chosen:
 
 def _is_test(by: str) -> bool:
     return file_of(by).endswith(".py")
+
+
+def _function(root: Path, test: str) -> str:
+    """Return the text of a test function with its decorators, or that of the file where none is named."""
+    text, name = _text(root, file_of(test)), test.partition("::")[2].partition("[")[0]
+    for node in ast.walk(ast.parse(text)) if name else ():
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+            return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+    return text
+
+
+def _text(root: Path, file: str) -> str:
+    return (root / file).read_text("utf-8") if (root / file).is_file() else ""
+
+
+def _hash(*texts: str) -> str:
+    return blake2b(json.dumps(texts).encode(), digest_size=12).hexdigest()
 
 
 def file_of(test: str) -> str:

@@ -91,3 +91,9 @@ def test_impossible_options_are_refused(cls, values, message):
 
     with pytest.raises(ValueError, match=message):
         getattr(augment, cls)(**values)
+
+
+def test_shifts_go_as_far_to_both_sides() -> None:
+    crop = build(AffineCrop(kind="affine", size=16, degrees=0.0, translate=0.2, scale=(1.0, 1.0), shear=0.0))
+    low, middle, high = crop.draw(np.array([[x] * crop.draws for x in (0.0, 0.5, 1.0)]), np.full((3, 2), 16))[:, [2, 5]]
+    assert np.allclose(low, -high) and np.allclose(middle, 0) and np.allclose(np.abs(high), 0.4)

@@ -116,6 +116,8 @@ def test_jitter_draws_the_stated_laws():
                               (params.hue, -0.2, 0.2)]:
         assert low <= values.min() and values.max() <= high
         assert values.mean().item() == pytest.approx((low + high) / 2, abs=0.02 * (high - low))
+    drawn = [params.active.double(), params.brightness, params.contrast, params.saturation, params.hue]
+    assert (torch.corrcoef(torch.stack(drawn)) - torch.eye(5)).abs().max() < 0.06, "each drawn by itself"
     orders, counts = np.unique(params.order.numpy(), axis=0, return_counts=True)
     assert len(orders) == 24 and (np.sort(orders, 1) == np.arange(4)).all()
     assert ((counts - n / 24) ** 2 / (n / 24)).sum() < 50  # chi-square with 23 degrees of freedom, p = 0.001

@@ -104,3 +104,11 @@ def test_chain_equals_torchvisions_functions(natural, size, taps):
         error = (view - tv.normalize(inverted, MEAN, STD)).abs() * torch.tensor(STD)[:, None, None]
         assert error[~close].max() < 0.01 / 255
         assert close.float().mean() < 0.01
+
+
+def test_a_blur_of_simclr_sees_black_outside_and_torchvisions_the_mirror_image():
+    white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    drawn = Drawn(blur=draw_blur(1, 1.0, (1.5, 1.5), generator(0, "x")))
+    dark, bright = (render(white, drawn, convention) for convention in ("simclr", "torchvision"))
+    assert float(dark[..., 0, 0].max()) < 0.9 and float(dark[..., 16, 16].min()) == pytest.approx(1)
+    assert float(bright.min()) == pytest.approx(1)

@@ -20,9 +20,9 @@ def enhanced(kind: type) -> Callable[[Image.Image, float], Image.Image]:
     return lambda image, amount: kind(image).enhance(0.05 + 0.9 * amount)
 
 
-def warped(matrix: Callable[[float, int], tuple[float, ...]]) -> Callable[[Image.Image, float], Image.Image]:
+def warped(matrix: Callable[[float, Image.Image], tuple[float, ...]]) -> Callable[[Image.Image, float], Image.Image]:
     return lambda image, amount: image.transform(
-        image.size, Image.Transform.AFFINE, matrix(0.6 * amount - 0.3, image.width)
+        image.size, Image.Transform.AFFINE, matrix(0.6 * amount - 0.3, image)
     )
 
 
@@ -39,15 +39,15 @@ PIL = {
     "shear_x": warped(lambda s, _: (1, s, 0, 0, 1, 0)),
     "shear_y": warped(lambda s, _: (1, 0, 0, s, 1, 0)),
     "solarize": lambda image, amount: ImageOps.solarize(image, 256 * amount),
-    "translate_x": warped(lambda s, side: (1, 0, s * side, 0, 1, 0)),
-    "translate_y": warped(lambda s, side: (1, 0, 0, 0, 1, s * side)),
+    "translate_x": warped(lambda s, image: (1, 0, s * image.width, 0, 1, 0)),
+    "translate_y": warped(lambda s, image: (1, 0, 0, 0, 1, s * image.height)),
 }
 
 
 @pytest.fixture
 def images(natural) -> torch.Tensor:
     """Thirty images, the last ones of one colour, of two, and black and white."""
-    made = torch.from_numpy(natural(30, 32, 32, seed=3)).permute(0, 3, 1, 2).contiguous()
+    made = torch.from_numpy(natural(30, 28, 36, seed=3)).permute(0, 3, 1, 2).contiguous()
     made[-3], made[-2], made[-1] = 90, made[-2] // 128 * 40, (made[-1] > 100) * 255
     return made
 

@@ -87,6 +87,7 @@ def test_words_choose_tests_of_a_file(project: Path) -> None:
                                                    + "\n\ndef test_twice_of_one():\n    assert toy.twice(1) == 2\n")
     found = []
     for words in ("", " (half)", " (one twice)"):
+        (project / "found.jsonl").unlink(missing_ok=True)
         tests = (f"tests/test_toy.py{words}",)
         found += workshop(project).run([Mistake("toys", Path("toy.py"), "2 * x", "3 * x", tests)])
     assert [trial.outcome for _, trial in found] == ["caught", "survived", "caught"]

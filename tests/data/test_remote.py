@@ -94,6 +94,12 @@ def test_two_lanes_take_turns_and_every_sample_once(folder: Path) -> None:
     assert sorted(taken) == sorted(shard << 32 | place for shard in range(SHARDS) for place in range(EACH))
 
 
+def test_one_shard_is_shuffled_otherwise_in_every_epoch(tmp_path: Path) -> None:
+    one = opened(write_shards(tmp_path / "one", 1, 24), path="toy-000000.tar", samples=24, shuffle=24)
+    found = indices(flat(make(one).updates(0, 4)))
+    assert sorted(found[:24]) == sorted(found[24:]) and found[:24] != found[24:]
+
+
 def test_samples_are_those_that_webdataset_reads(folder: Path) -> None:
     tars = sorted(map(str, folder.glob("*.tar")))
     theirs = [(s["__key__"], s["jpg"], int(s["cls"]))

@@ -40,6 +40,8 @@ def test_a_recipe_inherits_the_backbone_of_its_source(source: Path) -> None:
     assert inherited.model_dump(exclude={"init"}) == read_recipe(source / "recipe.yaml").backbone.model_dump(
         exclude={"init"}
     )
+    assert not inherited.grad_checkpointing  # which does not change the network, so it is free
+    assert recipe(str(source), "backbone.grad_checkpointing=true").backbone.grad_checkpointing
     with pytest.raises(UserError, match=r"backbone.width is 1, but .*pretrained has 0.125"):
         read_recipe("cifar10/rotnet-cpu", [*DIGITS, f"backbone={{init: '{source}', width: 1}}"], check_files=True)
     with pytest.raises(UserError, match="is no run"):
@@ -56,6 +58,11 @@ def test_training_starts_from_the_exported_weights(source: Path, tmp_path: Path,
     tuned = load_run(run).method.classifier.network
     held = dict(tuned.named_parameters())
     assert held and all(torch.allclose(p, weights[name], atol=1e-6) for name, p in held.items())
+    random = tmp_path / "random"
+    train(recipe(f"{source}:{export}", "optim.lr.base=1.0e-12", "backbone.init_weights=false"), random)
+    other = dict(load_run(random).method.classifier.network.named_parameters())
+    convolutions = [name for name, p in held.items() if p.ndim == 4]
+    assert not all(torch.allclose(other[name], weights[name], atol=1e-6) for name in convolutions)
 
 
 def test_a_run_stands_without_its_source(source: Path, tmp_path: Path) -> None:
@@ -64,11 +71,14 @@ def test_a_run_stands_without_its_source(source: Path, tmp_path: Path) -> None:
     run = tmp_path / "finetuned"
     train(recipe(str(moved)), run)
     before = load_run(run).method.state_dict()
+    assert not load_run(run).method.training
     shutil.rmtree(moved)
     after = load_run(run).method.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     fresh = load_run(run, random_init=True).method.state_dict()
-    assert not torch.equal(fresh["classifier.network.conv1.weight"], before["classifier.network.conv1.weight"])
+    exported = load_file(source / "export" / "backbone+head1.safetensors")["backbone.conv1.weight"]
+    for known in (before["classifier.network.conv1.weight"], exported):  # nor the weights that it started from
+        assert not torch.equal(fresh["classifier.network.conv1.weight"], known)
 
 
 def test_an_unfinished_source_and_an_unknown_export_are_refused(source: Path, tmp_path: Path) -> None:

@@ -38,6 +38,12 @@ def test_epochs_begin_after_as_many_updates_as_they_have() -> None:
     assert (make_step(plan, 5, 0, 0, 0).epochs, make_step(plan, 5, 0, 0, 0).total) == (3, 6)
 
 
+def test_the_learning_rate_is_that_of_the_update() -> None:
+    plan = make_plan(tiny_recipe("rotnet", "all"), "train", 50, 1)
+    rates = [make_step(plan, update, 0, 0, 0).lr for update in range(plan.total)]
+    assert rates == [plan.lr(update) for update in range(plan.total)] and len(set(rates)) > 2
+
+
 def test_the_global_generators_follow_the_parts() -> None:
     def numbers(*parts: int | str) -> list[float]:
         seed_everything(*parts)

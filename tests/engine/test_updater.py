@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from processes import run_processes
@@ -95,6 +97,18 @@ def test_a_network_without_parameters_has_an_average_too() -> None:
     ema_update(nn.Identity(), nn.Identity(), 0.5)
 
 
+@pytest.mark.parametrize(("buffers", "mean", "count"), [("keep", 1.0, 3), ("copy", 5.0, 7), ("average", 2.0, 7)])
+def test_an_average_keeps_copies_or_averages_the_buffers(buffers: str, mean: float, count: int) -> None:
+    teacher, student = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    for norm, weight, running, number in ((teacher, 0.0, 1.0, 3), (student, 8.0, 5.0, 7)):
+        nn.init.constant_(norm.weight, weight)
+        norm.running_mean.fill_(running)
+        norm.num_batches_tracked.fill_(number)
+    ema_update(teacher, student, 0.75, buffers)
+    assert teacher.weight.tolist() == [2.0, 2.0] and student.weight.tolist() == [8.0, 8.0]
+    assert (teacher.running_mean.tolist(), int(teacher.num_batches_tracked)) == ([mean, mean], count)
+
+
 def test_no_gradient_is_left_for_the_next_update_and_the_step_is_that_of_the_clipped_one() -> None:
     """Plain SGD: the step is lr times the gradient, which the recipe's clip bounds."""
     sgd = "optim={name: sgd, lr: {base: 0.5}, schedule: constant, momentum: 0.0, clip: 0.01}"
@@ -116,3 +130,21 @@ def test_a_dropped_update_leaves_the_running_statistics_alone(monkeypatch: pytes
     poison(tiny, monkeypatch)
     outcome = tiny.updater.update(1, tiny.micros(1), [0])
     assert outcome.dropped and tiny.updater.statistics and not differing(before, snapshot(tiny))
+
+
+def test_what_views_draw_from_the_global_generators_is_a_function_of_the_update_and_micro_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny = tiny_run(tiny_recipe("rotnet", "all", ["data.train.batch=4"]))
+    monkeypatch.setattr(tiny.updater.method, "views", lambda batch, step: {
+        "torch": torch.rand(2), "numpy": torch.tensor(np.random.random()),  # noqa: NPY002 - as libraries draw
+        "python": torch.tensor(random.random())})
+
+    def drawn(update: int, micro: int) -> list[float]:
+        views = tiny.updater.views(update, micro, {})
+        return [float(x.flatten()[0]) for x in views.values()]
+
+    first = drawn(3, 0)
+    for other in (drawn(4, 0), drawn(3, 1)):
+        assert all(a != b for a, b in zip(first, other, strict=True))
+    assert drawn(3, 0) == first

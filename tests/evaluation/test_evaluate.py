@@ -106,7 +106,8 @@ def test_without_labels_there_is_health_and_a_sheet_of_neighbours(runs, tmp_path
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     reports = evaluate_many(["knn", "linear"], runs.run, ["card=folder", f"root={tmp_path / 'photos'}", "workers=0"])
     assert [r.name for r in reports] == ["health"] and reports[0].numbers == [] and reports[0].classes is None
-    assert reports[0].train.n == 15 and reports[0].train.corrupt_keys == ["broken.png"]
+    assert reports[0].train.n == reports[0].train.unlabelled == 15
+    assert reports[0].train.corrupt_keys == ["broken.png"]
     printed = capsys.readouterr().out
     assert "effective rank" in printed and "nearest neighbours:" in printed
     sheet = Image.open(reports[0].sheet)
@@ -126,13 +127,14 @@ def test_a_test_set_that_lacks_a_class_keeps_the_numbers_of_train(runs, tmp_path
 
 def test_the_untrained_baseline_has_its_residual_branches_open():
     def build() -> nn.Module:
-        closed = nn.BatchNorm2d(4)
+        closed, small = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
         nn.init.zeros_(closed.weight)
-        return nn.Sequential(nn.BatchNorm2d(4), closed, nn.Conv2d(4, 4, 1))
+        nn.init.constant_(small.weight, 0.1)  # as LayerScale starts: nearly closed is not closed
+        return nn.Sequential(nn.BatchNorm2d(4), closed, nn.Conv2d(4, 4, 1), small)
 
-    norm, closed, convolution = open_residuals(Export(build, "vector", Input(8))).build()
+    norm, closed, convolution, small = open_residuals(Export(build, "vector", Input(8))).build()
     assert bool((closed.weight == 1).all()) and bool((norm.weight == 1).all())
-    assert bool((closed.bias == 0).all()) and convolution.weight.std() < 1
+    assert bool((closed.bias == 0).all()) and convolution.weight.std() < 1 and float(small.weight.detach().max()) < 0.2
 
 
 def forwards(monkeypatch) -> list[int]:

@@ -13,7 +13,7 @@ from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.evaluation.seeds import evaluate_seeds
-from unlabeled.evaluation.trained import protocol_keys
+from unlabeled.evaluation.trained import protocol_keys, recipe_on
 
 SMALL = ["backbone.width=0.125", "train.epochs=null", "train.updates=30", "data.train.batch=16", "eval.every=0",
          "eval.at_end=[]", "optim.warmup_epochs=0", "optim.lr.base=0.01"]
@@ -42,6 +42,12 @@ def test_the_sgd_probe_learns_leaves_the_network_alone_and_goes_on(run: Path, ca
     capsys.readouterr()
     again = evaluate("linear-sgd", run, [*QUICK, "method.crop={area: [0.6, 1.0]}"])
     assert again.numbers == report.numbers and "is finished" in capsys.readouterr().out
+
+
+def test_crops_have_the_networks_size_unless_the_protocol_gives_one(run: Path) -> None:
+    sizes = [recipe_on(read_protocol("linear-sgd", [*QUICK, crop]), load_run(run), "train").method.crop.size
+             for crop in ("method.crop={area: [0.6, 1.0]}", "method.crop={area: [0.6, 1.0], size: 20}")]
+    assert sizes == [12, 20]
 
 
 def test_several_blocks_are_probed_in_one_run_and_get_their_own_gradients(run: Path) -> None:

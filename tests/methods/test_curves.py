@@ -6,7 +6,10 @@ import pytest
 import torch
 from tiny import snapshot, tiny_recipe, tiny_run
 
+from unlabeled.config.base.curve import CurveRule
 from unlabeled.engine.steps import make_step
+from unlabeled.methods.simmatchv2 import teacher_momentum
+from unlabeled.ops.curves import value_at
 
 UPDATE = 4  # of 6
 
@@ -53,3 +56,10 @@ def test_the_momentum_of_the_update(method: str, variant: str, key: str, pairs: 
             torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-7)
             moved += not torch.allclose(after[name], before[name], rtol=1e-4)
     assert moved
+
+
+def test_simmatchs_momentum_stays_only_above_0_996() -> None:
+    own = CurveRule(start=0.9, end=0.3)
+    assert (teacher_momentum(0.9961), teacher_momentum(own)) == (0.9961, own)
+    rising = [value_at(teacher_momentum(0.996), update, 10, 5) for update in (0, 5, 10, 20)]
+    assert rising == pytest.approx([0.996, 0.998, 1.0, 1.0])

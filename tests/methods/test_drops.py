@@ -59,6 +59,18 @@ def test_two_processes_are_one(case: str, two: list[dict[str, dict[str, Any]]]) 
         assert error <= 1e-9 * max(float(whole.norm()), 1e-4 * largest), name
 
 
+def test_two_micro_batches_are_one() -> None:
+    found = []
+    for accum in (1, 2):
+        tiny = tiny_run(tiny_recipe("finetune", "drops", [LAYOUT, f"train.grad_accum={accum}"]), torch.float64)
+        with torch.no_grad():
+            tiny.updater.method.classifier.linear.weight.copy_(torch.linspace(-1, 1, 80).view(10, 8))
+        terms, _, _ = tiny.updater._forward_backward(1, tiny.micros(1))
+        grads = [p.grad.flatten() for p in tiny.updater.method.parameters() if p.grad is not None]
+        found.append((sum(terms.values()), torch.cat(grads)))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
 def test_masks_differ_between_updates_views_and_layers() -> None:
     tiny = tiny_run(recipe("rotations-vit"))
     masks = []

@@ -61,6 +61,9 @@ def test_targets_are_mixed_as_their_images(mixup: float, cutmix: float) -> None:
         shown = mixed.mean((1, 2, 3))
         torch.testing.assert_close(shown, target @ torch.arange(4.0))
         torch.testing.assert_close(target.sum(1), torch.ones(4))
+        spread = mixed.flatten(1).amax(1) - mixed.flatten(1).amin(1)
+        assert cutmix or float(spread.max()) == 0, "mixup alone mixes all of an image"
+        assert mixup or torch.equal(mixed, mixed.round()), "CutMix alone leaves every pixel one image's"
     assert ((target > 0) & (target < 1)).any()
     unmixed = regularise.mix(images, one_hot(label, 4), 0.0, 0.0)
     assert unmixed[0] is images
@@ -90,3 +93,12 @@ def test_mixing_resumes_exactly() -> None:
     second.updater.optimizer.load_state_dict(first.updater.optimizer.state_dict())
     assert second.train(2, 4) == losses[2:]
     assert all(torch.equal(value, snapshot(whole)[name]) for name, value in snapshot(second).items())
+
+
+def test_the_smoothing_of_the_recipe_reaches_the_targets() -> None:
+    tiny = tiny_run(tiny_recipe("finetune", "plain", ["method.smoothing=0.2", "data.train.batch=4"]))
+    target = tiny.updater.views(0, 0, tiny.micros(0)[0])["target"]
+    classes = target.shape[1]
+    expected = torch.full((classes,), 0.2 / classes)
+    expected[0] += 0.8
+    torch.testing.assert_close(target.sort(1, descending=True)[0], expected.expand(4, classes).to(target.dtype))

@@ -292,6 +292,14 @@ def test_every_level_of_the_pyramid_has_its_own_heads_and_the_pyramid_is_handed_
     assert [x.shape[-1] for x in levels] == [16, 8, 4]
 
 
+def test_levels_of_the_pyramid_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = tiny_run(tiny_recipe("pixpro", "fpn"))
+    method, levels = tiny.updater.method, len(tiny.updater.method.queries)
+    monkeypatch.setattr(method, "_pixels", lambda i, *more: {"loss": torch.tensor(float(i)), "x": torch.tensor(2.0)})
+    losses = method(tiny.updater.views(0, 0, tiny.micros(0)[0]), make_step(tiny.updater.plan, 0, 0, 0, 0))
+    assert levels > 1 and float(losses.terms["pixel"]) == (levels - 1) / 2 and float(losses.metrics["x"]) == 2
+
+
 def test_a_sixth_level_halves_the_fifth() -> None:
     recipe = tiny_recipe("pixpro", "fpn", ["method.fpn.levels=[6, 2, 5]", "method.crop.size=64"])
     levels = tiny_run(recipe).updater.method.online.eval().encoder(torch.rand(1, 3, 64, 64))[1]

@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 from tiny import tiny_recipe, tiny_run
+from torch import nn
 
 from unlabeled.backbones.nin import Nin
 from unlabeled.errors import UserError
-from unlabeled.methods.probe.heads import conv_head
+from unlabeled.methods.probe.heads import conv_head, linear_head, mlp_head
 from unlabeled.methods.rotnet import rotate_all, rotate_each
 
 
@@ -104,3 +105,17 @@ def test_the_named_block_is_the_default_export() -> None:
     assert exports["layer2"].build()(torch.rand(1, 3, 8, 8)).ndim == 4
 
 
+
+
+def test_heads_start_with_the_published_deviations_and_their_plain_norms_learn_nothing() -> None:
+    torch.manual_seed(0)
+    made = [module for head in (mlp_head((300,), 10), conv_head(64, 10)) for module in head.modules()]
+    for module in made:
+        if isinstance(module, nn.Linear):
+            assert float(module.weight.detach().std()) == pytest.approx(math.sqrt(2 / module.out_features), rel=0.05)
+        elif isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] ** 2 * module.out_channels
+            assert float(module.weight.detach().std()) == pytest.approx(math.sqrt(2 / fan_out), rel=0.05)
+    for shape, pool in (((8, 6, 6), 3), ((8,), None)):
+        head = linear_head(shape, 10, pool, "max", norm=True)
+        assert [name.rpartition(".")[2] for name, _ in head.named_parameters()] == ["weight", "bias"]

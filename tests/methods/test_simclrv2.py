@@ -80,15 +80,18 @@ def test_queue_ignores_slots_never_written_and_wraps() -> None:
 def test_memory_gets_no_gradient_and_follows_the_network() -> None:
     tiny = tiny_run(tiny_recipe("simclrv2", "memory"))
     method = tiny.updater.method
-    before = [p.clone() for p in method.momentum_backbone.parameters()]
+    pairs = ((method.momentum_backbone, method.backbone), (method.momentum_head, method.head))
+    before = [[p.clone() for p in teacher.parameters()] for teacher, _ in pairs]
     tiny.train(0, 2)
-    assert all(not p.requires_grad for p in method.momentum_backbone.parameters())
-    now, student = list(method.momentum_backbone.parameters()), list(method.backbone.parameters())
-    moved = [(b, m, s) for b, m, s in zip(before, now, student, strict=True) if not torch.equal(b, s)]
-    assert moved and all((m - s).norm() < (b - s).norm() for b, m, s in moved)
+    for (teacher, network), then in zip(pairs, before, strict=True):
+        assert all(not p.requires_grad for p in teacher.parameters())
+        now, student = list(teacher.parameters()), list(network.parameters())
+        moved = [(b, m, s) for b, m, s in zip(then, now, student, strict=True) if not torch.equal(b, s)]
+        assert moved and all((m - s).norm() < (b - s).norm() for b, m, s in moved)
     for m, s in zip(method.momentum_backbone.buffers(), method.backbone.buffers(), strict=True):
         assert torch.equal(m, s)
     assert int(method.queue.written) == 96
+    torch.testing.assert_close(method.queue.keys.norm(dim=1), torch.ones(len(method.queue.keys)))
 
 
 def test_the_probe_leaves_the_backbone_alone() -> None:
@@ -153,3 +156,13 @@ def test_the_second_export_ends_after_the_heads_first_layer() -> None:
         expected = method.head.layers[0].eval()(backbone(x))
         assert torch.equal(tapped(x), expected)
         assert not torch.allclose(method.head.layers[1].eval()(expected), expected)
+
+
+def test_both_views_of_an_image_have_its_label() -> None:
+    tiny = tiny_run(tiny_recipe("simclrv2", "memory"))
+    method, seen = tiny.updater.method, list[torch.Tensor]()
+    method.probe.register_forward_hook(lambda _, given, logits: seen.append(logits))
+    views = tiny.updater.views(0, 0, tiny.micros(0)[0])
+    found = method(views, make_step(tiny.updater.plan, 0, 0, 0, 0)).terms["probe"]
+    expected = torch.nn.functional.cross_entropy(seen[0], torch.cat([views["label"], views["label"]]))
+    torch.testing.assert_close(found.float(), expected)

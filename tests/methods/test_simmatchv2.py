@@ -193,6 +193,16 @@ def test_aligned_predictions_are_kept_and_raw_ones_move_the_mean() -> None:
     torch.testing.assert_close(method.running, 0.9 * running + 0.1 * raw.mean(0))
 
 
+def test_without_alignment_predictions_and_mean_stay_as_they_are() -> None:
+    tiny = tiny_run(tiny_recipe("simmatchv2", "plain", ["method.align=false"]))
+    method = tiny.updater.method
+    method.running.copy_(probs(1, 10)[0])
+    running, carry = method.running.clone(), method(tiny.updater.views(0, 0, tiny.micros(0)[0]), step(tiny)).carry
+    _, prob, raw = carry["weak"].split([method.cfg.embed_dim, 10, 10], 1)
+    method.after_step(step(tiny), carry)
+    assert torch.equal(prob, raw) and torch.equal(method.running, running)
+
+
 # ---- the method
 
 
@@ -416,6 +426,8 @@ def test_an_option_of_the_other_augmentation() -> None:
 def test_streams_of_other_methods() -> None:
     with pytest.raises(UserError, match="'simmatchv2' reads the streams: labeled, unlabeled; 'data' has: unlabeled"):
         read_recipe("demo/simmatchv2", ["data.labeled=null"])
+    with pytest.raises(UserError, match="'simclrv2' reads the streams: train; 'data' has: train, labeled"):
+        read_recipe("demo/simclrv2", ["data.labeled={card: digits, batch: 16}"])
 
 
 def test_a_streamed_set_has_no_places() -> None:

@@ -109,6 +109,8 @@ def test_a_number_stays_and_a_table_moves_between_epochs() -> None:
     assert [value_at(0.3, update, 10, 5) for update in (0, 9, 100)] == [0.3] * 3
     table = CurveRule(table=[(1, 0.1), (3, 0.02)])
     assert [value_at(table, update, 1, 2) for update in range(8)] == [0.1, 0.1, *[0.02] * 6]
+    within = CurveRule(table=[(0.5, 0.1), (1.5, 0.05), (3, 0.02)])  # an end within an epoch holds until the next one
+    assert [value_at(within, update, 1, 2) for update in range(6)] == [0.1, 0.1, 0.05, 0.05, 0.02, 0.02]
 
 
 def test_the_four_curves_of_a_published_self_distillation() -> None:

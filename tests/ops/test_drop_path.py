@@ -28,7 +28,7 @@ LAYERS = {
     "alpha": (nn.AlphaDropout(0.3), (6, 7)),
     "feature-alpha": (nn.FeatureAlphaDropout(0.3), (6, 7)),
     "block": (drop.DropBlock2d(0.2, 3), (2, 8, 8)),
-    "block-channels": (drop.DropBlock2d(0.2, 2, couple_channels=False), (2, 8, 8)),
+    "block-channels": (drop.DropBlock2d(0.2, 2, gamma_scale=0.5, couple_channels=False), (2, 8, 8)),
     "patches": (PatchDropout(0.5, 1), (9, 2)),
     "patches-ordered": (PatchDropout(0.5, 0, ordered=True), (9, 2)),
 }
@@ -135,6 +135,14 @@ def test_places_of_patches_belong_to_the_tokens() -> None:
     kept, places = call(layer, rows, [x])
     assert torch.equal(kept[:, 0], x[:, 0]) and torch.equal(kept[:, 1:, 0], x[:, 1:, 0].gather(1, places))
     assert layer.eval()(x)[1] is None
+
+
+@pytest.mark.parametrize(("prob", "left"), [(0.25, 6), (0.75, 2), (0.99, 1)])
+def test_so_many_patches_are_left_as_in_the_plain_layer(prob: float, left: int) -> None:
+    plain = PatchDropout(prob, 1)
+    layer, rows = converted(copy.deepcopy(plain))
+    x = torch.rand(3, 1 + 8, 2)
+    assert call(layer, rows, [x]).shape == plain.train()(x).shape == (3, 1 + left, 2)
 
 
 def test_windows_of_an_image_follow_it() -> None:

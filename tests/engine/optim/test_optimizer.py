@@ -10,6 +10,7 @@ import torch
 from tiny import tiny_recipe
 from torch import nn
 
+from unlabeled.config.base.curve import CurveRule
 from unlabeled.config.recipe import LearningRate, Optim
 from unlabeled.engine.optim.lars import LARS
 from unlabeled.engine.optim.optimizer import build_optimizer, clip_and_norm, set_learning_rate
@@ -125,6 +126,13 @@ def test_a_table_changes_the_rate_between_epochs_only() -> None:
     assert "0.1 before epoch 1, 0.02 before epoch 3" in describe(plan, recipe)[1]
     within = replace(plan, table=((0.5, 0.1), (1.5, 0.05), (3, 0.02)))  # ends within an epoch hold until the next one
     assert [within.lr(update) for update in range(plan.total)] == [*[0.1] * 2, *[0.05] * 2, *[0.02] * 4]
+
+
+def test_a_scale_of_the_schedule_shortens_the_wave_and_not_the_run() -> None:
+    plan = make_plan(tiny_recipe("rotnet", "all", ["train.schedule_scale=1.5", "train.updates=9"]), "train", 50, 1)
+    assert (plan.total, plan.horizon, plan.curve.horizon) == (9, 6, 6)
+    falling = CurveRule(start=1.0, end=0.0, shape="linear")
+    assert [plan.value(falling, update) for update in (0, 3, 6, 8)] == [1, 0.5, 0, 0]
 
 
 def test_every_option_of_the_rule_reaches_the_curve() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -75,7 +76,14 @@ def test_a_signal_ends_the_wait_for_data_and_the_run_goes_on_to_the_same_bits(
     if number != signal.SIGHUP:
         return
     monkeypatch.undo()
+    (tmp_path / "run" / "views.png").write_bytes(b"of the first update")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"update": 4, "stale": 9.0}\n')  # killed after its checkpoint
     assert train(recipe, tmp_path / "run").finished and train(recipe, tmp_path / "whole").finished
+    logged = [json.loads(line)["update"] for line in metrics.read_text().splitlines()]
+    assert len(logged) == len(set(logged)) and logged[-1] == UPDATES - 1 and "stale" not in metrics.read_text()
+    assert (tmp_path / "run" / "views.png").read_bytes() == b"of the first update"
+    assert not (tmp_path / "run" / "REQUEUE").exists(), "or a finished run would be started for ever"
     whole = weights(tmp_path / "whole", UPDATES)
     assert all(torch.equal(x, whole[name]) for name, x in weights(tmp_path / "run", UPDATES).items())
 
@@ -155,3 +163,11 @@ def test_a_signal_after_the_last_update_keeps_the_run_from_going_on(
     assert (result.update, result.finished, result.exit_code) == (UPDATES, False, 130 if number == signal.SIGINT else 0)
     assert (tmp_path / "run" / "DONE").exists() and (tmp_path / "run" / "export" / "backbone.safetensors").exists()
     assert train(tiny_recipe(*RECIPE), tmp_path / "run").finished
+
+
+def test_a_signal_that_another_process_heard_after_the_last_update_ends_this_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "max_over_ranks", lambda heard: heard.clamp_min(signal.SIGTERM))
+    assert not train(tiny_recipe(*RECIPE), tmp_path / "run").finished
+    assert (tmp_path / "run" / "REQUEUE").exists()

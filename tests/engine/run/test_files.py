@@ -63,6 +63,24 @@ def test_all_damaged_is_an_error_and_not_a_silent_restart(tmp_path: Path) -> Non
         checkpoints.load_newest()
 
 
+def test_checkpoints_that_vanish_are_missed_by_the_mark_of_the_last_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, marker=tmp_path / "SAVED")
+    assert checkpoints.load_newest() == (None, [])
+    for update in (5, 10):
+        checkpoints.save(update, {**STATE, "update": update})
+    assert checkpoints.load_newest()[1] == []
+    newest = tmp_path / "checkpoints" / "update-00000010.pt"
+    for path in (newest, newest.with_suffix(".json")):
+        path.unlink()
+    state, passed = checkpoints.load_newest()
+    assert state is not None and state["update"] == 5
+    assert passed == [f"the checkpoint after update 10 is missing in {tmp_path / 'checkpoints'}"]
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="holds no checkpoint, but one was saved after update 10"):
+        checkpoints.load_newest()
+
+
 def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = saved(tmp_path, 5)
     before = sorted(p.name for p in tmp_path.iterdir())

@@ -165,6 +165,9 @@ def test_a_collapsed_network_scores_chance(runs):
 def test_without_jitter_and_crops_every_cell_finds_itself(runs):
     settings = [*QUICK, "jitter=0", "area=[1,1]", "flip=0", "random_init=false"]
     assert evaluate("correspondence", runs.run, settings)["match"].network["value"] > 90
+def test_the_views_have_other_colours_each(runs):
+    settings = [*QUICK, "jitter=1", "area=[1,1]", "flip=0", "random_init=false"]
+    assert evaluate("correspondence", runs.run, settings)["match"].network["value"] < 50  # cells know colours only
 
 
 def test_too_small_a_map_and_an_export_without_one_are_refused(runs):

@@ -200,8 +200,9 @@ def test_the_fcn_learns_and_a_frozen_backbone_stays_as_it_is():
     assert score(counts, splits.names, {}).value > 60 > 2 * constant_miou(counts)
     assert float(network.map.network.scale.detach()) != 1
     frozen, splits = painted(Blocks(1))
-    segmentation_fcn.learn(fcn(backbone="frozen"), frozen, splits, CPU)
+    model, _ = segmentation_fcn.learn(fcn(backbone="frozen"), frozen, splits, CPU)
     assert float(frozen.map.network.scale.detach()) == 1
+    assert model.train().head.training and not model.backbone.training  # nor do its statistics move
 
 
 def test_one_update_of_the_fcn_is_that_of_plain_torch():

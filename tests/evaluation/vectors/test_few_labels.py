@@ -41,6 +41,17 @@ def test_solutions_are_scikit_learns(digits, k, c):
         np.testing.assert_allclose((scored @ w + b).numpy(), model.decision_function(scored.numpy()), atol=3e-3)
 
 
+def test_the_scale_is_that_of_all_training_images(digits):
+    """So the score does not depend on the order of their rows, even if the first ones lie elsewhere."""
+    train, test = digits
+    x = train.x.clone()
+    x[:100] = 40 * x[:100] + 3
+    moved = Features(x, train.index, train.label)
+    turned = Features(x.flip(0), train.index.flip(0), train.label.flip(0))
+    values = [few_labels.run(config(labels_per_class=[4], draws=2), each, test, 10, CPU) for each in (moved, turned)]
+    assert values[0] == values[1]
+
+
 def test_draws_are_fixed_by_the_seed_and_nested():
     label, index = np.repeat(np.arange(3), 40), np.arange(120)
     few, more = (few_labels.draws(label, index, k, 20, 0) for k in (1, 4))

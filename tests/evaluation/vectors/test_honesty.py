@@ -80,3 +80,14 @@ def test_the_setting_is_that_which_is_best_on_images_that_were_held_out():
     cfg = LINEAR.model_copy(update={"lr": [1e-9, 0.03]})
     score = linear.run(cfg, told(80, 0.0), told(60, 0.0), 2, CPU)["linear"]
     assert score.details["lr"] == 0.03 and score.details["held_out"] == 100
+
+
+@pytest.mark.parametrize(("protocol", "cfg"), [
+    (linear, LINEAR.model_copy(update={"lr": [1e-4, 0.003, 0.03]})),
+    (logistic, LOGISTIC.model_copy(update={"c": [1e-4, 0.01, 1.0]})),
+], ids=["linear", "logistic"])
+def test_the_choice_is_the_same_whatever_the_test_set_says(protocol, cfg):
+    train, test = told(80, 0.0), noise(60, 2, 5)
+    lied = Features(train.x, train.index, 1 - train.label)
+    choices = [next(iter(protocol.run(cfg, train, each, 2, CPU).values())).details for each in (train, test, lied)]
+    assert choices[0] == choices[1] == choices[2]

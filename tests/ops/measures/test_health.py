@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from unlabeled.ops.measures.health import alignment, collapse_warning, effective_rank, feature_std, health, uniformity
+from unlabeled.ops.measures.health import (
+    alignment,
+    collapse_warning,
+    effective_rank,
+    feature_std,
+    health,
+    thin,
+    uniformity,
+)
 
 
 def noise(n: int, width: int) -> torch.Tensor:
@@ -70,3 +78,8 @@ def test_half_precision_features_are_widened():
     assert health(x.bfloat16())["uniformity"] == pytest.approx(health(x.bfloat16().float())["uniformity"])
     with torch.autocast("cpu", torch.bfloat16):
         assert uniformity(x) == pytest.approx(uniformity(x.clone()))
+
+
+def test_what_is_left_is_spread_evenly():
+    assert thin(torch.arange(40.0)[:, None], 4).flatten().tolist() == [0, 10, 20, 30]
+    assert thin(torch.arange(3.0)[:, None], 4).flatten().tolist() == [0, 1, 2]

@@ -260,6 +260,9 @@ def test_training_crops_do_not_depend_on_processes_and_workers(tmp_path: Path, w
         assert a.corrupt == ["JPEGImages/a.jpg"] * 2  # every image twice in four
         assert int((a.masks.flatten(1) == 255).all(1).sum()) >= 2
     assert not torch.equal(alone[0].images, alone[1].images)
+    other = {image.numpy().tobytes() for part in alone for image, mask in zip(part.images, part.masks, strict=True)
+             if int(mask.min()) < 255}
+    assert len(other) > 3, "one image, cut otherwise whenever it comes"
 
 
 def test_whole_images_come_once_and_together_where_equally_large(tmp_path: Path) -> None:
