@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("methods.battery", "methods.battery_accumulation", "methods.battery_processes")
+pytest.register_assert_rewrite(*(f"methods.battery.{name}" for name in ("rules", "accumulation", "rules_over_processes")))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,7 +57,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _read(file: str) -> list:
-    from methods.cases import read_cases
+    from methods.battery.cases import read_cases
 
     from unlabeled.errors import UserError
 

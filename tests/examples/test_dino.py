@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from methods import battery, battery_processes
-from methods.battery_accumulation import accumulation_is_exact_or_refused
-from methods.cases import read_cases
+from methods.battery import rules, rules_over_processes
+from methods.battery.accumulation import accumulation_is_exact_or_refused
+from methods.battery.cases import read_cases
 from tiny import Case
 
 HERE = Path(__file__).parent
 
 
-RULES = [*battery.RULES, accumulation_is_exact_or_refused, *battery_processes.RULES]
+RULES = [*rules.RULES, accumulation_is_exact_or_refused, *rules_over_processes.RULES]
 
 
 @pytest.fixture(scope="module", params=["crops-of-two-sizes", "crops-of-one-size"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from methods.battery_processes import RULES
+from methods.battery.rules_over_processes import RULES
 from tiny import Case
 
 

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from methods import battery, battery_processes
-from methods.battery_accumulation import accumulation_is_exact_or_refused
-from methods.cases import read_cases
+from methods.battery import rules, rules_over_processes
+from methods.battery.accumulation import accumulation_is_exact_or_refused
+from methods.battery.cases import read_cases
 
 from unlabeled.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 CASES = """
 simsiam:
@@ -42,7 +42,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_example_keeps_every_rule(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     (case,) = read_cases(file)
-    for rule in (*battery.RULES, accumulation_is_exact_or_refused, *battery_processes.RULES):
+    for rule in (*rules.RULES, accumulation_is_exact_or_refused, *rules_over_processes.RULES):
         rule(case)
 
 
@@ -51,9 +51,9 @@ def test_the_option_runs_the_battery_on_a_file_and_nothing_else(file: Path) -> N
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "ssl")}
     done = subprocess.run([*command, "--collect-only"], cwd=ROOT, env=environment, capture_output=True, text=True)
     found = [line for line in done.stdout.splitlines() if "::" in line]
-    rules = len(battery.RULES) + len(battery_processes.RULES) + 1
+    count = len(rules.RULES) + len(rules_over_processes.RULES) + 1
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(found) == rules and all("[simsiam" in line for line in found)
+    assert len(found) == count and all("[simsiam" in line for line in found)
 
 
 @pytest.mark.parametrize(("text", "said"), [

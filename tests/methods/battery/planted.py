@@ -6,7 +6,7 @@ import copy
 from typing import Literal
 
 import torch
-from methods.planted_config import ToyConfig
+from methods.battery.planted_config import ToyConfig
 from torch import Tensor, nn
 
 from unlabeled.augment import geometry

@@ -7,7 +7,7 @@ from unlabeled.config.recipe import MethodConfig
 
 
 class ToyConfig(MethodConfig):
-    """`method: {name: "methods.planted:Toy"}`."""
+    """`method: {name: "methods.battery.planted:Toy"}`."""
 
     name: str
     crop: Crop = PaddedCrop(kind="padded", size=8, pad=1)

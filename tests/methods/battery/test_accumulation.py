@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from methods.battery_accumulation import (
+from methods.battery.accumulation import (
     Logged,
     Views,
     accumulation_is_exact_or_refused,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from methods.battery import RULES
+from methods.battery.rules import RULES
 from tiny import TINY, Case
 
 from unlabeled.config.tables import METHODS

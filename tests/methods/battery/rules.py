@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from methods.python_state import changes, digest, python_state
+from methods.battery.python_state import changes, digest, python_state
 from tiny import UPDATES, Case, Tiny, differing, snapshot, tiny_run
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
