@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite(*(f"methods.battery.{name}" for name in ("rules", "accumulation", "rules_over_processes")))
+for _name in ("rules", "accumulation", "rules_over_processes"):
+    pytest.register_assert_rewrite(f"methods.battery.{_name}")
 
 
 @pytest.fixture(scope="session", autouse=True)
