@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unlabeled.config.read import read_recipe
-from unlabeled.engine.method import load_export
+from unlabeled.data.sources.streams import open_streams
+from unlabeled.engine import method as module
+from unlabeled.engine.build import make_info
+from unlabeled.engine.method import build_method, load_export
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
+from unlabeled.methods.base import Export
 from unlabeled.ops.frozen import Frozen
 
 SMALL = ["backbone.width=0.125", "train.epochs=null", "train.updates=2", "data.train.batch=16", "eval.every=0",
@@ -63,6 +68,24 @@ def test_training_starts_from_the_exported_weights(source: Path, tmp_path: Path,
     other = dict(load_run(random).method.classifier.network.named_parameters())
     convolutions = [name for name, p in held.items() if p.ndim == 4]
     assert not all(torch.allclose(other[name], weights[name], atol=1e-6) for name in convolutions)
+
+
+def test_what_follows_a_network_does_not_depend_on_how_it_was_made(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(str(source))
+    info = make_info(settings, open_streams(settings))
+
+    def drawing(*args: Any, **options: Any) -> Export:
+        torch.rand(7)  # as a network with other layers does
+        return load_export(*args, **options)
+
+    following = []
+    for make in (load_export, drawing):
+        monkeypatch.setattr(module, "load_export", make)
+        build_method(settings, info)
+        following.append(torch.rand(3))
+    assert torch.equal(*following)
 
 
 def test_a_run_stands_without_its_source(source: Path, tmp_path: Path) -> None:
