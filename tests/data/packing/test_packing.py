@@ -355,6 +355,14 @@ def test_images_of_one_size_become_arrays(tmp_path: Path, monkeypatch: pytest.Mo
     assert np.array_equal(np.load(tmp_path / "out" / "train.npy"), source.images)
 
 
+def test_labels_of_an_array_are_those_of_its_images_where_some_cannot_be_read(tmp_path: Path) -> None:
+    for number, name in enumerate([*CLASSES, *CLASSES]):
+        (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name / f"{number}.png").write_bytes(b"no image" if number == 0 else jpeg(number, 12, "PNG"))
+    pack(str(tmp_path / "set"), tmp_path / "out", settings(store="array", max_corrupt=0.5))
+    assert reopened(tmp_path / "out").labels.tolist() == [0, 1, 1, 2, 2]
+
+
 def test_a_finished_array_is_left_alone_and_a_damaged_one_made_again(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "in"

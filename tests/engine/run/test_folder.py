@@ -162,6 +162,16 @@ def test_damaged_ones_do_not_count_when_the_oldest_go(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path, 2).load_newest()[0]["update"] == 5
 
 
+def test_damaged_checkpoints_stay_until_enough_good_ones_stand(tmp_path: Path) -> None:
+    for update in (1, 2):
+        Checkpoints(tmp_path, keep=2).save(update, {"update": update}).write_bytes(b"damaged")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(3, {"update": 3})
+    assert len(checkpoints.every()) == 3
+    checkpoints.save(4, {"update": 4})
+    assert [path.stem for path in checkpoints.every()] == ["update-00000003", "update-00000004"]
+
+
 def test_a_checkpoint_with_a_good_hash_that_is_none_is_refused(tmp_path: Path) -> None:
     for content in ({"update": "five"}, [1, 2], 3.0):
         checkpoints = Checkpoints(tmp_path, keep=2)
