@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 import torch
 from tests.evaluation.fakes import recipe
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.shapes import ShapesSource
 from unlabeled.engine.maps import last_map
 from unlabeled.engine.restore import Restored
+from unlabeled.evaluation import evaluate as evaluate_module
+from unlabeled.evaluation.dense import networks as dense_module
 from unlabeled.evaluation.dense.networks import MaskedSplits, Network
 from unlabeled.methods.base import Export, Input, Method
 
@@ -144,3 +147,13 @@ def scenes(count: int, size: int) -> ShapesSource:
     source = open_source(card, "val")
     assert isinstance(source, ShapesSource)
     return source
+
+
+def scene_runs(monkeypatch: pytest.MonkeyPatch, folder: Path, *, train: int, val: int) -> MapRuns:
+    """Let every run that is loaded be a fake one, and the folder be the current one, with a card `scenes.yaml`."""
+    fake = MapRuns(folder / "run", Blocks(4))
+    for module in (evaluate_module, dense_module):
+        monkeypatch.setattr(module, "load_run", fake)
+    monkeypatch.chdir(folder)
+    fake.write_card(Path("scenes.yaml"), train=train, val=val)
+    return fake

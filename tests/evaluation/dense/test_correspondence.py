@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.evaluation.dense.fakes import Blocks, MapRuns, Still, scenes
+from tests.evaluation.dense.fakes import Blocks, MapRuns, Still, scene_runs, scenes
 from tests.processes import run_processes
 
 from unlabeled.augment.geometry import RandomResizedCrop
@@ -131,12 +131,7 @@ def test_crops_depend_on_the_place_in_the_split_alone():
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MapRuns:
-    fake = MapRuns(tmp_path / "run", Blocks(4))
-    for module in (evaluate_module, dense_module):
-        monkeypatch.setattr(module, "load_run", fake)
-    monkeypatch.chdir(tmp_path)
-    fake.write_card(Path("scenes.yaml"), train=8, val=20)
-    return fake
+    return scene_runs(monkeypatch, tmp_path, train=8, val=20)
 
 
 def test_the_report_holds_both_numbers_beside_chance_and_the_untrained_network(runs, monkeypatch, capsys):

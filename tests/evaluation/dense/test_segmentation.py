@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.evaluation.dense.fakes import Blocks, MapRuns, Still, painted, scenes
+from tests.evaluation.dense.fakes import Blocks, MapRuns, Still, painted, scene_runs, scenes
 from tests.processes import run_processes
 
 from unlabeled.config.protocols.dense import SegmentationFcn, SegmentationLinear
 from unlabeled.engine.run import progress
 from unlabeled.errors import UserError
-from unlabeled.evaluation import evaluate as evaluate_module
-from unlabeled.evaluation.dense import networks as dense_module
 from unlabeled.evaluation.dense import segmentation_fcn, segmentation_linear
 from unlabeled.evaluation.dense.segmentation import class_iou, confusion, constant_miou, score
 from unlabeled.evaluation.dense.segmentation_linear import Maps
@@ -141,12 +139,7 @@ def test_unreadable_images_are_left_out_and_named():
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MapRuns:
-    fake = MapRuns(tmp_path / "run", Blocks(4))
-    for module in (evaluate_module, dense_module):
-        monkeypatch.setattr(module, "load_run", fake)
-    monkeypatch.chdir(tmp_path)
-    fake.write_card(Path("scenes.yaml"), train=40, val=12)
-    return fake
+    return scene_runs(monkeypatch, tmp_path, train=40, val=12)
 
 
 QUICK = ["workers=0", "card=scenes.yaml", "min_updates=60", "epochs=1", "lr=[0.3,1.0]"]
