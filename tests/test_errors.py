@@ -21,3 +21,8 @@ def test_the_question_ends_a_message_or_makes_way_for_what_is_known() -> None:
     assert f"no 'lnear'.{did_you_mean(['linear', 'line'])}" == "no 'lnear'. Did you mean 'linear' or 'line'?"
     assert f"no 'knn'.{did_you_mean([], 'Known: linear')}" == "no 'knn'. Known: linear"
     assert did_you_mean([]) == ""
+
+
+def test_a_name_in_other_capitals_takes_the_place_of_another_suggestion() -> None:
+    assert nearest("BF16", ("fp16", "bf16", "bf166")) == ["bf16"]
+    assert len(nearest("Bf16", ("bf16", "Bf166", "Bf167"), 2)) == 2

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from unlabeled.cli.main import main
+from unlabeled.config.base.objects import load_object
 from unlabeled.config.schema import recipe_schema
+from unlabeled.errors import UserError
 
 MODULE = '''
 import copy
@@ -318,3 +320,12 @@ def test_a_wrong_card_or_protocol_is_one_line_with_the_cure(
 def test_the_schema_allows_names_of_ones_own() -> None:
     name = recipe_schema()["$defs"]["Optim"]["properties"]["name"]
     assert {"enum": ["lars", "sgd", "adamw"]} in name["anyOf"] and {"type": "string", "pattern": ":"} in name["anyOf"]
+
+
+def test_a_module_that_is_there_and_lacks_another_is_no_missing_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lacking_parts.py").write_text("import lacking\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="lacking_parts needs 'lacking', which is missing"):
+        load_object("lacking_parts:net")

@@ -89,6 +89,11 @@ def test_the_second_pass_over_equal_images_by_an_equal_network_is_found_again(ph
     assert run(source(photos), kept=False)[1] == 7
 
 
+def test_features_of_another_kind_of_device_are_another_file(photos: Path):
+    places = {KeptFeatures(torch.device(kind))._place(lambda: "network", source(photos)) for kind in ("cpu", "cuda")}
+    assert len(places) == 2 and None not in places
+
+
 def test_another_folder_is_another_set_whatever_names_sizes_and_times_its_files_have(photos: Path, tmp_path: Path):
     shutil.copytree(photos, tmp_path / "copy")  # keeps times
     (tmp_path / "link").symlink_to(photos)
