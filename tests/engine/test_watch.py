@@ -114,6 +114,12 @@ def test_who_does_not_come_to_an_update_is_lost_when_the_others_have_waited_ther
     assert look(two, 50, lambda n: {0: f"{n} 99 a", 1: f"{n} 99 b"}, 99) == ([], ""), "a long update of all"
 
 
+def test_who_is_stopped_is_called_silent_though_it_is_behind_for_as_long(two: Watch) -> None:
+    look(two, 3, lambda n: {0: f"{n} 7 a", 1: f"{n} 6 b"}, 7)  # its last beats are heard after the wait has begun
+    said = [look(two, 1, lambda _, n=n: {0: f"{9 + n} 7 a", 1: "2 6 b"}, 7)[1] for n in range(20)]
+    assert said == [""] * 19 + ["silent for 10 s: stopped, killed or out of reach"]
+
+
 @pytest.mark.parametrize(("mine", "lost", "checkpoint", "said"), [
     (0, [1], 7, "rank 1 on b: gone. End what is left of the run; the same command goes on from update 7\n"),
     (0, [1], 0, "rank 1 on b: gone. End what is left of the run; the same command goes on from the start\n"),
