@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +44,19 @@ class StreamInfo:
     labels: Tensor | None = None
 
 
+class Block(NamedTuple):
+    """A contiguous part of the global batch: its number there, from 0, and its rows in the views of this process."""
+
+    number: int
+    rows: slice
+
+
 @dataclass(frozen=True)
 class Info:
-    """What a method may know of the run when it is built; mean and std are those of the clock stream's card."""
+    """What a method may know of the run when it is built; mean and std are those of the clock stream's card.
+
+    grad_accum: micro-batches per update. block_count: blocks of the global batch (`train.blocks`).
+    """
 
     seed: int
     rank: int
@@ -55,6 +65,8 @@ class Info:
     streams: dict[str, StreamInfo]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    grad_accum: int = 1
+    block_count: int = 1
 
     def share(self, rows: int) -> Share:
         """Return this process's share of a global batch in which every process has `rows`.
@@ -62,6 +74,16 @@ class Info:
         What is drawn for all of it from `step.shared`, and then cut to `mine`, is the same on any number of processes.
         """
         return Share(rows * self.world, slice(self.rank * rows, (self.rank + 1) * rows))
+
+    def blocks(self, rows: int, micro: int) -> list[Block]:
+        """Return the blocks of this process's micro-batch of `rows` images.
+
+        What is done for each of them alone, with draws that are functions of (seed, update, number), is the same on any
+        number of processes.
+        """
+        count = self.block_count // (self.world * self.grad_accum)
+        first = (micro * self.world + self.rank) * count
+        return [Block(first + i, slice(i * rows // count, (i + 1) * rows // count)) for i in range(count)]
 
 
 @dataclass(frozen=True)
