@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from unlabeled.augment import geometry, regularise
+from unlabeled.augment import geometry, operations, regularise
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.depth import layer_depths
 from unlabeled.data.batch import Batch, Stream
@@ -74,8 +74,10 @@ class Finetune(Method):
         crop = train.crops[0]
         place = step.shared, self.info.share(len(crop))
         if cfg.randaugment is not None:
-            chosen = regularise.rand_augment(cfg.randaugment.operations, cfg.randaugment.magnitude)
-            crop = regularise.each(crop, chosen, *place)
+            total, mine = self.info.share(len(crop))
+            k, magnitude = cfg.randaugment.operations, cfg.randaugment.magnitude
+            drawn = operations.draw_rand_augment(total, k, magnitude, cfg.crop.size, step.shared)
+            crop = operations.apply(crop, drawn.rows(mine), "bilinear")
         view = to_input(crop, self.input.mean, self.input.std)
         if cfg.erasing > 0:
             view = regularise.each(view, regularise.random_erasing(cfg.erasing), *place)
