@@ -36,6 +36,9 @@ _DIGITS = ["data.train.card=digits", "data.workers=0"]
 
 _DISTIL = "name: distil, teacher: '@teacher', crop: {kind: padded, size: 8}"
 
+_SSLD = "name: ssld, teacher: '@teacher', crop: {kind: paddle, size: 8, area: [0.5, 1.0]}"
+_BLOCKS = ["data.train.batch=64", "train.blocks=4"]  # of 16 images, the fewest that a teacher's statistics need
+
 # two batch sizes; a bank of three updates, which six updates fill twice; confident enough for every image
 _SIMMATCHV2 = ["data.labeled.batch=12", "method.bank=72", "method.topn=7", "method.threshold=0.1"]
 
@@ -137,6 +140,16 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
                 "method.strong=[{kind: padded, size: 8, pad: 1, border: reflect}]",
                 "method.augment={kind: randaugment}",
             ],
+        ),
+    },
+    "ssld": {
+        "batch": (
+            "cifar10/rotnet-cpu",
+            [*_DIGITS, *_BLOCKS, f"method={{{_SSLD}}}"],
+        ),
+        "running": (
+            "cifar10/rotnet-cpu",
+            [*_DIGITS, f"method={{{_SSLD}, teacher_bn: running, loss: soft_ce, policy: autoaugment}}"],
         ),
     },
     "simclrv2": {

@@ -349,8 +349,8 @@ class Train(Strict):
     precision: Precision = Field("auto", description="auto: bf16 on GPUs and on CPUs with AMX, else fp32")
     grad_accum: int = Field(1, gt=0, description="micro-batches per update")
     blocks: int | None = Field(
-        None, gt=0, description="contiguous blocks of the global batch, each with draws and statistics of its own where "
-        "a method works by them; null: one per process and micro-batch, and a run keeps the number of its first start"
+        None, gt=0, description="contiguous blocks of the global batch, each with draws and statistics of its own "
+        "where a method works by them; null: one per process and micro-batch of the first start"
     )
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
     channels_last: bool = True

@@ -72,8 +72,8 @@ def kept_blocks(recipe: Recipe, info: Info, run: Path) -> int:
         return info.block_count
     kept = read_record(run)["info"].get("blocks", info.block_count)
     if not isinstance(kept, int):
-        raise UserError(f"{run / 'run.json'} is damaged: 'info.blocks' is {kept!r}; remove the file and give the command "
-                        "again, which writes it anew")
+        raise UserError(f"{run / 'run.json'} is damaged: 'info.blocks' is {kept!r}; remove the file and give the "
+                        "command again, which writes it anew")
     clock = info.streams[method_class(recipe).clock]
     if problem := block_problem(kept, clock.batch, info.world, info.grad_accum):
         raise UserError(f"{run} was begun with {kept} blocks per batch, by which its method works and which it keeps: "

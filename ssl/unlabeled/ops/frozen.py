@@ -20,7 +20,7 @@ class Frozen(nn.Module):
     Loading a state whose hash differs raises UserError, which names `source`.
 
     by_batch: its BatchNorms normalise by the statistics of what they see and not by the running ones, which stay as
-    they are; everything else, such as dropout, is in evaluation mode. Raises UserError if it has no BatchNorm.
+    they are; everything else, such as dropout, is in evaluation mode.
     """
 
     digest: Tensor
@@ -32,10 +32,7 @@ class Frozen(nn.Module):
         self.__dict__["_held"] = network.requires_grad_(False).eval()  # past nn.Module, which would register it
         self.register_buffer("digest", _digest(network))
         if by_batch:
-            norms = tracking_batchnorms(network)
-            if not norms:
-                raise UserError(f"the frozen network '{source}' has no BatchNorm, whose statistics could be the batch's")
-            for norm in norms:
+            for norm in tracking_batchnorms(network):
                 norm.training = True  # and not train(), which would switch on the dropout that is fused with some
                 norm.track_running_stats = False
 

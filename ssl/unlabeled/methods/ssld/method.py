@@ -1,8 +1,8 @@
 """SSLD: a student learns what a frozen classifier says of unlabelled images, by symmetric KL on one shared view.
 
 Cui et al., "Beyond Self-Supervision: A Simple Yet Effective Network Distillation Alternative to Improve Backbones",
-arXiv 2103.05959; the loss as in the published code (PaddleClas, DMLLoss). No label is read anywhere. The second stage is
-the same method from the first one's classifier, `backbone.init: RUN:classifier`.
+arXiv 2103.05959; the loss as in the published code (PaddleClas, DMLLoss). No label is read anywhere. The second stage
+is the same method from the first one's classifier, `backbone.init: RUN:classifier`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -23,6 +22,7 @@ from unlabeled.methods.base import BackboneModule, Export, Info, Losses, MakeBac
 from unlabeled.methods.finetune import Classifier
 from unlabeled.methods.ssld.config import SMALLEST_BLOCK, SSLDConfig
 from unlabeled.ops.frozen import Frozen
+from unlabeled.ops.norms import tracking_batchnorms
 from unlabeled.ops.precision import at_least_float32
 
 EPS = 1e-12  # of the published code: a confident disagreement costs log 1e12 at most
@@ -71,27 +71,100 @@ def make_teacher(cfg: SSLDConfig, network: BackboneModule) -> tuple[Frozen, int]
                         "classifier")
     logits, _ = try_image(network, cfg.crop.size)
     by_batch = cfg.teacher_bn == "batch"
-    if by_batch and not has_batchnorm(network):
+    if by_batch and not tracking_batchnorms(network):
         raise UserError(f"method.teacher '{cfg.teacher}' has no BatchNorm, so no statistics of a batch: set "
                         "method.teacher_bn=running")
     return Frozen(network, cfg.teacher, by_batch=by_batch), logits.shape[1]
 
 
-def make_student(network: BackboneModule, classes: int, init: str) -> Classifier:
-    """Return a classifier on a network, or the one that `init` names, from the first stage; without dropout.
+def make_student(network: BackboneModule, classes: int) -> Classifier:
+    """Return a classifier on a network, or the network itself if it is one, from a first stage; without dropout.
 
     Raises UserError if that one knows another number of classes.
     """
-    if not isinstance(network, Classifier):
-        student = Classifier(network, classes)
-    elif network.linear.out_features != classes:
-        raise UserError(f"{init} knows {network.linear.out_features} classes, the teacher {classes}: start from its "
-                        "backbone, as in RUN:backbone")
-    else:
-        student = network
+    student = network if isinstance(network, Classifier) else Classifier(network, classes)
+    if student.linear.out_features != classes:
+        raise UserError(f"backbone.init knows {student.linear.out_features} classes, the teacher {classes}; to start "
+                        "from its network alone, name it as in RUN:backbone")
     for module in student.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
-        if isinstance(getattr(module, "drop_rate", None), float):  # timm's networks drop by a function before the classifier
-            module.drop_rate = 0.0
+        if isinstance(getattr(module, "drop_rate", None), float):  # timm's drop by a function before the classifier
+            module.drop_rate = 0.0  # type: ignore[assignment]
     return student
+
+
+# ---- the method
+
+
+class SSLD(Method):
+    """Teacher and student on one view of every image, whatever its label."""
+
+    Config = SSLDConfig
+
+    @classmethod
+    def streams(cls, cfg: SSLDConfig) -> dict[str, Stream]:
+        """One crop of every image."""
+        return {"train": Stream((geometry.build(cfg.crop),))}
+
+    def __init__(self, cfg: SSLDConfig, make_backbone: MakeBackbone, info: Info) -> None:
+        super().__init__()
+        self.cfg, self.info = cfg, info
+        if cfg.works_by_blocks():
+            refuse_small_blocks(info)
+        teacher = make_backbone(cfg.teacher)
+        self.teacher_input = input_of(teacher, cfg.crop.size, info)
+        self.teacher, classes = make_teacher(cfg, teacher)
+        if not cfg.other_classes and info.classes not in (None, classes):
+            raise UserError(f"method.teacher '{cfg.teacher}' knows {classes} classes, the data card {info.classes}; "
+                            "name a teacher of that set or, if its images are to count as unlabelled ones of other "
+                            "classes, set method.other_classes=true")
+        network = make_backbone()
+        self.input = input_of(network, cfg.crop.size, info)
+        self.student = make_student(network, classes)
+
+    def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
+        """The one view [b, 3, S, S], as the student and as the teacher expect it."""
+        crop = batch["train"].crops[0]
+        if self.cfg.policy is not None:
+            total, mine = self.info.share(len(crop))
+            crop = autoaugment.auto_augment(crop, autoaugment.draw(total, step.shared).rows(mine))
+        view = to_input(crop, self.input.mean, self.input.std)
+        alike = self.teacher_input == self.input
+        taught = view if alike else to_input(crop, self.teacher_input.mean, self.teacher_input.std)
+        return {"view": view, "teacher_view": taught}
+
+    def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
+        """The loss between the classes that both see."""
+        view = views["teacher_view"]
+        taught = self.teacher(view, [block.rows for block in self.info.blocks(len(view), step.micro)])
+        logits = self.student(views["view"])
+        agreement = (logits.detach().argmax(1) == taught.argmax(1)).double().mean()
+        return Losses({"teacher": LOSSES[self.cfg.loss](logits, taught)}, metrics={"agreement": agreement})
+
+    def exports(self) -> dict[str, Export]:
+        """The student as a classifier, from which a second stage starts, and its network."""
+
+        def classifier() -> nn.Module:
+            return copy.deepcopy(self.student).eval()
+
+        def network() -> nn.Module:
+            return copy.deepcopy(self.student.network).eval()
+
+        return {
+            "classifier": Export(classifier, "logits", self.input),
+            "backbone": Export(network, "vector", self.input),
+        }
+
+
+def refuse_small_blocks(info: Info) -> None:
+    """Raise UserError, with the cure, if the blocks of a batch hold too few images for statistics of their own."""
+    batch = info.streams["train"].batch
+    images = batch // info.block_count
+    if images >= SMALLEST_BLOCK:
+        return
+    parts = info.world * info.grad_accum
+    fitting = [n for n in range(parts, batch // SMALLEST_BLOCK + 1, parts) if batch % n == 0]
+    cure = f"train.blocks={fitting[-1]}" if fitting else f"data.train.batch={SMALLEST_BLOCK * parts} or more"
+    raise UserError(f"the teacher would normalise by the statistics of {info.block_count} blocks of {images} images, "
+                    f"and needs {SMALLEST_BLOCK} or more in each: set {cure}, or method.teacher_bn=running")
