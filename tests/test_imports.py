@@ -15,7 +15,7 @@ ROOMS = {
     "ops": [{"machine"}, {""}, {"measures"}],
     "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense"}, {""}, {"packing"}],
     "methods": [{""}, {"probe"}],
-    "engine": [{"optim"}, {"run"}, {"exports"}, {""}],
+    "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {""}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
 }
 TIER = {package: number for number, packages in enumerate(TIERS) for package in packages}
