@@ -235,15 +235,18 @@ def test_a_teacher_without_logits_or_batchnorm_is_refused(monkeypatch: pytest.Mo
     tiny_run(tiny_recipe("ssld", "running"))
 
 
-def test_other_classes_than_the_teachers_are_refused_unless_they_may_be(tmp_path: Path) -> None:
+def test_other_classes_than_the_teachers_are_refused_unless_their_labels_are_left_out(tmp_path: Path) -> None:
     for name in ("cat", "dog", "eel"):
         (tmp_path / "train" / name).mkdir(parents=True)
         for i in range(10):
             Image.new("RGB", (9, 9)).save(tmp_path / "train" / name / f"{i}.png")
     other = ["data.train.card=classfolder", f"data.train.root={tmp_path}"]
-    with pytest.raises(UserError, match=r"knows 10 classes, the data card 3; .*method.other_classes=true"):
+    with pytest.raises(UserError, match=r"knows 10 classes, the data card 3; .*labels: false"):
         tiny_run(tiny_recipe("ssld", "running", other))
-    tiny_run(tiny_recipe("ssld", "running", [*other, "method.other_classes=true"]))
+    without = f"{{card: classfolder, root: '{tmp_path}', labels: false}}"
+    for sets in (without, f"{{card: digits}}, {without}"):
+        mix = f"data.train={{batch: 24, mix: [{sets}]}}"
+        tiny_run(tiny_recipe("ssld", "running", [mix])).train(0, 2)
 
 
 def info(batch: int, world: int, grad_accum: int, blocks: int) -> Info:

@@ -30,9 +30,6 @@ class SSLDConfig(MethodConfig):
         "js", description="half the symmetric KL divergence, or the cross-entropy under the teacher's classes"
     )
     policy: Literal["autoaugment"] | None = Field(None, description="AutoAugment's 25 sub-policies for ImageNet")
-    other_classes: bool = Field(
-        False, description="the data card's classes need not be the teacher's: its images count as unlabelled ones"
-    )
     crop: Crop = PaddleCrop(kind="paddle")
 
     def works_by_blocks(self) -> bool:

@@ -115,10 +115,10 @@ class SSLD(Method):
         teacher = make_backbone(cfg.teacher)
         self.teacher_input = input_of(teacher, cfg.crop.size, info)
         self.teacher, classes = make_teacher(cfg, teacher)
-        if not cfg.other_classes and info.classes not in (None, classes):
+        if info.classes not in (None, classes):
             raise UserError(f"method.teacher '{cfg.teacher}' knows {classes} classes, the data card {info.classes}; "
-                            "name a teacher of that set or, if its images are to count as unlabelled ones of other "
-                            "classes, set method.other_classes=true")
+                            "name a teacher of that set or, to take its images as unlabelled ones, leave its labels "
+                            "out: data.train.mix=[{card: NAME, labels: false}]")
         network = make_backbone()
         self.input = input_of(network, cfg.crop.size, info)
         self.student = make_student(network, classes)
