@@ -20,7 +20,14 @@ from unlabeled.errors import UserError
 from unlabeled.methods.base import Info, StreamInfo
 from unlabeled.methods.finetune import Classifier
 from unlabeled.methods.ssld.config import SSLDConfig
-from unlabeled.methods.ssld.method import divergences, js_loss, make_student, refuse_small_blocks, soft_cross_entropy
+from unlabeled.methods.ssld.method import (
+    divergences,
+    js_loss,
+    make_student,
+    refuse_other_classes,
+    refuse_small_blocks,
+    soft_cross_entropy,
+)
 from unlabeled.ops.norms import statistics
 
 LOSSES = pytest.mark.parametrize("loss", [js_loss, soft_cross_entropy], ids=lambda loss: loss.__name__)
@@ -247,6 +254,25 @@ def test_other_classes_than_the_teachers_are_refused_unless_their_labels_are_lef
     for sets in (without, f"{{card: digits}}, {without}"):
         mix = f"data.train={{batch: 24, mix: [{sets}]}}"
         tiny_run(tiny_recipe("ssld", "running", [mix])).train(0, 2)
+
+
+@pytest.mark.parametrize("names", [None, ("a", "b", "c")])
+def test_the_order_of_classes_must_be_the_teachers(names: tuple[str, ...] | None) -> None:
+    card = Info(0, 0, 1, 3, {}, names=names)
+    refuse_other_classes("runs/x", 3, ["a", "b", "c"], card)
+    refuse_other_classes("runs/x", 3, None, card)
+    refuse_other_classes("timm:x", 3, ["tench", "goldfish", "shark"], card)  # other words for them, perhaps
+    if names is None:
+        refuse_other_classes("runs/x", 3, ["a", "c", "b"], card)
+        return
+    for source, other in (("runs/x", "acb"), ("timm:x", "acb"), ("runs/x", "azy")):
+        with pytest.raises(UserError, match=f"'{source}' calls class 1 '{other[1]}', the data card 'b'; .*labels: false"):
+            refuse_other_classes(source, 3, [*other], card)
+
+
+def test_names_of_classes_come_with_the_teacher_and_the_card() -> None:
+    method = tiny_run(tiny_recipe("ssld", "running")).updater.method
+    assert method.teacher.network.names == list(method.info.names) == [str(digit) for digit in range(10)]
 
 
 def info(batch: int, world: int, grad_accum: int, blocks: int) -> Info:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from unlabeled.backbones.options import constructor_options, written
-from unlabeled.config.sources import public
 from unlabeled.config.base.objects import is_dotted, load_object, refuse_unknown_options
 from unlabeled.config.recipe import RESERVED_OPTIONS, Backbone
+from unlabeled.config.sources import public
 from unlabeled.config.tables import BACKBONE_OPTIONS, BACKBONES
 from unlabeled.config.yaml.explain import show
 from unlabeled.errors import UserError, did_you_mean, nearest

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
@@ -23,6 +24,8 @@ _MAPS: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
     models.MobileNetV2: lambda network, x: network.features(x),
     models.MobileNetV3: lambda network, x: network.features(x),
     models.MNASNet: lambda network, x: network.layers(x),
+    models.ResNet: lambda network, x: network.layer4(network.layer3(network.layer2(network.layer1(network.maxpool(
+        network.relu(network.bn1(network.conv1(x)))))))),
     models.RegNet: lambda network, x: network.trunk_output(network.stem(x)),
     models.SwinTransformer: lambda network, x: network.permute(network.norm(network.features(x))),
     models.ShuffleNetV2: lambda network, x: network.conv5(network.stage4(network.stage3(network.stage2(
@@ -46,16 +49,25 @@ def build_torchvision(name: str, options: dict[str, Any], classes: int = 0) -> n
     options: of torchvision's constructor. Raises UserError for an unknown name.
     """
     refuse_unknown(name)
-    network: Any = models.get_model(name, weights=None, **options)
+    network = models.get_model(name, weights=None, **options)
     place = classifier_of(network)
     linear = network.get_submodule(place)
     network.num_features = linear.in_features
-    network.set_submodule(place, nn.Linear(linear.in_features, classes) if classes else nn.Identity())
+    bias = linear.bias is not None
+    network.set_submodule(place, nn.Linear(linear.in_features, classes, bias) if classes else nn.Identity())
     _leave_out_dropout(network, place, bool(classes))
-    for kind, features in _MAPS.items():
-        if isinstance(network, kind):
-            network.forward_features = MethodType(features, network)
+    give_map(network)
     return network
+
+
+def give_map(network: Any) -> None:
+    """Give a network of torchvision the method `forward_features` of timm's: images [b, 3, S, S] -> [b, C, h, w].
+
+    One that makes no map is left as it is.
+    """
+    for kind, features in _MAPS.items():
+        if isinstance(network, kind) and not hasattr(network, "forward_features"):
+            network.forward_features = MethodType(features, network)
 
 
 def classifier_of(network: nn.Module) -> str:
@@ -73,7 +85,8 @@ def _leave_out_dropout(network: nn.Module, place: str, classes: bool) -> None:
 
 def torchvision_lines(name: str, options: str, loading: str) -> str:
     """Return the Python lines that build the network without its classifier, for a user without this package."""
-    place = classifier_of(models.get_model(name, weights=None))
+    with torch.device("meta"):
+        place = classifier_of(models.get_model(name, weights=None))
     return (
         f"import torch, torchvision\nfrom safetensors.torch import load_file\n"
         f'model = torchvision.models.get_model("{name}", weights=None{options})\n'

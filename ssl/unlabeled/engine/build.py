@@ -57,11 +57,12 @@ def make_info(recipe: Recipe, opened: dict[str, OpenStream]) -> Info:
             len(stream.source), recipe.data.streams()[name].batch, None if labels is None else torch.as_tensor(labels),
             stream.source.records_about(),
         )
-    classes = (labelled or [clock])[0].source.classes
-    count = len(classes) if classes else None
+    names = tuple((labelled or [clock])[0].source.classes or ()) or None
+    count = len(names) if names else None
     accum = recipe.train.grad_accum
     blocks = recipe.train.blocks or world() * accum
-    return Info(recipe.train.seed, rank(), world(), count, streams, clock.card.mean, clock.card.std, accum, blocks)
+    return Info(recipe.train.seed, rank(), world(), count, streams, clock.card.mean, clock.card.std, names, accum,
+                blocks)
 
 
 def kept_blocks(recipe: Recipe, info: Info, run: Path) -> int:
@@ -94,7 +95,8 @@ def info_record(info: Info) -> dict[str, Any]:
     """Return what `run.json` keeps of `info`, so that the method can be built again without its data."""
     streams = {name: {"samples": s.samples, "batch": s.batch, "records": s.records} for name, s in info.streams.items()}
     return {
-        "classes": info.classes, "streams": streams, "mean": info.mean, "std": info.std, "blocks": info.block_count
+        "classes": info.classes, "streams": streams, "mean": info.mean, "std": info.std, "names": info.names,
+        "blocks": info.block_count,
     }  # fmt: skip
 
 
@@ -112,4 +114,6 @@ def info_from_record(record: dict[str, Any], seed: int) -> Info:
     """Undo `info_record`, for one process and without labels."""
     streams = {name: StreamInfo(**s) for name, s in record["streams"].items()}
     mean, std = (tuple(x) if x else None for x in (record["mean"], record["std"]))
-    return Info(seed, 0, 1, record["classes"], streams, mean, std, block_count=record.get("blocks", 1))
+    names = record.get("names")  # older runs do not have them
+    return Info(seed, 0, 1, record["classes"], streams, mean, std, tuple(names) if names else None,
+                block_count=record.get("blocks", 1))

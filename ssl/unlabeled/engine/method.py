@@ -18,8 +18,9 @@ from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.sources import public, split_source
 from unlabeled.engine.build import method_class, stored_info
+from unlabeled.engine.exports.classes import export_classes
 from unlabeled.engine.exports.networks import find_export, inner, open_residuals
-from unlabeled.engine.public.networks import CLASSIFIER, open_public
+from unlabeled.engine.public.networks import BACKBONE, CLASSIFIER, open_public
 from unlabeled.engine.run.sources import adopt, refuse_bad_export
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
@@ -39,25 +40,29 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
     sizes = {} if trained else _crop_sizes(recipe)
     backbones: list[BackboneModule] = []
 
-    def make_backbone(source: str | None = None) -> BackboneModule:
+    def make_backbone(source: str | None = None, *, features: bool = False) -> BackboneModule:
         if source is None and recipe.backbone.init is None:
             network = cast(BackboneModule, build_backbone(recipe.backbone))
-            network.input = network.gives = None
+            network.input = network.gives = network.names = None
             refuse_images(network, sizes, recipe.backbone.name, recipe.backbone)
             if sizes:
                 _refuse_no_vector(network, recipe.backbone.name, next(iter(sizes)))
         else:
             as_trained = weights and (source is not None or recipe.backbone.init_weights)
             origin = source or recipe.backbone.init or ""
+            named = origin if run is None else adopt(origin, run)
             ours = recipe.backbone if source is None and public(origin) is not None else None  # its options count
-            export = load_export(origin if run is None else adopt(origin, run), weights=as_trained,
-                                 options=ours.options if ours else None)
+            if source is None:
+                export = load_export(named, weights=as_trained, options=ours.options if ours else None)
+            else:
+                export = load_teacher(named, weights=weights, features=features)
             export = export if as_trained else open_residuals(export)
             network = cast(BackboneModule, export.build().train().requires_grad_(True))
             if ours is not None and ours.grad_checkpointing:
                 recompute_activations(network, ours.name)
             refuse_images(network, sizes, f"'{origin}'", ours)
             network.input, network.gives = export.input, export.gives
+            network.names = export_classes(named) if source is not None and weights else None
             seed_everything(info.seed, "init", len(backbones))  # what follows does not depend on how it was built
         backbones.append(network)
         return network
@@ -124,24 +129,26 @@ def load_export(source: str, *, weights: bool = True, options: Mapping[str, Any]
     """
     named = public(source)
     if named is not None:
-        return _held(next(iter(open_public(named, weights=weights, options=options).exports.values())))
+        return _held(open_public(named, weights=weights, options=options).exports[BACKBONE])
     return _of_run(source, weights=weights)
 
 
-def load_teacher(source: str) -> Export:
+def load_teacher(source: str, *, weights: bool = True, features: bool = False) -> Export:
     """Return the network that a source names for a teacher: with its classifier, if it has one.
 
-    Of a run that is the export named, else its first that gives logits, else its default. Raises UserError as
-    `load_export` does, and for a classifier that does not fit its network.
+    Of a run that is the export named, else its first that gives logits, else its default. features: without a
+    classifier. Raises UserError as `load_export` does, and for a classifier that does not fit its network.
     """
     named = public(source)
     if named is not None:
-        exports = open_public(named).exports
-        return _held(exports.get(CLASSIFIER, next(iter(exports.values()))))
-    return _of_run(source, teaching=True)
+        exports = open_public(named, weights=weights).exports
+        return _held(exports[BACKBONE] if features else exports.get(CLASSIFIER, exports[BACKBONE]))
+    return _of_run(source, weights=weights, logits=not features)
 
 
-def _of_run(source: str, *, weights: bool = True, teaching: bool = False) -> Export:
+def _of_run(source: str, *, weights: bool, logits: bool | None = None) -> Export:
+    """Return an export of a run; logits: whether one that gives them is taken where none is named, None: the default.
+    """
     run, name = split_source(source)
     if not (run / "recipe.yaml").exists():
         raise UserError(f"{run} is no run: {run / 'recipe.yaml'} is missing; give RUN or RUN:EXPORT, such as "
@@ -149,8 +156,8 @@ def _of_run(source: str, *, weights: bool = True, teaching: bool = False) -> Exp
     recipe = read_recipe(run / "recipe.yaml")
     method = build_method(recipe, stored_info(run, recipe), run, weights=False, trained=True)
     exports = method.exports()
-    if teaching and name is None:
-        name = next((name for name, export in exports.items() if export.gives == "logits"), None)
+    if name is None and logits is not None:
+        name = next((name for name, export in exports.items() if (export.gives == "logits") == logits), None)
     name, block, export = find_export(exports, name)
     network = export.build()
     if weights:

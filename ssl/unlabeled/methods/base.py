@@ -20,18 +20,24 @@ from unlabeled.ops.distributed import Share, counts_per_part
 class BackboneModule(nn.Module):
     """What a method may expect of a backbone, as timm's have it; forward: [b, 3, S, S] -> [b, num_features].
 
-    input, gives: those of the export that it comes from (see `Export`); None for one with random weights.
+    input, gives: those of the export that it comes from (see `Export`); None for one with random weights. names: of the
+    classes that a teacher knows, in the order of its logits; None if they are not known, and for all others.
     """
 
     num_features: int
     input: Input | None
     gives: str | None
+    names: list[str] | None
 
 
 class MakeBackbone(Protocol):
-    """Makes the recipe's backbone, trainable; or the network of an earlier run (RUN or RUN:EXPORT), for a teacher."""
+    """Makes the recipe's backbone, trainable, or the network that a source names, for a teacher.
 
-    def __call__(self, source: str | None = None) -> BackboneModule:
+    A source is RUN[:EXPORT[.BLOCK]], timm:NAME[@FILE] or torchvision:NAME[@FILE]. features: without its classifier;
+    otherwise with it, where there is one and no export is named.
+    """
+
+    def __call__(self, source: str | None = None, *, features: bool = False) -> BackboneModule:
         """Return a new network. Raises UserError for a bad source."""
 
 
@@ -59,7 +65,8 @@ class Block(NamedTuple):
 class Info:
     """What a method may know of the run when it is built; mean and std are those of the clock stream's card.
 
-    grad_accum: micro-batches per update. block_count: blocks of the global batch (`train.blocks`).
+    classes, names: how many classes there are, and what they are called; None without labels. grad_accum: micro-batches
+    per update. block_count: blocks of the global batch (`train.blocks`).
     """
 
     seed: int
@@ -69,6 +76,7 @@ class Info:
     streams: dict[str, StreamInfo]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    names: tuple[str, ...] | None = None
     grad_accum: int = 1
     block_count: int = 1
 

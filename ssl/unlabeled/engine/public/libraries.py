@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from unlabeled.backbones.build import build_backbone
@@ -116,7 +117,8 @@ class _Torchvision(Library):
                        "std": tuple(way.std), "label_names": self.weights.meta["categories"]}
 
     def classifier(self) -> tuple[str, ...]:
-        return (classifier_of(self.build(1)),)
+        with torch.device("meta"):
+            return (classifier_of(self.build(1)),)
 
     def published(self) -> State:
         from torchvision import models

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import nn
 
@@ -39,8 +40,8 @@ class Opened:
 def open_public(named: Public, *, weights: bool = True, options: Mapping[str, Any] | None = None) -> Opened:
     """Open a network. weights: False leaves it at random; options: of its constructor, as `backbone.options`.
 
-    Its classifier has as many classes as the file. Raises UserError, with the cure, for an unknown network, weights that
-    cannot be had or read, and those of another network, of which the first tensors that do not fit are named. A
+    Its classifier has as many classes as the file. Raises UserError, with the cure, for an unknown network, weights
+    that cannot be had or read, and those of another network, of which the first tensors that do not fit are named. A
     classifier that does not fit is refused when it is built.
     """
     library = library_of(named, options or {})
@@ -70,7 +71,9 @@ def published_file(named: Public) -> bytes:
 
 def _fitting(library: Library, content: Weights) -> Match:
     """Match a file with a network, as the file is or else as the library converts it. Raises UserError."""
-    wanted, classifier, where = library.build().state_dict(), library.classifier(), str(library.named)
+    with torch.device("meta"):  # names and shapes alone
+        wanted = library.build().state_dict()
+    classifier, where = library.classifier(), str(library.named)
     try:
         found = match(content.state, wanted, classifier, where)
         if found.fits:

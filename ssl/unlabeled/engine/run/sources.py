@@ -153,7 +153,7 @@ def _fill_run(origin: Path, into: Path) -> None:
 
 
 def _fill_public(named: Public, into: Path) -> None:
-    """Write the file of weights, as it is, with what timm says beside it, or one of those that the library publishes."""
+    """Write the file of weights as it is, with what timm says beside it, or one of those that the library has."""
     if named.file is None:
         (into / f"{_WEIGHTS}.safetensors").write_bytes(published_file(named))
         return

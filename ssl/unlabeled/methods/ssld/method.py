@@ -8,6 +8,7 @@ is the same method from the first one's classifier, `backbone.init: RUN:classifi
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from unlabeled.augment import autoaugment, geometry
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.sizes import try_image
+from unlabeled.config.sources import public
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export, Info, Losses, MakeBackbone, Method, Step, input_of
@@ -77,6 +79,23 @@ def make_teacher(cfg: SSLDConfig, network: BackboneModule) -> tuple[Frozen, int]
     return Frozen(network, cfg.teacher, by_batch=by_batch), logits.shape[1]
 
 
+def refuse_other_classes(teacher: str, classes: int, names: Sequence[str] | None, info: Info) -> None:
+    """Raise UserError, with the cure, if a card whose labels count has other classes than the teacher, or another order.
+
+    names: of the teacher's classes. Another library may call the same classes by other words: then none is in both.
+    """
+    other = None
+    if info.classes not in (None, classes):
+        other = f"knows {classes} classes, the data card {info.classes}"
+    elif names is not None and info.names is not None and not (public(teacher) and set(names).isdisjoint(info.names)):
+        place = next((i for i, pair in enumerate(zip(names, info.names, strict=True)) if len(set(pair)) > 1), None)
+        if place is not None:
+            other = f"calls class {place} '{names[place]}', the data card '{info.names[place]}'"
+    if other:
+        raise UserError(f"method.teacher '{teacher}' {other}; name a teacher of that set or, to take its images as "
+                        "unlabelled ones, leave its labels out: data.train.mix=[{card: NAME, labels: false}]")
+
+
 def make_student(network: BackboneModule, classes: int) -> Classifier:
     """Return a classifier on a network, or the network itself if it is one, from a first stage; without dropout.
 
@@ -115,10 +134,7 @@ class SSLD(Method):
         teacher = make_backbone(cfg.teacher)
         self.teacher_input = input_of(teacher, cfg.crop.size, info)
         self.teacher, classes = make_teacher(cfg, teacher)
-        if info.classes not in (None, classes):
-            raise UserError(f"method.teacher '{cfg.teacher}' knows {classes} classes, the data card {info.classes}; "
-                            "name a teacher of that set or, to take its images as unlabelled ones, leave its labels "
-                            "out: data.train.mix=[{card: NAME, labels: false}]")
+        refuse_other_classes(cfg.teacher, classes, teacher.names, info)
         network = make_backbone()
         self.input = input_of(network, cfg.crop.size, info)
         self.student = make_student(network, classes)
