@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unlabeled.augment import geometry, operations, regularise
 from unlabeled.augment.photometric import to_input
-from unlabeled.backbones.depth import layer_depths
+from unlabeled.backbones.depth import layer_depths, stages
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
 from unlabeled.methods.base import (
@@ -99,16 +99,19 @@ class Finetune(Method):
         )
 
     def param_groups(self) -> list[Group]:
-        """One group; with `layer_decay` one per layer, and the classifier with a projection layer at the full rate."""
-        if self.cfg.layer_decay == 1:
+        """One group; with `layer_decay` or `stage_lr` one per factor, and all new layers at the full rate."""
+        network, cfg = self.classifier.network, self.cfg
+        if cfg.stage_lr is not None:
+            factors = {name: cfg.stage_lr[stage] for name, stage in stages(network, len(cfg.stage_lr)).items()}
+        elif cfg.layer_decay != 1:
+            factors = {name: cfg.layer_decay**below for name, below in layer_depths(network).items()}
+        else:
             return super().param_groups()
-        depths = layer_depths(self.classifier.network)
-        groups: dict[int, list[str]] = {}
+        groups: dict[float, list[str]] = {}
         for name, p in self.named_parameters():
             if p.requires_grad:
-                below = depths.get(name.removeprefix("classifier.network."), 0)
-                groups.setdefault(below, []).append(name)
-        return [Group(tuple(names), lr_mult=self.cfg.layer_decay**below) for below, names in groups.items()]
+                groups.setdefault(factors.get(name.removeprefix("classifier.network."), 1.0), []).append(name)
+        return [Group(tuple(names), lr_mult=factor) for factor, names in groups.items()]
 
     def exports(self) -> dict[str, Export]:
         """The classifier, and the network without it."""

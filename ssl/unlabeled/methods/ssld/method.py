@@ -80,7 +80,7 @@ def make_teacher(cfg: SSLDConfig, network: BackboneModule) -> tuple[Frozen, int]
 
 
 def refuse_other_classes(teacher: str, classes: int, names: Sequence[str] | None, info: Info) -> None:
-    """Raise UserError, with the cure, if a card whose labels count has other classes than the teacher, or another order.
+    """Raise UserError, with the cure, if a card has other classes than the teacher, or another order of them.
 
     names: of the teacher's classes. Another library may call the same classes by other words: then none is in both.
     """
