@@ -42,16 +42,16 @@ def main(words: list[str] | None = None) -> int:
             rows.setdefault(name, []).append(runs.ssld(name, more, seed))
         for name, part in LABELS.items():
             rows.setdefault(name, []).append(runs.supervised(name, STUDENT, part.replace("%d", str(seed)), seed))
-    report.say(f"Teacher: width {TEACHER}, {given.teacher_updates} updates of {given.batch} on all labels, {teacher:.1f} "
-               f"% of the test images. Students: width {STUDENT}, {given.updates} updates of {given.batch}, the last one "
-               "scored.")
+    report.say(f"Teacher: width {TEACHER}, {given.teacher_updates} updates of {given.batch} on all labels, "
+               f"{teacher:.1f} % of the test images. Students: width {STUDENT}, {given.updates} updates of "
+               f"{given.batch}, the last one scored.")
     report.table(["accuracy, %", *(f"seed {seed}" for seed in range(given.seeds)), "mean"],
                  [[name, *(f"{value:.1f}" for value in values), f"{statistics.mean(values):.1f}"]
                   for name, values in rows.items()])
     report.table(["SSLD above", "points, by seed", "mean", "bar"], _margins(rows))
-    report.say(f"Card cifar10: 50,000 training and 10,000 test images. Recipes: `cifar10/ssld-cpu`, and for labels "
-               f"`cifar10/finetune-cpu`, with `{CROP}` and the networks of `benchmarks/plain_network.py`; both SGD, 0.1, "
-               "cosine. Seeds are those of training and of the labels; the teacher is one.")
+    report.say("Card cifar10: 50,000 training and 10,000 test images. Recipes: `cifar10/ssld-cpu`, and for labels "
+               f"`cifar10/finetune-cpu`, with `{CROP}` and the networks of `benchmarks/plain_network.py`; both by SGD "
+               "at 0.1, cosine. Seeds are those of training and of the labels; the teacher is one.")
     report.finish(given.out)
     return 0
 
