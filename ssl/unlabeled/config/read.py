@@ -168,7 +168,8 @@ def _recipe(values: Values, check_files: bool, run: Path | None = None) -> Recip
         problems += found
     wrong = {path[0] for path, _ in problems if path}
     if config is not None and recipe is not None:
-        problems += {**small_batches(config, recipe.data), **idle_blocks(config, recipe.train)}.items()
+        problems += small_batches(config, recipe.data).items()
+        problems += idle_blocks(config, recipe.train).items()
     if config_class is not None and not {"method", "data", "backbone"} & wrong:
         problems += _mismatches(values.value, config_class)
     if check_files:
