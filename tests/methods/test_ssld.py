@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import teacher, tiny_case, tiny_recipe, tiny_run
 from torch import Tensor, nn
 
@@ -180,6 +182,22 @@ def test_statistics_are_those_of_each_block() -> None:
         taught = torch.cat([trained(part) for part in views["teacher_view"].split(16)])
     expected = js_loss(method.student(views["view"]), taught)
     torch.testing.assert_close(losses.terms["teacher"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_public_classifier_teaches_by_its_own_statistics(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model("resnet10t", num_classes=10).eval()
+    save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
+    source = f"timm:resnet10t@{tmp_path / 'weights.safetensors'}"
+    more = [f"method.teacher={source}", "method.crop={kind: padded, size: 32, pad: 12}", "data.train.batch=16"]
+    tiny = tiny_run(tiny_recipe("ssld", "running", more))
+    method, views = tiny.updater.method, tiny.updater.views(0, 0, tiny.micros(0)[0])
+    assert method.student.linear.out_features == 10
+    assert method.teacher_input.mean != method.input.mean
+    assert not torch.equal(views["view"], views["teacher_view"])
+    with torch.no_grad():
+        torch.testing.assert_close(method.teacher(views["teacher_view"]), theirs(views["teacher_view"]))
+    tiny.train(0, 1)
 
 
 # ---- the student
