@@ -17,7 +17,7 @@ from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.loader import split_evenly
 from unlabeled.data.sources.base import too_many, with_reason
 from unlabeled.data.sources.open import Source
-from unlabeled.engine.kept_features import Identity, KeptFeatures, Rows, network_digest
+from unlabeled.engine.passes.kept_features import Identity, KeptFeatures, Rows, network_digest
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
