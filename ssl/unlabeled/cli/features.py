@@ -6,19 +6,20 @@ import argparse
 from pathlib import Path
 from typing import cast, get_args
 
-from unlabeled.cli.arguments import existing, take
+from unlabeled.cli.arguments import existing, existing_network, home, take
 from unlabeled.errors import UserError, did_you_mean, nearest
 
 SUMMARY = "Write the features of every image in a folder, with their keys."
 EXAMPLES = [
     "unlabeled features runs/cifar10-simclrv2-s0 photos out=photos.npy",
     "unlabeled features runs/cifar10-simclrv2-s0 photos export=backbone.layer3",
+    "unlabeled features timm:resnet50@weights.safetensors photos out=photos.npy",
 ]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or a checkpoint")
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, a checkpoint, timm:NAME[@FILE] or torchvision:NAME[@FILE]")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of images, flat or nested")
     parser.add_argument(
         "settings", metavar="key=value", nargs="*",
@@ -43,11 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
     if precision not in allowed:
         raise UserError(f"unlabeled features: precision={precision}: allowed are {', '.join(allowed)}")
     run, folder, export = arguments.run, arguments.folder, own["export"]
-    existing(run)
+    existing_network(run)
     existing(folder)
-    home = run if run.is_dir() else run.parent.parent  # of a checkpoint
     name = folder.resolve().name + (f"-{export}" if export else "")
-    out = Path(own["out"]).expanduser() if own["out"] else home / "features" / f"{name}.npy"
+    out = Path(own["out"]).expanduser() if own["out"] else home(run) / "features" / f"{name}.npy"
 
     from unlabeled.evaluation.export_features import export_features
 

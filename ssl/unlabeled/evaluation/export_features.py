@@ -52,7 +52,7 @@ def export_features(run: Path, folder: Path, out: Path, *, export: str | None = 
     write_atomically(out, lambda file: file.write(content))
     for key in found.corrupt:
         print(f"left out, cannot be read: {with_reason(key)}")
-    print(f"{out}: {len(found.x)} x {found.x.shape[1]} float32 of export {name}, update {restored.update}, computed in "
+    print(f"{out}: {len(found.x)} x {found.x.shape[1]} float32 of export {name}{restored.moment}, computed in "
           f"{chosen}; "
           f"paths in {out.with_suffix('.txt')}")
     return len(found.x)

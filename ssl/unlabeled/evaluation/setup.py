@@ -88,6 +88,9 @@ def scored_stream(restored: Restored) -> tuple[str, StreamData]:
     card has a split to score.
     """
     streams, clock = restored.recipe.data.streams(), type(restored.method).clock
+    if restored.public is not None:
+        raise UserError(f"{restored.public} belongs to no data that is known here; name a set, such as card=folder "
+                        "root=FOLDER or card=imagenet")
     if len({(stream.card, stream.root) for stream in streams.values()}) > 1:
         read = type(restored.method).streams(restored.recipe.method)
         for name, stream in streams.items():
