@@ -22,8 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("protocol", metavar="PROTOCOL", help="name or path of an evaluation protocol")
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, a checkpoint, or a public network: "
                         "timm:NAME, timm:NAME@FILE, torchvision:NAME or torchvision:NAME@FILE")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="overrides of the protocol; card=CARD for a public network, whose "
-                        "results go to out=FOLDER (default evaluations/NAME-HASH)")
+    parser.add_argument("settings", metavar="key=value", nargs="*",
+                        help="overrides of the protocol. A public network needs card=CARD; its results go to "
+                        "out=FOLDER (default evaluations/NAME-HASH)")
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N",
         help="repeat with seeds 0 to N-1 of labels and training, and print mean and interval (default 1)",
@@ -42,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     if named is None and own["out"]:
         raise UserError(f"out={own['out']} has no effect: what is measured of a run stands in its folder")
     if named is not None and cfg.card is None:
-        raise UserError(f"{named} belongs to no data that is known here; name a set to evaluate on, such as card=folder "
-                        "root=FOLDER or card=imagenet")
+        raise UserError(f"{named} belongs to no data that is known here; name a set to evaluate on, such as "
+                        "card=imagenet or card=folder root=FOLDER")
     out = Path(own["out"]).expanduser() if own["out"] else None
     if arguments.seeds < 1:
         raise UserError(f"--seeds needs at least 1, given {arguments.seeds}")

@@ -19,7 +19,8 @@ EXAMPLES = [
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, a checkpoint, timm:NAME[@FILE] or torchvision:NAME[@FILE]")
+    parser.add_argument("run", metavar="RUN", type=Path,
+                        help="folder of a run, a checkpoint, timm:NAME[@FILE] or torchvision:NAME[@FILE]")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of images, flat or nested")
     parser.add_argument(
         "settings", metavar="key=value", nargs="*",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from unlabeled.engine.run.checkpoint import read_about, read_checkpoint
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.run.same_recipe import differences, kept_recipe
 from unlabeled.engine.run.sources import public_digest
+from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Method
 from unlabeled.ops.distributed import rank
@@ -57,13 +60,13 @@ class Restored:
 class PublicNetwork(Method):
     """What is known of a public network: its exports."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, exports: dict[str, Export]) -> None:
         super().__init__()
-        self.opened = opened
+        self._exports = exports
 
     def exports(self) -> dict[str, Export]:
         """The network without its classifier and, where there is one, with it."""
-        return self.opened.exports
+        return self._exports
 
 
 def load_run(path: Path, *, random_init: bool = False, device: torch.device | str = "cpu", out: Path | None = None,
@@ -77,7 +80,8 @@ def load_run(path: Path, *, random_init: bool = False, device: torch.device | st
     named = public(str(path))
     if named is not None:
         opened = open_public(named, weights=not random_init)
-        return Restored(_without_data(named, opened), PublicNetwork(opened), 0, out or results_of(named), str(named))
+        exports = _drawn_once(opened.exports) if random_init else opened.exports
+        return Restored(_without_data(named, opened), PublicNetwork(exports), 0, out or results_of(named), str(named))
     run = path if path.is_dir() else path.parent.parent
     if not (run / "recipe.yaml").exists():
         file = run / "recipe.yaml"
@@ -96,6 +100,12 @@ def results_of(named: Public) -> Path:
     """Return the folder, below the working one, for what is made of a public network; other weights have another."""
     digest = public_digest(named) or hashlib.sha256(str(named).encode()).hexdigest()
     return Path("evaluations") / f"{named.library}-{named.name}-{digest[:8]}"
+
+
+def _drawn_once(exports: dict[str, Export]) -> dict[str, Export]:
+    """Return exports of random weights that are the same in every call and process."""
+    seed_everything(0, "init")
+    return {name: replace(export, build=partial(copy.deepcopy, export.build())) for name, export in exports.items()}
 
 
 def _without_data(named: Public, opened: Opened) -> Recipe:
