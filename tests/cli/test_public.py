@@ -56,7 +56,7 @@ def test_features_maps_and_classifiers_of_a_public_network(source: str, capsys) 
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["SOURCE"], "belongs to no data that is known here; name a set to evaluate on, such as card=imagenet"),
-    (["timm:test_resnet@v.safetensors", "card=digits"], "'v.safetensors' does not exist. Did you mean 'w.safetensors'?"),
+    (["timm:test_resnet@v.safetensors", "card=digits"], "'v.safetensors' does not exist. Did you mean 'w.saf"),
     (["timm:test_resnett", "card=digits"], "Did you mean 'test_resnet'"),
     (["runs/none", "card=digits", "out=there"], "'runs/none' does not exist"),
 ])
