@@ -36,6 +36,10 @@ def score_classifiers(
     embedders = {name: network_embedder(export, device, precision) for name, export in sized.items()}
     features = extract(embedders, test, batch=cfg.batch, workers=cfg.workers, device=device,
                        max_corrupt=cfg.max_corrupt)
+    for name, logits in features.items():
+        if test.classes and logits.x.shape[1] != len(test.classes):
+            raise UserError(f"classifier '{name}' tells {logits.x.shape[1]} classes apart, but '{test.split}' has "
+                            f"{len(test.classes)}; choose the set that it was trained for, or use knn or linear")
     scores: dict[str, Score] = {}
     if rank() == 0:
         for name, logits in features.items():

@@ -76,6 +76,9 @@ def scored_stream(restored: Restored) -> tuple[str, SetData]:
     method reads, if its card has a split to score; in a mix the first one that has such a split.
     """
     streams, clock = restored.recipe.data.streams(), type(restored.method).clock
+    if restored.public is not None:
+        raise UserError(f"{restored.public} belongs to no data that is known here; name a set, such as card=folder "
+                        "root=FOLDER or card=imagenet")
     if len({(one.card, one.root) for _, one in _sets(restored)}) > 1:
         read = type(restored.method).streams(restored.recipe.method)
         labelled = [name for name in streams if name in read and read[name].labels]

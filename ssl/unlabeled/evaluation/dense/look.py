@@ -84,7 +84,7 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
         kind, stem = "pairs" if paired else "pca", Path(source.key(image.index)).stem
         files.append(write_figure(figure, folder / f"{image.index + 1}-{stem}-{kind}.png"))
     cells = f"{shape[1]} x {shape[2]} cells of {shape[0]} numbers, computed in {precision}"
-    print(*files, f"export {name}, update {restored.update}, {cells}", sep="\n")
+    print(*files, f"export {name}{restored.moment}, {cells}", sep="\n")
     return files
 
 

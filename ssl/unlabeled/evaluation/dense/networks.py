@@ -134,8 +134,8 @@ def dense_report(name: str, cfg: Dense, restored: Restored, export: str, card: C
     numbers = [Number(number, chance[number], **{kind: vars(found[number]) for kind, found in scores.items()})
                for number in scores["network"]]
     return Report(
-        name=name, settings=cfg.model_dump(mode="json"), run=str(restored.run), method=restored.recipe.method.name,
-        export=export, update=restored.update, train_seed=restored.recipe.train.seed, seed=cfg.seed, card=card.name,
+        name=name, settings=cfg.model_dump(mode="json"), run=restored.name, method=restored.recipe.method.name,
+        export=export, update=restored.update, train_seed=restored.train_seed, seed=cfg.seed, card=card.name,
         classes=classes, train=splits[0], test=splits[1], numbers=numbers, health={}, measure=measure,
         shared=shared, cautions=cautions(cfg, splits[0].split, splits[1].split, shared, splits[1].n),
     )
