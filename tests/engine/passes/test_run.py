@@ -70,8 +70,8 @@ def test_the_header_tells_of_what_and_by_what(whole: Path) -> None:
     assert sorted(contents(whole)) == [HEADER, *(block_file(whole, n).name for n in range(BLOCKS))]
 
 
-@pytest.mark.parametrize("how", [{"workers": 2}, {"batch": 64}, {"batch": 1000}, {"parts": (3, 1, 2)}, {"parts": (2, 1)},
-                                 {"parts": range(1, 10)}])
+@pytest.mark.parametrize("how", [{"workers": 2}, {"batch": 64}, {"batch": 1000}, {"parts": (3, 1, 2)},
+                                 {"parts": (2, 1)}, {"parts": range(1, 10)}])
 def test_the_bytes_are_the_same_whoever_computes_them(whole: Path, tmp_path: Path, how: dict[str, Any]) -> None:
     *others, last = how.pop("parts", (1,))
     count = len(others) + 1

@@ -44,7 +44,7 @@ class PassSettings(Strict):
     def _one_of_several(cls, value: Any) -> str:
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", str(value))
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise ValueError(f"part is '{value}'; allowed: 1/16 to 16/16 for sixteen jobs, and so on")
+            raise ValueError(f"there is no '{value}'; allowed: 1/16 to 16/16 for sixteen jobs, and so on")
         return found[0]
 
     @property
