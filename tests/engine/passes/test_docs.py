@@ -35,7 +35,8 @@ def test_a_pass_of_ones_own(
     monkeypatch.chdir(tmp_path)
     source = Noise(20)
     own = OWN.replace("EvalCrop(224)", "EvalCrop(8)")
-    exec(own, {"ImageMaker": ImageMaker, "EvalCrop": EvalCrop, "Path": Path, "torch": torch, "np": np, "source": source})
+    known = {"ImageMaker": ImageMaker, "EvalCrop": EvalCrop, "Path": Path, "torch": torch, "np": np}
+    exec(own, {**known, "source": source})
     shown = capsys.readouterr().out.splitlines()[-1]
     found = np.array(re.findall(r"[\d.]+", shown), float)
     np.testing.assert_allclose(found, source.pixels[7].mean((0, 1)), rtol=1e-4)
