@@ -74,9 +74,9 @@ def main(words: list[str] | None = None) -> int:
         source = open_source(read_file(pictures.jpeg_set(Path(folder), images), Card), "train")
         rows = [[precision, clock, *_compared(teacher, source, size, precision, setting, given)]
                 for precision in _precisions(given) for clock, setting in SETTINGS.items()]
-    report.say(f"**Label maps** of JPEG files, 500 x 375 pixels, file cache warm: {name} at {size} px, batches "
-               f"of {BATCH}, the {KEPT} largest logits of every cell kept in blocks, {given.images} images a turn; starting the "
-               "processes that read counts too; ms per image")
+    report.say(f"**Label maps** of JPEG files, 500 x 375 pixels, file cache warm: {name} at {size} px, "
+               f"batches of {BATCH}, the {KEPT} largest logits of every cell kept in blocks, {given.images} images a "
+               "turn; starting the processes that read counts too; ms per image")
     report.table(["precision", "clock", "forward alone", "pass", "share", "bar"], rows)
     report.finish(given.out)
     return 0
