@@ -12,7 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["augment", "before_after", "data", "evaluation", "pixpro_share", "soak", "startup", "throughput"]
+NAMES = ["augment", "before_after", "data", "evaluation", "passes", "pixpro_share", "soak", "startup", "throughput"]
 
 
 @pytest.fixture(autouse=True)
