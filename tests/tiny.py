@@ -36,6 +36,9 @@ _DIGITS = ["data.train.card=digits", "data.workers=0"]
 
 _DISTIL = "name: distil, teacher: '@teacher', crop: {kind: padded, size: 8}"
 
+_SSLD = "name: ssld, teacher: '@teacher', crop: {kind: paddle, size: 8, area: [0.5, 1.0]}"
+_BLOCKS = ["data.train.batch=64", "train.blocks=4"]  # of 16 images, the fewest that a teacher's statistics need
+
 # two batch sizes; a bank of three updates, which six updates fill twice; confident enough for every image
 _SIMMATCHV2 = ["data.labeled.batch=12", "method.bank=72", "method.topn=7", "method.threshold=0.1"]
 
@@ -139,6 +142,16 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
             ],
         ),
     },
+    "ssld": {
+        "batch": (
+            "cifar10/rotnet-cpu",
+            [*_DIGITS, *_BLOCKS, f"method={{{_SSLD}}}"],
+        ),
+        "running": (
+            "cifar10/rotnet-cpu",
+            [*_DIGITS, f"method={{{_SSLD}, teacher_bn: running, loss: soft_ce, policy: autoaugment}}"],
+        ),
+    },
     "simclrv2": {
         "plain": ("demo/simclrv2", []),
         "colour": ("demo/simclrv2-shapes", ["method.augment.blur_p=0.5"]),
@@ -207,7 +220,7 @@ def teacher() -> Path:
     torch.nn.init.normal_(method.classifier.linear.weight)
     (run / "recipe.yaml").write_text(to_yaml(recipe))
     (run / "run.json").write_text(json.dumps({"info": build.info_record(info)}))
-    write_exports(RunFolder(run), recipe, method, 0)
+    write_exports(RunFolder(run), recipe, method, 0, info.names)
     return run
 
 

@@ -9,7 +9,7 @@ from tiny import snapshot, tiny_recipe, tiny_run
 from torch import nn
 
 from unlabeled.augment import regularise
-from unlabeled.backbones.depth import layer_depths
+from unlabeled.backbones.depth import layer_depths, stages
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import Share
 from unlabeled.ops.labels import known, known_cross_entropy, known_soft_cross_entropy, likeliest, one_hot
@@ -37,6 +37,47 @@ def test_rates_fall_layer_by_layer() -> None:
     assert rate["classifier.network.layer4.1.conv1.weight"] == 0.5
     assert rate["classifier.network.layer1.0.conv1.weight"] == 0.5**8
     assert rate["classifier.network.conv1.weight"] == 0.5**9
+
+
+FIVE = (0.1, 0.1, 0.2, 0.2, 0.3)
+
+
+def test_rates_go_by_the_stages_of_a_resnet() -> None:
+    groups = tiny_run(tiny_recipe("finetune", "plain", [f"method.stage_lr={list(FIVE)}"])).updater.method.param_groups()
+    rate = {name: group.lr_mult for group in groups for name in group.names}
+    assert rate["classifier.linear.weight"] == rate["classifier.linear.bias"] == 1
+    inner = "classifier.network"
+    assert rate[f"{inner}.conv1.weight"] == rate[f"{inner}.bn1.bias"] == rate[f"{inner}.layer1.1.conv1.weight"] == 0.1
+    assert rate[f"{inner}.layer2.0.conv1.weight"] == rate[f"{inner}.layer3.1.bn2.weight"] == 0.2
+    assert rate[f"{inner}.layer4.0.conv1.weight"] == 0.3
+    deep = stages(timm.create_model("resnet50d", num_classes=0), 5)
+    assert {deep[name] for name in deep if name.startswith(("conv1.0", "conv1.6", "bn1"))} == {0}
+    assert deep["layer4.2.conv3.weight"] == 4
+
+
+def test_rates_go_by_three_blocks_of_mobilenetv3_large() -> None:
+    network = timm.create_model("mobilenetv3_large_100", num_classes=0)
+    found = stages(network, 5)
+    assert set(found) == {name for name, _ in network.named_parameters()}
+    blocks = [f"blocks.{i}.{j}" for i, count in enumerate((1, 2, 3, 4, 2, 3)) for j in range(count)]
+    assert len(blocks) == 15
+    for i, block in enumerate(blocks):
+        assert {stage for name, stage in found.items() if name.startswith(f"{block}.")} == {i // 3}, block
+    assert found["conv_stem.weight"] == found["bn1.weight"] == 0
+    assert found["blocks.6.0.conv.weight"] == found["conv_head.weight"] == 4
+
+
+def test_other_numbers_of_stages_are_refused() -> None:
+    with pytest.raises(UserError, match=r"stage_lr has 4 values, but is for 5 stages of this network"):
+        stages(timm.create_model("resnet18", num_classes=0), 4)
+    with pytest.raises(UserError, match=r"has 5 values, but is for \d+ stages of this network, or for 11 blocks"):
+        stages(timm.create_model("mobilenetv3_small_100", num_classes=0), 5)
+    with pytest.raises(UserError, match="stage_lr needs a network of timm"):
+        stages(nn.Linear(2, 2), 5)
+    with pytest.raises(UserError, match="give either layer_decay or stage_lr"):
+        tiny_recipe("finetune", "plain", ["method.stage_lr=[1.0]", "method.layer_decay=0.5"])
+    with pytest.raises(UserError, match=r"stage_lr holds factors above 0; got \[0.1, 0.0\]"):
+        tiny_recipe("finetune", "plain", ["method.stage_lr=[0.1, 0.0]"])
 
 
 def test_soft_targets_of_known_labels_are_the_usual_loss() -> None:
@@ -70,8 +111,8 @@ def test_targets_are_mixed_as_their_images(mixup: float, cutmix: float) -> None:
 
 
 def test_what_is_drawn_for_an_image_depends_on_its_place_alone() -> None:
-    images = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    augment = regularise.rand_augment(2, 30)
+    images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    augment = regularise.random_erasing(0.9)
     state = torch.get_rng_state()
     whole = regularise.each(images, augment, torch.Generator().manual_seed(1), Share(6, slice(0, 6)))
     assert torch.equal(torch.get_rng_state(), state), "the global generator is left as it was"

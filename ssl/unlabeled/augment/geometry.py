@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from unlabeled.augment import affine
-from unlabeled.augment.plain_crops import RandomPaddedCrop, RandomSquareCrop
+from unlabeled.augment.plain_crops import RandomBoundCrop, RandomPaddedCrop, RandomSquareCrop
 from unlabeled.augment.resample import Interpolation, crop_resize, crop_resize_batch
-from unlabeled.config.augment import AffineCrop, Crop, PaddedCrop, SquareCrop
+from unlabeled.config.augment import AffineCrop, Crop, PaddedCrop, PaddleCrop, SquareCrop
 from unlabeled.ops.boxes import crop_boxes
 
 _TRIES = 10
@@ -132,7 +132,7 @@ class RandomAffine:
         return affine.warp(images, parameters, self.size)
 
 
-def build(cfg: Crop) -> RandomResizedCrop | RandomPaddedCrop | RandomSquareCrop | RandomAffine:
+def build(cfg: Crop) -> RandomResizedCrop | RandomPaddedCrop | RandomSquareCrop | RandomBoundCrop | RandomAffine:
     """Make the geometry that a recipe describes."""
     if isinstance(cfg, AffineCrop):
         return RandomAffine(cfg.size, cfg.degrees, cfg.translate, cfg.scale, cfg.shear)
@@ -140,6 +140,8 @@ def build(cfg: Crop) -> RandomResizedCrop | RandomPaddedCrop | RandomSquareCrop 
         return RandomPaddedCrop(cfg.size, cfg.pad, cfg.flip, cfg.border == "reflect")
     if isinstance(cfg, SquareCrop):
         return RandomSquareCrop(cfg.size, cfg.proportion, cfg.flip, cfg.interpolation)
+    if isinstance(cfg, PaddleCrop):
+        return RandomBoundCrop(cfg.size, cfg.area, cfg.aspect, cfg.flip, cfg.interpolation)
     return RandomResizedCrop(cfg.size, cfg.area, cfg.aspect, cfg.flip, cfg.interpolation)
 
 

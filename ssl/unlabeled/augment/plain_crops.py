@@ -1,4 +1,7 @@
-"""Crops without a drawn area: a place in the padded image, or a square of fixed share (`data.batch.Geometry`)."""
+"""Crops that one draw always gives: a place in the padded image, a square of fixed share, an area that fits its aspect.
+
+See `data.batch.Geometry`.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +86,45 @@ class RandomSquareCrop:
         side = np.maximum(np.rint(self.proportion * sizes.min(1, keepdims=True)), 1)
         place = np.floor(uniforms[:, :2] * (sizes - side + 1))
         return crop_boxes(place, side.repeat(2, 1), sizes, uniforms[:, -1] < self.flip)
+
+    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
+        return crop_resize(image, parameters, self.size, self.interpolation)
+
+    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
+        """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
+        return crop_resize_batch(images, parameters, self.size, self.interpolation)
+
+
+@dataclass(frozen=True)
+class RandomBoundCrop:
+    """Random resized crop with flip in PaddlePaddle's law (PaddleClas, `RandCropImage`); parameters are boxes [n, 7].
+
+    The aspect, width by height, is uniform and not log-uniform as torchvision's. The share of the area is uniform
+    between the bounds, of which none exceeds the largest share that the image has room for at that aspect. So one draw
+    is enough; sides are cut down to whole pixels.
+    """
+
+    size: int
+    area: tuple[float, float]
+    aspect: tuple[float, float]
+    flip: float
+    interpolation: Interpolation
+    draws: ClassVar[int] = 5
+    boxes: ClassVar[bool] = True
+
+    def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn uniforms [n, 5] (aspect, area, row, column, flip) and image sizes [n, 2] into boxes [n, 7]."""
+        sizes = sizes.astype(np.float64)
+        height, width = sizes.T
+        aspect = self.aspect[0] + (self.aspect[1] - self.aspect[0]) * uniforms[:, 0]
+        bound = np.minimum(width / height / aspect, height / width * aspect)
+        low, high = (np.minimum(share, bound) for share in self.area)
+        area = width * height * (low + (high - low) * uniforms[:, 1])
+        extent = np.floor(np.sqrt(np.stack([area / aspect, area * aspect], 1)))
+        extent = np.clip(extent, 1, sizes)  # a product may be rounded to just above a side; an image of a few pixels
+        place = np.floor(uniforms[:, 2:4] * (sizes - extent + 1))
+        return crop_boxes(place, extent, sizes, uniforms[:, 4] < self.flip)
 
     def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""

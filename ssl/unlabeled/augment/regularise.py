@@ -1,7 +1,7 @@
-"""torchvision's RandAugment, random erasing, mixup and CutMix on batches, drawn as the project draws.
+"""torchvision's random erasing, mixup and CutMix on batches, drawn as the project draws.
 
-RandAugment and erasing are drawn per image, from its place in the global batch; mixup and CutMix once per process, as
-in their papers, and mix its images with one another.
+Erasing is drawn per image, from its place in the global batch; mixup and CutMix once per process, as in their papers,
+and mix its images with one another. RandAugment is in `operations`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,6 @@ from torchvision.transforms import v2
 from unlabeled.ops.distributed import Share
 
 Image = Callable[[Tensor], Tensor]
-
-
-def rand_augment(operations: int, magnitude: int) -> Image:
-    """Return RandAugment for one uint8 image [3, H, W]: magnitudes are bins of 31, in bilinear interpolation."""
-    return v2.RandAugment(operations, magnitude, 31, interpolation=v2.InterpolationMode.BILINEAR)
 
 
 def random_erasing(p: float) -> Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from unlabeled.config.recipe import Strict
 
@@ -19,8 +19,13 @@ def _scale_is_positive(scale: tuple[float, float]) -> tuple[float, float]:
     return _positive_range("scale", scale)
 
 
+def _aspect_is_positive(aspect: tuple[float, float]) -> tuple[float, float]:
+    return _positive_range("aspect", aspect)
+
+
 AreaRange = Annotated[tuple[float, float], AfterValidator(_area_is_a_share)]
 ScaleRange = Annotated[tuple[float, float], AfterValidator(_scale_is_positive)]
+AspectRange = Annotated[tuple[float, float], AfterValidator(_aspect_is_positive)]
 
 
 class ResizedCrop(Strict):
@@ -29,14 +34,9 @@ class ResizedCrop(Strict):
     kind: Literal["resized"] = "resized"
     size: int = Field(224, gt=0, description="side of the view, pixels")
     area: AreaRange = Field((0.08, 1.0), description="share of the image's area")
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    aspect: AspectRange = (3 / 4, 4 / 3)
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-
-    @field_validator("aspect")
-    @classmethod
-    def _aspect_is_positive(cls, aspect: tuple[float, float]) -> tuple[float, float]:
-        return _positive_range("aspect", aspect)
 
 
 class AffineCrop(Strict):
@@ -70,6 +70,17 @@ class SquareCrop(Strict):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
 
+class PaddleCrop(Strict):
+    """Random resized crop with flip in PaddlePaddle's law: one draw of uniform aspect and of an area that fits it."""
+
+    kind: Literal["paddle"]
+    size: int = Field(224, gt=0, description="side of the view, pixels")
+    area: AreaRange = Field((0.08, 1.0), description="share of the image's area, as far as the aspect lets it be")
+    aspect: AspectRange = (3 / 4, 4 / 3)
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
 def kind(value: Any) -> Any:
     """Return the kind of a crop; `resized` where none is given, so that `method.crop.size=96` suffices."""
     return value.get("kind", "resized") if isinstance(value, dict) else getattr(value, "kind", None)
@@ -85,6 +96,7 @@ Crop = Annotated[
     Annotated[ResizedCrop, Tag("resized")]
     | Annotated[PaddedCrop, Tag("padded")]
     | Annotated[SquareCrop, Tag("square")]
+    | Annotated[PaddleCrop, Tag("paddle")]
     | Annotated[AffineCrop, Tag("affine")],
     Discriminator(kind),
 ]

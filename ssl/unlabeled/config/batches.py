@@ -1,8 +1,8 @@
-"""Batches from which a method cannot learn; what a method needs is said by its own options."""
+"""Batches from which a method cannot learn, and blocks of them; what a method needs is said by its own options."""
 
 from __future__ import annotations
 
-from unlabeled.config.recipe import Data, MethodConfig
+from unlabeled.config.recipe import Data, MethodConfig, Train
 from unlabeled.config.yaml.lines import Key
 
 
@@ -22,3 +22,22 @@ def small_batches(method: MethodConfig, data: Data, processes: int = 1, *, sync_
                 f"images or more{cure}: {least.why}"
             )
     return problems
+
+
+def idle_blocks(method: MethodConfig, train: Train) -> dict[Key, str]:
+    """Return that `train.blocks` has no effect, by its key, if it is given and the method does not work by blocks."""
+    if train.blocks is None or method.works_by_blocks():
+        return {}
+    return {("train", "blocks"): f"'train.blocks' has no effect with this {method.name}, which does nothing per block; "
+                                 "leave it out"}
+
+
+def block_problem(blocks: int, images: int, processes: int, grad_accum: int) -> str | None:
+    """Return why a global batch of `images` cannot be cut into so many blocks, None if it can."""
+    parts = processes * grad_accum
+    if blocks % parts:
+        return (f"{blocks} blocks cannot be shared by {processes} processes x {grad_accum} micro-batches, for a block "
+                f"lies in one of them: the number must be a multiple of {parts}")
+    if images % blocks:
+        return f"{blocks} blocks do not divide {images} images"
+    return None

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 from pydantic import TypeAdapter, ValidationError
 
 from unlabeled.config.base.objects import is_dotted, load_object, settings_of
-from unlabeled.config.batches import small_batches
+from unlabeled.config.batches import idle_blocks, small_batches
 from unlabeled.config.card import Card
 from unlabeled.config.files import find, shown
 from unlabeled.config.protocols.all import AnyProtocol
@@ -169,6 +169,7 @@ def _recipe(values: Values, check_files: bool, run: Path | None = None) -> Recip
     wrong = {path[0] for path, _ in problems if path}
     if config is not None and recipe is not None:
         problems += small_batches(config, recipe.data).items()
+        problems += idle_blocks(config, recipe.train).items()
     if config_class is not None and not {"method", "data", "backbone"} & wrong:
         problems += _mismatches(values.value, config_class)
     if check_files:

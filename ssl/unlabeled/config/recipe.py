@@ -53,6 +53,10 @@ class MethodConfig(Strict):
         """Return the fewest images of a stream that an update needs; None where one is enough."""
         return None
 
+    def works_by_blocks(self) -> bool:
+        """Return whether anything is done for each block of the global batch apart (`train.blocks`)."""
+        return False
+
 
 class Backbone(Strict):
     """The network that is trained and exported."""
@@ -397,6 +401,10 @@ class Train(Strict):
     )
     precision: Precision = Field("auto", description="auto: bf16 on GPUs and on CPUs with AMX, else fp32")
     grad_accum: int = Field(1, gt=0, description="micro-batches per update")
+    blocks: int | None = Field(
+        None, gt=0, description="contiguous blocks of the global batch, each with draws and statistics of its own "
+        "where a method works by them; null: one per process and micro-batch of the first start"
+    )
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile backbones, their momentum copies and, on a GPU, jitter")

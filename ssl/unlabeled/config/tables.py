@@ -11,6 +11,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "rotnet": ("unlabeled.methods.rotnet_config:RotNetConfig", "unlabeled.methods.rotnet:RotNet"),
     "simclrv2": ("unlabeled.methods.simclrv2_config:SimCLRv2Config", "unlabeled.methods.simclrv2:SimCLRv2"),
     "simmatchv2": ("unlabeled.methods.simmatchv2_config:SimMatchV2Config", "unlabeled.methods.simmatchv2:SimMatchV2"),
+    "ssld": ("unlabeled.methods.ssld.config:SSLDConfig", "unlabeled.methods.ssld.method:SSLD"),
 }
 
 _BOTTLENECKS = ("resnet50", "resnet101", "resnet152", "resnet200")

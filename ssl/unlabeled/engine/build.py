@@ -1,4 +1,4 @@
-"""From a recipe to its data, and what the method may know of it."""
+"""From a recipe to its data, and what the method may know of it and of the run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from unlabeled.config.base.objects import load_object
+from unlabeled.config.batches import block_problem
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.tables import METHODS
 from unlabeled.data.stream import BatchShare, Reading, TrainStream
@@ -58,13 +59,45 @@ def make_info(recipe: Recipe, opened: dict[str, OpenStream]) -> Info:
         )
     names = tuple((labelled or [clock])[0].source.classes or ()) or None
     count = len(names) if names else None
-    return Info(recipe.train.seed, rank(), world(), count, streams, clock.card.mean, clock.card.std, names)
+    accum = recipe.train.grad_accum
+    blocks = recipe.train.blocks or world() * accum
+    return Info(recipe.train.seed, rank(), world(), count, streams, clock.card.mean, clock.card.std, names, accum,
+                blocks)
+
+
+def kept_blocks(recipe: Recipe, info: Info, run: Path) -> int:
+    """Return the blocks of a batch that a run was begun with, where it goes on and its method works by them.
+
+    A recipe that states their number has it. Raises UserError if they cannot be shared by the processes of this start.
+    """
+    if recipe.train.blocks is not None or not recipe.method.works_by_blocks():
+        return info.block_count
+    kept = read_record(run)["info"].get("blocks", info.block_count)
+    if not isinstance(kept, int):
+        raise UserError(f"{run / 'run.json'} is damaged: 'info.blocks' is {kept!r}; remove the file and give the "
+                        "command again, which writes it anew")
+    clock = info.streams[method_class(recipe).clock]
+    if problem := block_problem(kept, clock.batch, info.world, info.grad_accum):
+        raise UserError(f"{run} was begun with {kept} blocks per batch, by which its method works and which it keeps: "
+                        f"{problem}. Start it with a number of processes that divides {kept // info.grad_accum}")
+    return kept
+
+
+def block_lines(recipe: Recipe, info: Info) -> list[str]:
+    """Say how the global batch is cut into blocks, if the method works by them."""
+    if not recipe.method.works_by_blocks():
+        return []
+    images = info.streams[method_class(recipe).clock].batch // info.block_count
+    return [f"{info.block_count} block{'s' * (info.block_count > 1)} of {images} images per update (train.blocks)"]
 
 
 def info_record(info: Info) -> dict[str, Any]:
     """Return what `run.json` keeps of `info`, so that the method can be built again without its data."""
     streams = {name: {"samples": s.samples, "batch": s.batch, "records": s.records} for name, s in info.streams.items()}
-    return {"classes": info.classes, "streams": streams, "mean": info.mean, "std": info.std, "names": info.names}
+    return {
+        "classes": info.classes, "streams": streams, "mean": info.mean, "std": info.std, "names": info.names,
+        "blocks": info.block_count,
+    }  # fmt: skip
 
 
 def stored_info(run: Path, recipe: Recipe) -> Info:
@@ -82,4 +115,5 @@ def info_from_record(record: dict[str, Any], seed: int) -> Info:
     streams = {name: StreamInfo(**s) for name, s in record["streams"].items()}
     mean, std = (tuple(x) if x else None for x in (record["mean"], record["std"]))
     names = record.get("names")  # older runs do not have them
-    return Info(seed, 0, 1, record["classes"], streams, mean, std, tuple(names) if names else None)
+    return Info(seed, 0, 1, record["classes"], streams, mean, std, tuple(names) if names else None,
+                block_count=record.get("blocks", 1))

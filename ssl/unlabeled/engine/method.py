@@ -18,6 +18,7 @@ from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.sources import public, split_source
 from unlabeled.engine.build import method_class, stored_info
+from unlabeled.engine.exports.classes import export_classes
 from unlabeled.engine.exports.networks import find_export, inner, open_residuals
 from unlabeled.engine.public.networks import BACKBONE, CLASSIFIER, open_public
 from unlabeled.engine.run.sources import adopt, refuse_bad_export
@@ -42,7 +43,7 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
     def make_backbone(source: str | None = None, *, features: bool = False) -> BackboneModule:
         if source is None and recipe.backbone.init is None:
             network = cast(BackboneModule, build_backbone(recipe.backbone))
-            network.input = network.gives = None
+            network.input = network.gives = network.names = None
             refuse_images(network, sizes, recipe.backbone.name, recipe.backbone)
             if sizes:
                 _refuse_no_vector(network, recipe.backbone.name, next(iter(sizes)))
@@ -61,6 +62,7 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
                 recompute_activations(network, ours.name)
             refuse_images(network, sizes, f"'{origin}'", ours)
             network.input, network.gives = export.input, export.gives
+            network.names = export_classes(named) if source is not None and weights else None
             seed_everything(info.seed, "init", len(backbones))  # what follows does not depend on how it was built
         backbones.append(network)
         return network

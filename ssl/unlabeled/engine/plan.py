@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from unlabeled.config.base.curve import CurveRule, Table, curves
-from unlabeled.config.batches import small_batches
+from unlabeled.config.batches import block_problem, small_batches
 from unlabeled.config.recipe import Optim, Recipe
 from unlabeled.errors import UserError
 from unlabeled.ops.curves import Curve, curve_of, table_rate, value_at
@@ -67,6 +67,8 @@ def make_plan(recipe: Recipe, clock: str, samples: int, world: int) -> Plan:
         raise UserError(
             f"data.{clock}.batch {batch} does not divide into {world} processes x {train.grad_accum} micro-batches"
         )
+    if train.blocks is not None and (problem := block_problem(train.blocks, batch, world, train.grad_accum)):
+        raise UserError(f"train.blocks with data.{clock}.batch {batch}: {problem}")
     for problem in small_batches(recipe.method, recipe.data, world, sync_bn=train.sync_bn).values():
         raise UserError(problem)
     per_epoch = samples // batch

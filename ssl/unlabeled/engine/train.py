@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,10 +72,13 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
             if on_rank0(lambda: _is_finished(folder, plan.total)):
                 return Result(run, plan.total, finished=True)
             notes = on_rank0(lambda: _check_data(folder, recipe, record, opened))
+            if on_rank0(folder.goes_on):
+                info = replace(info, block_count=on_rank0(lambda: build.kept_blocks(recipe, info, run)))
+                record["info"] = build.info_record(info)
         if rank() == 0:
             processes = f"{world()} process{'es' * (world() > 1)} on {accelerator.device.type}"
             begin = f"{run.name}: {processes}, precision {accelerator.mixed_precision}"
-            print("\n".join([begin, *describe(plan, recipe)]), flush=True)
+            print("\n".join([begin, *describe(plan, recipe), *build.block_lines(recipe, info)]), flush=True)
         method = build_method(recipe, info, None if dry_run else run)
         trainer = Trainer(recipe, plan, folder, accelerator, opened, method, record, notes)
         at_the_end.callback(trainer.close)
@@ -136,7 +139,7 @@ class Trainer:
         self.record, self.notes = record, notes
         self.recipe, self.plan, self.folder, self.accelerator = recipe, plan, folder, accelerator
         self.updater = Updater(method, recipe, plan, accelerator)
-        about = {"recipe": recipe.model_dump(mode="json"), "data": record["data"]}
+        about = {"recipe": recipe.model_dump(mode="json"), "data": record["data"], "info": record["info"]}
         self.checkpoints = folder.saved_states(recipe.train.keep, about)
         self.clock = SaveClock(recipe.train.checkpoint_every)
         self.streamed = [name for name, stream in opened.items() if not stream.source.random_access]

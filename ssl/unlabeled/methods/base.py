@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,14 @@ from unlabeled.ops.distributed import Share, counts_per_part
 class BackboneModule(nn.Module):
     """What a method may expect of a backbone, as timm's have it; forward: [b, 3, S, S] -> [b, num_features].
 
-    input, gives: those of the export that it comes from (see `Export`); None for one with random weights.
+    input, gives: those of the export that it comes from (see `Export`); None for one with random weights. names: of the
+    classes that a teacher knows, in the order of its logits; None if they are not known, and for all others.
     """
 
     num_features: int
     input: Input | None
     gives: str | None
+    names: list[str] | None
 
 
 class MakeBackbone(Protocol):
@@ -52,11 +54,19 @@ class StreamInfo:
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+class Block(NamedTuple):
+    """A contiguous part of the global batch: its number there, from 0, and its rows in the views of this process."""
+
+    number: int
+    rows: slice
+
+
 @dataclass(frozen=True)
 class Info:
     """What a method may know of the run when it is built; mean and std are those of the clock stream's card.
 
-    classes, names: how many classes there are, and what they are called; None without labels.
+    classes, names: how many classes there are, and what they are called; None without labels. grad_accum: micro-batches
+    per update. block_count: blocks of the global batch (`train.blocks`).
     """
 
     seed: int
@@ -67,6 +77,8 @@ class Info:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     names: tuple[str, ...] | None = None
+    grad_accum: int = 1
+    block_count: int = 1
 
     def share(self, rows: int) -> Share:
         """Return this process's share of a global batch in which every process has `rows`.
@@ -74,6 +86,16 @@ class Info:
         What is drawn for all of it from `step.shared`, and then cut to `mine`, is the same on any number of processes.
         """
         return Share(rows * self.world, slice(self.rank * rows, (self.rank + 1) * rows))
+
+    def blocks(self, rows: int, micro: int) -> list[Block]:
+        """Return the blocks of this process's micro-batch of `rows` images.
+
+        What is done for each of them alone, with draws that are functions of (seed, update, number), is the same on any
+        number of processes.
+        """
+        count = self.block_count // (self.world * self.grad_accum)
+        first = (micro * self.world + self.rank) * count
+        return [Block(first + i, slice(i * rows // count, (i + 1) * rows // count)) for i in range(count)]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from unlabeled.augment import geometry, regularise
+from unlabeled.augment import geometry, operations, regularise
 from unlabeled.augment.photometric import to_input
-from unlabeled.backbones.depth import layer_depths
+from unlabeled.backbones.depth import layer_depths, stages
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
 from unlabeled.methods.base import (
@@ -74,8 +74,10 @@ class Finetune(Method):
         crop = train.crops[0]
         place = step.shared, self.info.share(len(crop))
         if cfg.randaugment is not None:
-            chosen = regularise.rand_augment(cfg.randaugment.operations, cfg.randaugment.magnitude)
-            crop = regularise.each(crop, chosen, *place)
+            total, mine = self.info.share(len(crop))
+            k, magnitude = cfg.randaugment.operations, cfg.randaugment.magnitude
+            drawn = operations.draw_rand_augment(total, k, magnitude, cfg.crop.size, step.shared)
+            crop = operations.apply(crop, drawn.rows(mine), "bilinear")
         view = to_input(crop, self.input.mean, self.input.std)
         if cfg.erasing > 0:
             view = regularise.each(view, regularise.random_erasing(cfg.erasing), *place)
@@ -97,16 +99,19 @@ class Finetune(Method):
         )
 
     def param_groups(self) -> list[Group]:
-        """One group; with `layer_decay` one per layer, and the classifier with a projection layer at the full rate."""
-        if self.cfg.layer_decay == 1:
+        """One group; with `layer_decay` or `stage_lr` one per factor, and all new layers at the full rate."""
+        network, cfg = self.classifier.network, self.cfg
+        if cfg.stage_lr is not None:
+            factors = {name: cfg.stage_lr[stage] for name, stage in stages(network, len(cfg.stage_lr)).items()}
+        elif cfg.layer_decay != 1:
+            factors = {name: cfg.layer_decay**below for name, below in layer_depths(network).items()}
+        else:
             return super().param_groups()
-        depths = layer_depths(self.classifier.network)
-        groups: dict[int, list[str]] = {}
+        groups: dict[float, list[str]] = {}
         for name, p in self.named_parameters():
             if p.requires_grad:
-                below = depths.get(name.removeprefix("classifier.network."), 0)
-                groups.setdefault(below, []).append(name)
-        return [Group(tuple(names), lr_mult=self.cfg.layer_decay**below) for below, names in groups.items()]
+                groups.setdefault(factors.get(name.removeprefix("classifier.network."), 1.0), []).append(name)
+        return [Group(tuple(names), lr_mult=factor) for factor, names in groups.items()]
 
     def exports(self) -> dict[str, Export]:
         """The classifier, and the network without it."""

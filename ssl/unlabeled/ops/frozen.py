@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
+from unlabeled.ops.norms import tracking_batchnorms
 
 
 class Frozen(nn.Module):
@@ -17,21 +18,30 @@ class Frozen(nn.Module):
 
     The network is no sub-module: it has no part in `parameters`, in DDP or in `state_dict`, but moves with `to`.
     Loading a state whose hash differs raises UserError, which names `source`.
+
+    by_batch: its BatchNorms normalise by the statistics of what they see and not by the running ones, which stay as
+    they are; everything else, such as dropout, is in evaluation mode.
     """
 
     digest: Tensor
     _held: nn.Module
 
-    def __init__(self, network: nn.Module, source: str) -> None:
+    def __init__(self, network: nn.Module, source: str, *, by_batch: bool = False) -> None:
         super().__init__()
-        self.source = source
+        self.source, self.by_batch = source, by_batch
         self.__dict__["_held"] = network.requires_grad_(False).eval()  # past nn.Module, which would register it
         self.register_buffer("digest", _digest(network))
+        if by_batch:
+            for norm in tracking_batchnorms(network):
+                norm.training = True  # and not train(), which would switch on the dropout that is fused with some
+                norm.track_running_stats = False
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Any:
-        """Return what the network gives for x."""
-        return self._held(x)
+    def forward(self, x: Tensor, blocks: Sequence[slice] = (slice(None),)) -> Any:
+        """Return what the network gives for x; by_batch: for every block of its rows apart, which may be several."""
+        if len(blocks) == 1 or not self.by_batch:
+            return self._held(x)
+        return torch.cat([self._held(x[rows]) for rows in blocks])
 
     @property
     def network(self) -> nn.Module:

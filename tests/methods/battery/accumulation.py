@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlabeled.errors import UserError
+from unlabeled.ops.frozen import Frozen
 
 Views = dict[str, Tensor]
 
@@ -48,6 +49,8 @@ def built(case: Case, more: Sequence[str] = (), dtype: torch.dtype | None = None
     for module in tiny.updater.method.modules():
         if isinstance(module, _BatchNorm) or "drop" in type(module).__name__.lower():
             module.eval()
+        if isinstance(module, Frozen):  # its norms are no modules of the method, and may go by the batch
+            module.network.eval()
     with torch.no_grad():
         for p in tiny.updater.method.parameters():
             if p.requires_grad:

@@ -137,8 +137,8 @@ class RunFolder:
             said = f"{str(error).rpartition(';')[0]}; it is written anew, without the earlier starts"
             print(f"{said} (the old file: {aside})" if kept else said)
             _, about = self.saved_states().newest_about()
-            data = about.get("data", info.get("data"))
-            self._write_record({"id": new_id(), **info, "data": data, "starts": []})
+            known: dict[str, Any] = {key: about[key] for key in ("data", "info") if key in about}
+            self._write_record({"id": new_id(), **info, **known, "starts": []})
 
     def begin(self, recipe: Recipe, info: dict[str, Any], update: int, streamed: list[str], notes: list[str],
               ) -> list[str]:
