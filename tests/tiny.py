@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from unlabeled.config.read import read_recipe
+from tests.data.toy_stores import write_store
+from unlabeled.config.read import read_card, read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.yaml.write import to_yaml
 from unlabeled.data.batch import Batch
-from unlabeled.data.sources.streams import open_streams
+from unlabeled.data.sources.open import open_source
 from unlabeled.data.stream import TrainStream
+from unlabeled.data.streams import open_streams
 from unlabeled.engine import build, launch
 from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.method import build_method
@@ -47,6 +50,9 @@ _PIXPRO = [
     "method.dim=12",
     "method.crop={kind: resized, size: 32, area: [0.3, 1.0]}",
 ]
+
+_RELABEL = "name: relabel, crop: {size: 8, area: [0.2, 1.0]}"
+_MAPS = ["data.train.records.labelmap=@labelmaps"]
 
 # random depth and dropout of a ViT of two blocks, whose tokens are rows of 4
 DROPS = (
@@ -107,6 +113,22 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
             ],
         )
     },
+    "relabel": {
+        "plain": ("cifar10/rotnet-cpu", [*_DIGITS, f"method={{{_RELABEL}, cutmix: {{off_last_epochs: 0}}}}", *_MAPS]),
+        "whole": (
+            "cifar10/rotnet-cpu",
+            [
+                *_DIGITS,
+                f"method={{{_RELABEL}, pooling: whole, cutmix: {{p: 0.5, beta: 0.7, off_last_epochs: 0}}}}",
+                *_MAPS,
+                "optim={name: adamp, lr: {base: 0.01}, nesterov: true, weight_decay: 0.01}",
+            ],
+        ),
+        "labels": (
+            "cifar10/rotnet-cpu",
+            [*_DIGITS, f"method={{{_RELABEL}, targets: label, smoothing: 0.1, cutmix: {{off_last_epochs: 0}}}}"],
+        ),
+    },
     "rotnet": {
         "all": ("cifar10/rotnet-cpu", [*_DIGITS, "method.crop={kind: padded, size: 8, pad: 1}"]),
         "one": (
@@ -163,7 +185,8 @@ class Case:
     """What the checks of the battery run on: a recipe by name or path, at tiny size.
 
     batch: images per update of every stream, None being the recipe's. dtype: in which exactness is asked. processes:
-    how many share an update. In overrides @teacher stands for a run that a method may start from.
+    how many share an update. In overrides @teacher stands for a run that a method may start from, @labelmaps for label
+    maps of digits.
     """
 
     name: str
@@ -175,7 +198,7 @@ class Case:
 
     def read(self, more: Sequence[str] = ()) -> Recipe:
         """Read the recipe with its overrides, and `more` of them."""
-        own = [text.replace("@teacher", str(teacher())) if "@teacher" in text else text for text in self.overrides]
+        own = [_filled(text) for text in self.overrides]
         if self.batch is None:
             return read_recipe(self.recipe, [*_SMALL, *own, *more])
         streams = read_recipe(self.recipe, [*_SMALL, *own, *more]).data.streams()
@@ -196,11 +219,37 @@ def tiny_recipe(method: str, variant: str, overrides: Sequence[str] = ()) -> Rec
     return tiny_case(method, variant).read(overrides)
 
 
+def _filled(text: str) -> str:
+    """Put what is made for the tests in the place of its name."""
+    for name, made in (("@teacher", teacher), ("@labelmaps", labelmaps)):
+        if name in text:
+            text = text.replace(name, str(made()))
+    return text
+
+
+def folder_of_this_process(prefix: str) -> Path:
+    """Make a folder that is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    Finalize(None, shutil.rmtree, [folder, True], exitpriority=0)  # also where a process of multiprocessing ends
+    return folder
+
+
+@functools.cache
+def labelmaps() -> Path:
+    """Keep label maps of digits' training images, equal in every process: 3 logits in each of 4 x 4 cells."""
+    source = open_source(read_card("digits"), "train")
+    random = np.random.default_rng(0)
+    logit = -np.sort(-random.normal(2.0, 4.0, (len(source), 3, 4, 4)), 1).astype(np.float16)
+    index = random.permuted(np.broadcast_to(np.arange(10, dtype=np.uint16), (len(source), 4, 4, 10)), axis=3)
+    columns = {"logit": logit, "index": np.moveaxis(index[..., :3], 3, 1)}
+    return write_store(folder_of_this_process("labelmaps-"), source, "labelmap", columns, 500,
+                       classes=source.classes, num_classes=10, orientation="row_major_HW", resize="squash")  # fmt: skip
+
+
 @functools.cache
 def teacher() -> Path:
     """Make what a finished fine-tuning run leaves behind, equal in every process: a classifier with random weights."""
-    run = Path(tempfile.mkdtemp(prefix="teacher-"))
-    Finalize(None, shutil.rmtree, [run, True], exitpriority=0)  # also runs where a process of multiprocessing ends
+    run = folder_of_this_process("teacher-")
     recipe = tiny_recipe("finetune", "plain")
     info = build.make_info(recipe, open_streams(recipe))
     method = build_method(recipe, info)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from unlabeled.augment import regularise
 from unlabeled.config.recipe import AdamP as AdamPOptions
 from unlabeled.config.recipe import LearningRate, Optim
+from unlabeled.data.records.labelmaps import edges, pool
 from unlabeled.engine.optim.optimizer import build_optimizer, set_learning_rate
 from unlabeled.engine.plan import learning_rate
-from unlabeled.methods.base import Group, Info, Method, Step
+from unlabeled.methods.base import Group, Info, Method, Step, StreamInfo
 from unlabeled.methods.relabel.config import RelabelConfig
 from unlabeled.methods.relabel.method import Relabel
-from unlabeled.methods.relabel.pooling import edges, pool
 from unlabeled.passes.labelmaps import cell_logits, strongest
 
 KINDS = (
@@ -122,7 +122,9 @@ class NoFeatures(nn.Identity):
 @PRECISIONS
 def test_loss(case: Case, dtype: torch.dtype) -> None:
     classes = int(case["num_classes"])
-    method = Relabel(RelabelConfig(), lambda source=None: NoFeatures(), Info(0, 0, 1, classes, {}))
+    about = {"num_classes": classes, "orientation": "row_major_HW", "resize": "squash"}
+    info = Info(0, 0, 1, classes, {"train": StreamInfo(4, 4, records={"labelmap": about})})
+    method = Relabel(RelabelConfig(), lambda source=None: NoFeatures(), info)
     method.classifier = Logits(tensor(case["student_logits"], dtype))
     step = Step(0, 1, 1, 0, 1, 1, 0.0, 0, torch.Generator(), torch.Generator())
     losses = method({"view": torch.zeros(1), "target": tensor(case["target_xy"], dtype)}, step)

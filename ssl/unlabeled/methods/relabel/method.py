@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from unlabeled.augment import geometry, lighting, photometric, regularise
 from unlabeled.data.batch import Batch, Stream
+from unlabeled.data.records.labelmaps import KIND, classes_of, edges, pool, whole
+from unlabeled.data.records.rows import Record
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of
 from unlabeled.methods.finetune import Classifier
 from unlabeled.methods.relabel.config import RelabelConfig
-from unlabeled.methods.relabel.pooling import edges, pool, whole
 from unlabeled.ops.labels import known, known_accuracy, known_soft_cross_entropy, likeliest, one_hot
-
-MAP = "labelmap"  # the record's name in cards and recipes, and the kind of its store
 
 
 class Relabel(Method):
@@ -33,14 +32,12 @@ class Relabel(Method):
     def streams(cls, cfg: RelabelConfig) -> dict[str, Stream]:
         """One crop of every image, with its label map or, for the baseline, its label."""
         maps = cfg.targets == "labelmap"
-        records = (Record(MAP),) if maps else ()
+        records = (Record(KIND),) if maps else ()
         return {"train": Stream((geometry.build(cfg.crop),), labels=not maps, records=records)}
 
     def __init__(self, cfg: RelabelConfig, make_backbone: MakeBackbone, info: Info) -> None:
         super().__init__()
-        if info.classes is None:
-            raise UserError("relabel trains a classifier, and the data card names no classes")
-        self.cfg, self.info, self.classes = cfg, info, info.classes
+        self.cfg, self.info, self.classes = cfg, info, _classes(cfg, info)
         network = make_backbone()
         self.input = input_of(network, cfg.crop.size, info)
         self.classifier = Classifier(network, self.classes)
@@ -65,7 +62,7 @@ class Relabel(Method):
         if self.cfg.targets == "label":
             assert train.label is not None
             return one_hot(train.label, self.classes, self.cfg.smoothing)
-        logit, index = train.records[MAP]["logit"], train.records[MAP]["index"]
+        logit, index = train.records[KIND]["logit"], train.records[KIND]["index"]
         boxes = train.boxes[0]
         assert boxes is not None
         where = edges(boxes) if self.cfg.pooling == "box" else whole(logit)
@@ -77,8 +74,8 @@ class Relabel(Method):
         if cut is None or step.epoch >= step.epochs - cut.off_last_epochs:
             return views
         if self.info.world > 1 and len(view) % 2:
-            raise UserError(f"method.cutmix pairs images that stand beside each other, but every process has {len(view)} "
-                            "of them at a time; choose data.train.batch so that the number is even")
+            raise UserError(f"method.cutmix pairs images that stand beside each other, but every process has "
+                            f"{len(view)} of them at a time; choose data.train.batch so that the number is even")
         mixes = torch.rand((), generator=step.shared) < cut.p
         box = regularise.draw_cut(view.shape[2], view.shape[3], cut.beta, step.shared)
         if not mixes:
@@ -116,6 +113,15 @@ class Relabel(Method):
             "classifier": Export(classifier, "logits", self.input),
             "backbone": Export(network, "vector", self.input),
         }
+
+
+def _classes(cfg: RelabelConfig, info: Info) -> int:
+    """Return how many classes the targets tell apart. Raises UserError if nothing says it."""
+    about = info.streams["train"].records.get(KIND) if cfg.targets == "labelmap" else None
+    if about is None and info.classes is None:
+        raise UserError("relabel trains a classifier, and neither label maps (data.train.records.labelmap=FOLDER) nor "
+                        "the data card name classes")
+    return classes_of(about) if about is not None else info.classes or 0
 
 
 def beside(images: Tensor) -> Tensor:

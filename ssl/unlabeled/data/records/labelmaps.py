@@ -1,17 +1,37 @@
-"""LabelPooling: from a stored label map and the box of a crop to the crop's target (arXiv 2101.05022 section 3.3).
+"""Label maps: what they say of themselves, and LabelPooling, from map and box of a crop to what is in the crop.
 
-The published code scatters the stored logits into a dense map [C, H, W], whose other entries are 0, and pools it by
-RoIAlign with one output cell. That is linear and separable, so here every stored logit is added to its class with the
-weight of its row times that of its column: equal to 1e-6, without the dense map.
+A row holds, of every cell of the image's map, the k largest logits and their classes: `logit` and `index` [k, H, W].
+
+LabelPooling is arXiv 2101.05022 section 3.3. The published code scatters the stored logits into a dense map [C, H, W],
+whose other entries are 0, and pools it by RoIAlign with one output cell. That is linear and separable, so here every
+stored logit is added to its class with the weight of its row times that of its column: equal to 1e-6, without the dense
+map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from unlabeled.errors import UserError
 from unlabeled.ops.boxes import Edges, crop_columns, edge_columns
 from unlabeled.ops.precision import at_least_float32
+
+KIND = "labelmap"  # of the store
+ORIENTATION, RESIZE = "row_major_HW", "squash"  # how its maps lie: by rows, over the whole image
+
+
+def classes_of(about: Mapping[str, Any]) -> int:
+    """Return how many classes the maps of a store know. Raises UserError for maps that lie otherwise."""
+    for key, needed in (("orientation", ORIENTATION), ("resize", RESIZE)):
+        if about.get(key) != needed:
+            raise UserError(f"the label maps have {key} '{about.get(key)}', but '{needed}' is needed, or targets are "
+                            "pooled from other places than those of the crop; make them with: unlabeled labelmaps, or "
+                            "unlabeled convert for published ones")
+    return int(about["num_classes"])
 
 
 def edges(boxes: Tensor) -> Tensor:
@@ -57,7 +77,7 @@ def pool(logit: Tensor, index: Tensor, edges: Tensor, classes: int) -> Tensor:
 
 
 def whole(logit: Tensor) -> Tensor:
-    """Return the edges [b, 4] of the whole images of `logit` [b, ...]: pooled inside them is the mean over the cells."""
+    """Return the edges [b, 4] of whole images, of as many as `logit` [b, ...]: pooled is then the mean of the cells."""
     edges = torch.zeros(len(logit), 4, device=logit.device)
     edges[:, 2:] = 1
     return edges
