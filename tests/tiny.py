@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from tests.data.toy_stores import write_store
+
 from unlabeled.config.read import read_card, read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.yaml.write import to_yaml

@@ -63,7 +63,7 @@ def test_targets_are_mixed_by_the_pixels_that_are_left() -> None:
 def test_the_share_that_stays_follows_the_law() -> None:
     """Evenly for beta 1, but for the clipping, which makes boxes smaller: by the mean of uncut boxes."""
     cuts = [draw_cut(1000, 1000, 1.0, generator(seed)) for seed in range(2000)]
-    inside = [c.left_over(1000, 1000) for c in cuts if 0 < c.top and c.bottom < 1000 and 0 < c.left and c.right < 1000]
+    inside = [c.left_over(1000, 1000) for c in cuts if min(c.top, c.left) > 0 and max(c.bottom, c.right) < 1000]
     # P(not clipped | r = 1 - share) is (1 - sqrt(r))^2: the mean of r is 1/30 over 1/6
     assert sum(1 - s for s in inside) / len(inside) == pytest.approx(0.2, abs=0.02)
     assert 0.1 < len(inside) / len(cuts) < 0.23

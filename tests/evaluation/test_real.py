@@ -1,4 +1,4 @@
-"""ReaL's labels: by the number in the name, right if among them, images without any skipped; and ImageNetV2's folders."""
+"""ReaL's labels, by the number in an image's name, images without any skipped; and ImageNetV2's folders."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def test_other_files_are_refused(tmp_path: Path, lists: object, keys: list[str],
 
 def test_what_is_no_json_or_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[[0]")
-    with pytest.raises(UserError, match="a.json is no JSON"):
+    with pytest.raises(UserError, match=r"a\.json is no JSON"):
         RealLabels(tmp_path / "a.json", Keys(KEYS), 3)
-    with pytest.raises(UserError, match="b.json cannot be read: No such file or directory"):
+    with pytest.raises(UserError, match=r"b\.json cannot be read: No such file or directory"):
         RealLabels(tmp_path / "b.json", Keys(KEYS), 3)
 
 

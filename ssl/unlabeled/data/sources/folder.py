@@ -128,8 +128,8 @@ def _numbered(names: list[str], folder: Path, card: Card) -> dict[str, int]:
     for name in names:
         most = len(card.classes) if card.classes else HIGHEST + 1
         if not (name.isascii() and name.isdigit() and int(name) < most):
-            raise UserError(f"{folder / name} is no class of card '{card.name}', whose source.order is number; allowed: "
-                            f"folders named 0 to {most - 1}, or leave 'order' out")
+            raise UserError(f"{folder / name} is no class of card '{card.name}', whose source.order is number; "
+                            f"allowed: folders named 0 to {most - 1}, or leave 'order' out")
         number[name] = int(name)
     return number
 
