@@ -34,7 +34,7 @@ from unlabeled.methods.base import Input
 from unlabeled.ops.distributed import on_rank0
 from unlabeled.ops.frozen import weights_digest
 from unlabeled.ops.precision import Resolved, autocast, full_precision
-from unlabeled.passes.labelmap_config import LabelmapSettings
+from unlabeled.config.passes.labelmaps import LabelmapSettings
 
 MOST_CLASSES = 65_535  # that two bytes tell apart
 _ASKED = 100  # images of the check at the end
@@ -138,7 +138,7 @@ def work_of(teacher: Teacher, maker: ImageMaker, k: int, device: torch.device) -
     """Return what the pass computes of the images that `maker` gives."""
     shape = _shape(teacher, device)
     about = describe(teacher.linear.out_features, teacher.names, (k, *shape), {
-        "teacher": teacher.source, "teacher_sha256": weights_digest(teacher.network).hex(), "size": teacher.input.size,
+        "teacher": teacher.source, "teacher_sha256": bytes(weights_digest(teacher.network).tolist()).hex(), "size": teacher.input.size,
         "interpolation": maker.geometries[0].interpolation, "precision": teacher.precision})
 
     def compute(batch: Batch) -> dict[str, Tensor]:

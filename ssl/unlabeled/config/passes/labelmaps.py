@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from unlabeled.config.passes import SplitPassSettings
+from unlabeled.config.passes.shared import SplitPassSettings
 
 
 class LabelmapSettings(SplitPassSettings):
