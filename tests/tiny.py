@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 
-import numpy as np
 import torch
-from tests.data.toy_stores import write_store
+from tiny_maps import labelmaps
 
-from unlabeled.config.read import read_card, read_recipe
+from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.yaml.write import to_yaml
 from unlabeled.data.batch import Batch
-from unlabeled.data.sources.open import open_source
 from unlabeled.data.stream import TrainStream
 from unlabeled.data.streams import open_streams
 from unlabeled.engine import build, launch
@@ -52,7 +50,7 @@ _PIXPRO = [
 ]
 
 _RELABEL = "name: relabel, crop: {size: 8, area: [0.2, 1.0]}"
-_MAPS = ["data.train.records.labelmap=@labelmaps"]
+_MAPS = ["data.train.records={labelmap: '@labelmaps'}"]
 
 # random depth and dropout of a ViT of two blocks, whose tokens are rows of 4
 DROPS = (
@@ -185,8 +183,7 @@ class Case:
     """What the checks of the battery run on: a recipe by name or path, at tiny size.
 
     batch: images per update of every stream, None being the recipe's. dtype: in which exactness is asked. processes:
-    how many share an update. In overrides @teacher stands for a run that a method may start from, @labelmaps for label
-    maps of digits.
+    how many share an update. In overrides @teacher and the like stand for what a method may start from (`_MADE`).
     """
 
     name: str
@@ -198,7 +195,7 @@ class Case:
 
     def read(self, more: Sequence[str] = ()) -> Recipe:
         """Read the recipe with its overrides, and `more` of them."""
-        own = [_filled(text) for text in self.overrides]
+        own = [_placed(text) for text in self.overrides]
         if self.batch is None:
             return read_recipe(self.recipe, [*_SMALL, *own, *more])
         streams = read_recipe(self.recipe, [*_SMALL, *own, *more]).data.streams()
@@ -219,37 +216,11 @@ def tiny_recipe(method: str, variant: str, overrides: Sequence[str] = ()) -> Rec
     return tiny_case(method, variant).read(overrides)
 
 
-def _filled(text: str) -> str:
-    """Put what is made for the tests in the place of its name."""
-    for name, made in (("@teacher", teacher), ("@labelmaps", labelmaps)):
-        if name in text:
-            text = text.replace(name, str(made()))
-    return text
-
-
-def folder_of_this_process(prefix: str) -> Path:
-    """Make a folder that is removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    Finalize(None, shutil.rmtree, [folder, True], exitpriority=0)  # also where a process of multiprocessing ends
-    return folder
-
-
-@functools.cache
-def labelmaps() -> Path:
-    """Keep label maps of digits' training images, equal in every process: 3 logits in each of 4 x 4 cells."""
-    source = open_source(read_card("digits"), "train")
-    random = np.random.default_rng(0)
-    logit = -np.sort(-random.normal(2.0, 4.0, (len(source), 3, 4, 4)), 1).astype(np.float16)
-    index = random.permuted(np.broadcast_to(np.arange(10, dtype=np.uint16), (len(source), 4, 4, 10)), axis=3)
-    columns = {"logit": logit, "index": np.moveaxis(index[..., :3], 3, 1)}
-    return write_store(folder_of_this_process("labelmaps-"), source, "labelmap", columns, 500,
-                       classes=source.classes, num_classes=10, orientation="row_major_HW", resize="squash")  # fmt: skip
-
-
 @functools.cache
 def teacher() -> Path:
     """Make what a finished fine-tuning run leaves behind, equal in every process: a classifier with random weights."""
-    run = folder_of_this_process("teacher-")
+    run = Path(tempfile.mkdtemp(prefix="teacher-"))
+    Finalize(None, shutil.rmtree, [run, True], exitpriority=0)  # also runs where a process of multiprocessing ends
     recipe = tiny_recipe("finetune", "plain")
     info = build.make_info(recipe, open_streams(recipe))
     method = build_method(recipe, info)
@@ -258,6 +229,20 @@ def teacher() -> Path:
     (run / "run.json").write_text(json.dumps({"info": build.info_record(info)}))
     write_exports(RunFolder(run), recipe, method, 0)
     return run
+
+
+# what overrides may name -> what makes it
+_MADE: dict[str, Callable[[], Path]] = {
+    "@teacher": teacher,
+    "@labelmaps": labelmaps,
+}
+
+
+def _placed(text: str) -> str:
+    """Return an override with the places of what it names."""
+    for name, make in _MADE.items():
+        text = text.replace(f"{name}'", f"{make()}'") if f"{name}'" in text else text
+    return text
 
 
 @dataclass

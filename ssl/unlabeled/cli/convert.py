@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = read_settings("unlabeled convert", kind, settings)
 
     from unlabeled.engine.launch import join
-    from unlabeled.engine.passes.source import open_sources
+    from unlabeled.passes.sources import open_sources
 
     converter(arguments.source, open_sources(chosen), chosen, join().device)
     return 0

@@ -7,7 +7,7 @@ import argparse
 SUMMARY = "Keep what a classifier sees in every cell of every image, for ReLabel; the same command goes on."
 EXAMPLES = [
     "unlabeled labelmaps runs/finetuned-s0 card=cifar10 out=maps/cifar10",
-    "unlabeled labelmaps timm:tf_efficientnet_l2.ns_jft_in1k_475 card=imagenet root=/data/imagenet out=maps/l2 batch=16",
+    "unlabeled labelmaps timm:tf_efficientnet_l2.ns_jft_in1k_475 card=imagenet out=maps/l2 batch=16",
     "unlabeled labelmaps timm:resnet50@resnet50.safetensors card=classfolder root=photos out=maps/photos part=1/4",
 ]
 
@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument(
         "teacher", metavar="TEACHER",
-        help="a classifier of a map, its mean and a linear layer: RUN[:EXPORT], timm:NAME[@FILE], torchvision:NAME[@FILE]",
+        help="a classifier of map, mean and linear layer: RUN[:EXPORT], timm:NAME[@FILE] or torchvision:NAME[@FILE]",
     )
     parser.add_argument(
         "settings", metavar="key=value", nargs="*",
@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = read_settings("unlabeled labelmaps", LabelmapSettings, arguments.settings)
 
     from unlabeled.engine.launch import join
-    from unlabeled.engine.passes.source import open_sources
     from unlabeled.passes.labelmaps import write_labelmaps
+    from unlabeled.passes.sources import open_sources
 
     write_labelmaps(open_sources(settings), arguments.teacher, settings, join().device)
     return 0

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.config.passes.convert import RelabelFiles
+from unlabeled.config.passes.convert import Orientation, RelabelFiles
 from unlabeled.data.batch import Batch
 from unlabeled.data.records.labelmaps import KIND
 from unlabeled.data.records.store import Store
@@ -27,11 +25,7 @@ _TRIED = 100  # images of the test of the orientation
 _LISTED = 3
 
 
-class Planes(NamedTuple):
-    """What a file holds: logits and their classes, [k, H, W] each, as its axes lie."""
-
-    logit: Tensor
-    index: Tensor
+Map = dict[str, Tensor]  # what a file holds: `logit` and `index`, [k, H, W] each, as its axes lie
 
 
 class Files:
@@ -44,7 +38,7 @@ class Files:
         self.folder, self.source, self.classes, self.turned = folder, source, classes, False
         self.shape = self._first_shape()
 
-    def read(self, place: int) -> Planes:
+    def read(self, place: int) -> Map:
         """Return the map of a sample. Raises CorruptSample for a file that is missing, damaged or of another kind."""
         key = self.source.key(place)
         file = self.folder / PurePosixPath(key).with_suffix(".pt")
@@ -62,7 +56,7 @@ class Files:
         problem = self._problem(found)
         if problem:
             raise CorruptSample(key, f"{file} {problem}")
-        return Planes(*found.float())
+        return dict(zip(("logit", "index"), found.float(), strict=True))
 
     def _problem(self, found: object) -> str:
         if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim != 4 or len(found) != 2:
@@ -82,7 +76,7 @@ class Files:
         problems = []
         for place in range(min(_TRIED, len(self.source))):
             try:
-                return self.read(place).logit.shape
+                return self.read(place)["logit"].shape
             except CorruptSample as error:
                 problems.append(error.reason)
         shown = "; ".join(problems[:_LISTED])
@@ -91,26 +85,20 @@ class Files:
                         "CLASS/IMAGE.pt stand for the card's CLASS/IMAGE.jpeg")
 
     def make(self, unit: np.ndarray) -> Batch:
-        """Return the maps of the samples at the places `unit`, int64 [b], that have one."""
-        return self.batch(unit, corrupt := [], self._read_all(unit, corrupt))
-
-    def _read_all(self, unit: np.ndarray, corrupt: list[str]) -> list[tuple[int, Planes]]:
-        there = []
+        """Return the maps, rows of the image first, of the samples at the places `unit`, int64 [b], that have one."""
+        places: list[int] = []
+        maps: list[Map] = []
+        corrupt: list[str] = []
         for place in unit.tolist():
             try:
-                there.append((place, self.read(place)))
+                maps.append(self.read(place))
+                places.append(place)
             except CorruptSample as error:
                 corrupt.append(error.key)
-        return there
-
-    def batch(self, unit: np.ndarray, corrupt: list[str], there: Sequence[tuple[int, Planes]]) -> Batch:
-        """Put maps into a batch, rows of the image first."""
-        empty = torch.zeros(0, *self.shape)
-        planes = [torch.stack([getattr(one, name) for _, one in there]) if there else empty for name in Planes._fields]
+        rows = {name: torch.stack([one[name] for one in maps]) for name in ("logit", "index")} if maps else {}
         if self.turned:
-            planes = [plane.mT.contiguous() for plane in planes]
-        index = torch.tensor([place for place, _ in there], dtype=torch.int64)
-        return Batch([], [], index, None, corrupt, {KIND: dict(zip(Planes._fields, planes, strict=True))})
+            rows = {name: values.mT.contiguous() for name, values in rows.items()}
+        return Batch([], [], torch.tensor(places, dtype=torch.int64), None, corrupt, {KIND: rows})
 
 
 def convert(folder: Path, source: Source, settings: RelabelFiles, device: torch.device) -> Store | None:
@@ -123,10 +111,12 @@ def convert(folder: Path, source: Source, settings: RelabelFiles, device: torch.
         raise UserError(f"{folder} is no folder; name the one that holds CLASS/IMAGE.pt")
     classes = settings.classes or (None if source.classes is None else len(source.classes))
     if classes is None or classes > MOST_CLASSES:
-        raise UserError(f"unlabeled convert: data card '{source.name}' names no classes, or more than {MOST_CLASSES}; give "
-                        "classes=N, their number in the maps")
+        raise UserError(f"unlabeled convert: data card '{source.name}' names no classes, or more than {MOST_CLASSES}; "
+                        "give classes=N, their number in the maps")
     files = Files(folder, source, classes)
-    orientation = settings.orientation or on_rank0(lambda: _tested(files, source, settings, device))
+    orientation = settings.orientation
+    if orientation is None:
+        orientation = on_rank0(lambda: _tested(files, source, settings, device))
     files.turned = orientation == "wh"
     k, height, width = files.shape
     shape = (k, width, height) if files.turned else (k, height, width)
@@ -140,7 +130,7 @@ def convert(folder: Path, source: Source, settings: RelabelFiles, device: torch.
                     max_corrupt=settings.max_corrupt)
 
 
-def _tested(files: Files, source: Source, settings: RelabelFiles, device: torch.device) -> str:
+def _tested(files: Files, source: Source, settings: RelabelFiles, device: torch.device) -> Orientation:
     """Return the orientation that a teacher confirms."""
     assert settings.teacher is not None
     teacher = open_teacher(settings.teacher, device, pick_precision(settings.precision, device.type))
@@ -149,5 +139,5 @@ def _tested(files: Files, source: Source, settings: RelabelFiles, device: torch.
                         f"{files.classes}; take a teacher of the same classes, or orientation=hw|wh")
     spread = np.linspace(0, len(source) - 1, min(_TRIED, len(source))).astype(np.int64)
     maps = files.make(spread)
-    trial = Trial(maps.index.numpy(), **{name: maps.records[KIND][name] for name in Planes._fields})
+    trial = Trial(maps.index.numpy(), **maps.records[KIND])
     return orientation_by_test(trial, source, teacher, device)

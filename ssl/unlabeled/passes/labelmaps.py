@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from unlabeled.augment.photometric import to_input
 from unlabeled.augment.plain_crops import Squash
 from unlabeled.backbones.sizes import refuse_images
+from unlabeled.config.passes.labelmaps import LabelmapSettings
 from unlabeled.data.batch import Batch
 from unlabeled.data.evaluation import ImageMaker
 from unlabeled.data.records.labelmaps import KIND, ORIENTATION, RESIZE, pool, whole
@@ -34,7 +35,6 @@ from unlabeled.methods.base import Input
 from unlabeled.ops.distributed import on_rank0
 from unlabeled.ops.frozen import weights_digest
 from unlabeled.ops.precision import Resolved, autocast, full_precision
-from unlabeled.config.passes.labelmaps import LabelmapSettings
 
 MOST_CLASSES = 65_535  # that two bytes tell apart
 _ASKED = 100  # images of the check at the end
@@ -104,8 +104,8 @@ def open_teacher(source: str, device: torch.device, precision: Resolved, size: i
     network = export.build()
     features, linear = split_classifier(network, name=f"'{source}'")
     if linear.out_features > MOST_CLASSES:
-        raise UserError(f"'{source}' knows {linear.out_features} classes; label maps hold the numbers of {MOST_CLASSES} "
-                        "at most")
+        raise UserError(f"'{source}' knows {linear.out_features} classes; label maps hold the numbers of "
+                        f"{MOST_CLASSES} at most")
     refuse_images(network, {image.size: "size"}, f"'{source}'")
     network = network.to(device).to(memory_format=torch.channels_last).eval()
     return Teacher(source, network, features, linear, image, export_classes(source), precision)
@@ -125,8 +125,7 @@ def write_labelmaps(source: Source, teacher: str, settings: LabelmapSettings, de
     if settings.k > classes:
         raise UserError(f"unlabeled labelmaps: k={settings.k}, but the teacher knows {classes} classes")
     refuse_other_classes(f"'{teacher}'", {"classes": known.names, "num_classes": classes}, source)
-    squash = Squash(known.input.size)
-    work = work_of(known, ImageMaker(source, [squash]), settings.k, device)
+    work = work_of(known, source, settings.k, device)
     store = run_pass(work, source, Path(settings.out).expanduser(), part=settings.share, batch=settings.batch,
                      workers=settings.workers, device=device, max_corrupt=settings.max_corrupt)
     if store is not None:
@@ -134,18 +133,19 @@ def write_labelmaps(source: Source, teacher: str, settings: LabelmapSettings, de
     return store
 
 
-def work_of(teacher: Teacher, maker: ImageMaker, k: int, device: torch.device) -> Work:
-    """Return what the pass computes of the images that `maker` gives."""
-    shape = _shape(teacher, device)
+def work_of(teacher: Teacher, source: Source, k: int, device: torch.device) -> Work:
+    """Return what the pass computes of the images of a split."""
+    shape, squash = _shape(teacher, device), Squash(teacher.input.size)
+    weights = bytes(weights_digest(teacher.network).tolist()).hex()
     about = describe(teacher.linear.out_features, teacher.names, (k, *shape), {
-        "teacher": teacher.source, "teacher_sha256": bytes(weights_digest(teacher.network).tolist()).hex(), "size": teacher.input.size,
-        "interpolation": maker.geometries[0].interpolation, "precision": teacher.precision})
+        "teacher": teacher.source, "teacher_sha256": weights, "size": squash.size,
+        "interpolation": squash.interpolation, "precision": teacher.precision})
 
     def compute(batch: Batch) -> dict[str, Tensor]:
         logit, index = strongest(teacher.map_of(batch.crops[0]), k)
         return {"logit": logit, "index": index}
 
-    return Work(KIND, fields_of((k, *shape)), about, maker, compute)
+    return Work(KIND, fields_of((k, *shape)), about, ImageMaker(source, [squash]), compute)
 
 
 def fields_of(shape: tuple[int, int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -170,9 +170,9 @@ def _shape(teacher: Teacher, device: torch.device) -> tuple[int, int]:
         dense, logits = teacher.map_of(crops.to(device)), teacher.logits(crops.to(device))
     apart = float((dense.mean((2, 3)) - logits).abs().max() / logits.abs().max().clamp_min(1e-12))
     if apart > (1e-3 if teacher.precision == "fp32" else 0.05):
-        raise UserError(f"'{teacher.source}': at {side} pixels the mean over the cells of its map differs from its logits "
-                        f"by {apart:.1%} of the largest: take its own size, or a classifier of map, mean and linear "
-                        "layer")
+        raise UserError(f"'{teacher.source}': at {side} pixels the mean over the cells of its map differs from its "
+                        f"logits by {apart:.1%} of the largest: take its own size, or a classifier of map, mean and "
+                        "linear layer")
     return dense.shape[2], dense.shape[3]
 
 
@@ -197,6 +197,6 @@ def check(store: Store, source: Source, teacher: Teacher, device: torch.device) 
     same = int((mapped == said).sum())
     print(f"maps and teacher name the same class of {same} of {len(said)} images", flush=True)
     if 2 * same < len(said):
-        raise UserError(f"{store.folder}: the pooled maps name the teacher's class of {same} of {len(said)} images only. "
-                        "Its files are of other images or another network, or k is too small: remove it and make it anew, "
-                        "with a larger k")
+        raise UserError(f"{store.folder}: the pooled maps name the teacher's class of {same} of {len(said)} images "
+                        "only. They are of other images or another network, or k is too small: remove the folder and "
+                        "make it anew, with a larger k")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.augment.resample import crop_resize, crop_resize_batch
+from unlabeled.config.passes.convert import Orientation
 from unlabeled.data.evaluation import ImageMaker
 from unlabeled.data.records.labelmaps import edges, pool
 from unlabeled.data.sources.base import Source
@@ -56,7 +57,7 @@ class CornerCrop:
         return crop_resize_batch(images, parameters, self.size, "bilinear")
 
 
-def orientation_by_test(trial: Trial, source: Source, teacher: Teacher, device: torch.device) -> str:
+def orientation_by_test(trial: Trial, source: Source, teacher: Teacher, device: torch.device) -> Orientation:
     """Return hw or wh: how the axes of maps lie whose targets of crops are what the teacher sees in them.
 
     Prints how often both agree. Raises UserError if they do about equally often.
@@ -73,6 +74,6 @@ def orientation_by_test(trial: Trial, source: Source, teacher: Teacher, device: 
     told = f"rows first (hw) on {agree['hw']}, columns first (wh) on {agree['wh']} of {len(seen)} crops"
     print(f"maps and teacher agree {told}", flush=True)
     if abs(agree["hw"] - agree["wh"]) < max(1, _CLEAR * len(seen)):
-        raise UserError(f"which axis of the label maps is which cannot be told: they agree with the teacher {told}. Take "
-                        "a better teacher of the same classes, or say it with orientation=hw or wh")
-    return max(agree, key=lambda name: agree[name])
+        raise UserError(f"which axis of the label maps is which cannot be told: they agree with the teacher {told}. "
+                        "Take a better teacher of the same classes, or say it with orientation=hw or wh")
+    return "hw" if agree["hw"] > agree["wh"] else "wh"

@@ -233,8 +233,8 @@ def refuse_other_classes(what: str, about: Mapping[str, Any], source: Source) ->
     if source.classes is None:
         return
     if count is not None and count != len(source.classes):
-        raise UserError(f"{what} knows {count} classes, but {card} has {len(source.classes)}: the teacher was trained on "
-                        "other classes; take a teacher that was trained on those of the card")
+        raise UserError(f"{what} knows {count} classes, but {card} has {len(source.classes)}: the teacher was trained "
+                        "on other classes; take a teacher that was trained on those of the card")
     if names is not None and list(names) != list(source.classes):
         place = next(i for i, (a, b) in enumerate(zip(names, source.classes, strict=True)) if a != b)
         raise UserError(f"{what}: class {place} of the teacher is '{names[place]}', that of {card} is "
