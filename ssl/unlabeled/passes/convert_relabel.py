@@ -139,5 +139,7 @@ def _tested(files: Files, source: Source, settings: RelabelFiles, device: torch.
                         f"{files.classes}; take a teacher of the same classes, or orientation=hw|wh")
     spread = np.linspace(0, len(source) - 1, min(_TRIED, len(source))).astype(np.int64)
     maps = files.make(spread)
+    if not maps.records[KIND]:
+        raise UserError(f"{files.folder} has no map of {len(spread)} images over the whole split; complete it")
     trial = Trial(maps.index.numpy(), **maps.records[KIND])
     return orientation_by_test(trial, source, teacher, device)
