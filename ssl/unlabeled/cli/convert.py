@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from unlabeled.cli.arguments import existing, take
+from unlabeled.cli.passes import settings_help
 from unlabeled.errors import UserError, did_you_mean, nearest
 
 SUMMARY = "Read what others published per image into a store that streams read; the same command goes on."
@@ -21,9 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", type=Path, help="folder or file of what was published")
     parser.add_argument(
         "settings", metavar="key=value", nargs="*",
-        help="format=relabel-pt (CLASS/IMAGE.pt, label maps of ReLabel): teacher=TEACHER (tells by test which axis is "
-        "which) or orientation=hw|wh, classes=N (if the card names none); of all formats: card=CARD, split=train, "
-        "root=FOLDER (of the card), out=FOLDER, batch=256, workers=4, part=1/1, max_corrupt=0.001",
+        help=settings_help("format=relabel-pt (ReLabel's label maps, CLASS/IMAGE.pt): teacher=TEACHER (tells by test which "
+                           "axis is which) or orientation=hw (rows first) or wh, classes=N (if the card names none)"),
     )
 
 
@@ -45,8 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     kind, converter = (load_object(place) for place in FORMATS[name])
     chosen = read_settings("unlabeled convert", kind, settings)
 
-    from unlabeled.engine.launch import join
-    from unlabeled.passes.sources import open_sources
+    from unlabeled.engine.launch import pick_device
+    from unlabeled.engine.passes.source import open_cards
 
-    converter(arguments.source, open_sources(chosen), chosen, join().device)
+    converter(arguments.source, open_cards(chosen), chosen, pick_device())
     return 0

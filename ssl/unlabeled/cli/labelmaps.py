@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from unlabeled.cli.passes import settings_help
+
 SUMMARY = "Keep what a classifier sees in every cell of every image, for ReLabel; the same command goes on."
 EXAMPLES = [
     "unlabeled labelmaps runs/finetuned-s0 card=cifar10 out=maps/cifar10",
@@ -20,9 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "settings", metavar="key=value", nargs="*",
-        help="card=CARD, split=train, root=FOLDER (of the card), out=FOLDER (of the maps), k=5 (classes per cell), "
-        "size=PIXELS (of the squares that images are resized to; default: the teacher's own), batch=256, workers=4, "
-        "precision=auto, part=1/1 (3/16: the third of sixteen jobs), max_corrupt=0.001",
+        help=settings_help("k=5 (classes per cell), size=PIXELS (side of the square that images are resized to; default: "
+                           "the teacher's own)"),
     )
 
 
@@ -33,9 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = read_settings("unlabeled labelmaps", LabelmapSettings, arguments.settings)
 
-    from unlabeled.engine.launch import join
+    from unlabeled.engine.launch import pick_device
+    from unlabeled.engine.passes.source import open_cards
     from unlabeled.passes.labelmaps import write_labelmaps
-    from unlabeled.passes.sources import open_sources
 
-    write_labelmaps(open_sources(settings), arguments.teacher, settings, join().device)
+    write_labelmaps(open_cards(settings), arguments.teacher, settings, pick_device())
     return 0
