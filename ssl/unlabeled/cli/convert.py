@@ -22,8 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", type=Path, help="folder or file of what was published")
     parser.add_argument(
         "settings", metavar="key=value", nargs="*",
-        help=settings_help("format=relabel-pt (ReLabel's label maps, CLASS/IMAGE.pt): teacher=TEACHER (tells by test which "
-                           "axis is which) or orientation=hw (rows first) or wh, classes=N (if the card names none)"),
+        help=settings_help("format=relabel-pt (ReLabel's label maps, CLASS/IMAGE.pt): teacher=TEACHER (tells by test "
+                           "which axis is which) or orientation=hw (rows first) or wh, classes=N (if the card names "
+                           "none)"),
     )
 
 

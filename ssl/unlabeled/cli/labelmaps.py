@@ -22,8 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "settings", metavar="key=value", nargs="*",
-        help=settings_help("k=5 (classes per cell), size=PIXELS (side of the square that images are resized to; default: "
-                           "the teacher's own)"),
+        help=settings_help("k=5 (classes per cell), size=PIXELS (side of the square that images are resized to; "
+                           "default: the teacher's own)"),
     )
 
 
