@@ -59,7 +59,7 @@ def main(words: list[str] | None = None) -> int:
         scores = {name: [work.student(name, seed) for seed in range(given.seeds)] for name in STUDENTS}
     gain = [a - b for a, b in zip(scores["ReLabel"], scores["labels"], strict=True)]
     report.say(f"{given.samples} scenes of 3 to 5 objects, 96 px, whose label is the kind of the largest one; "
-               f"crops of 0.1 to 0.5 of the area, 48 px, {given.updates} updates of 64; the plain network of 8 channels; "
+               f"crops of 0.1 to 0.5 of the area, 48 px, {given.updates} updates of 64; plain network of 8 channels; "
                "tested on 1,000 single objects. Teacher: the plain network of 16 channels on 5,000 single objects, "
                f"{teacher:.1f} % on the same test. Mean and deviation over the seeds.")
     rows = [[name, *_mean(values), measure.bar(statistics.mean(gain), at_least=GAIN, unit=" points over labels")

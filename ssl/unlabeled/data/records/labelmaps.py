@@ -48,6 +48,7 @@ def edges(boxes: Tensor) -> Tensor:
 def cell_weights(start: Tensor, end: Tensor, cells: int) -> Tensor:
     """Return how much each of `cells` along one axis counts for intervals [start, end] [b], shares of it: [b, cells].
 
+    Intervals are no longer than the axis.
     RoIAlign's rule with aligned=False and sampling_ratio=-1, whose boxes the published code moves by half a cell: the
     interval, at least one cell long, is sampled at ceil(length) points, each between its two nearest cells. The weights
     sum to 1 for an interval inside the image; points more than half a cell outside of it count as 0.
