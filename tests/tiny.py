@@ -227,7 +227,7 @@ def teacher() -> Path:
     torch.nn.init.normal_(method.classifier.linear.weight)
     (run / "recipe.yaml").write_text(to_yaml(recipe))
     (run / "run.json").write_text(json.dumps({"info": build.info_record(info)}))
-    write_exports(RunFolder(run), recipe, method, 0)
+    write_exports(RunFolder(run), recipe, method, 0, info.names)
     return run
 
 

@@ -114,7 +114,7 @@ def test_the_command_writes_maps_and_goes_on(tmp_path: Path, capsys) -> None:
 
 @pytest.mark.parametrize(("words", "message"), [
     (["k=11"], r"k=11, but the teacher knows 10 classes"),
-    (["sise=32"], r"unlabeled labelmaps: unknown key 'sise'. Did you mean 'size'"),
+    (["sise=32"], r"'sise=32': unknown key 'sise'. Did you mean 'size'"),
     (["card=shapes"], r"class 0 of the teacher is '0', that of data card 'shapes' is 'disc'"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(words: list[str], message: str, tmp_path: Path, capsys) -> None:
