@@ -12,6 +12,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 import torch
+from tiny_maps import labelmaps
 
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
@@ -50,6 +51,9 @@ _PIXPRO = [
     "method.dim=12",
     "method.crop={kind: resized, size: 32, area: [0.3, 1.0]}",
 ]
+
+_RELABEL = "name: relabel, crop: {size: 8, area: [0.2, 1.0]}"
+_MAPS = ["data.train.records={labelmap: '@labelmaps'}"]
 
 # random depth and dropout of a ViT of two blocks, whose tokens are rows of 4
 DROPS = (
@@ -109,6 +113,22 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
                 "conv: {kind: conv, block: layer1}}}",
             ],
         )
+    },
+    "relabel": {
+        "plain": ("cifar10/rotnet-cpu", [*_DIGITS, f"method={{{_RELABEL}, cutmix: {{off_last_epochs: 0}}}}", *_MAPS]),
+        "whole": (
+            "cifar10/rotnet-cpu",
+            [
+                *_DIGITS,
+                f"method={{{_RELABEL}, pooling: whole, cutmix: {{p: 0.5, beta: 0.7, off_last_epochs: 0}}}}",
+                *_MAPS,
+                "optim={name: adamp, lr: {base: 0.01}, nesterov: true, weight_decay: 0.01}",
+            ],
+        ),
+        "labels": (
+            "cifar10/rotnet-cpu",
+            [*_DIGITS, f"method={{{_RELABEL}, targets: label, smoothing: 0.1, cutmix: {{off_last_epochs: 0}}}}"],
+        ),
     },
     "rotnet": {
         "all": ("cifar10/rotnet-cpu", [*_DIGITS, "method.crop={kind: padded, size: 8, pad: 1}"]),
@@ -176,7 +196,7 @@ class Case:
     """What the checks of the battery run on: a recipe by name or path, at tiny size.
 
     batch: images per update of every stream, None being the recipe's. dtype: in which exactness is asked. processes:
-    how many share an update. In overrides @teacher stands for a run that a method may start from.
+    how many share an update. In overrides @teacher and the like stand for what a method may start from (`_MADE`).
     """
 
     name: str
@@ -188,7 +208,7 @@ class Case:
 
     def read(self, more: Sequence[str] = ()) -> Recipe:
         """Read the recipe with its overrides, and `more` of them."""
-        own = [text.replace("@teacher", str(teacher())) if "@teacher" in text else text for text in self.overrides]
+        own = [_placed(text) for text in self.overrides]
         if self.batch is None:
             return read_recipe(self.recipe, [*_SMALL, *own, *more])
         streams = read_recipe(self.recipe, [*_SMALL, *own, *more]).data.streams()
@@ -222,6 +242,20 @@ def teacher() -> Path:
     (run / "run.json").write_text(json.dumps({"info": build.info_record(info)}))
     write_exports(RunFolder(run), recipe, method, 0, info.names)
     return run
+
+
+# what overrides may name -> what makes it
+_MADE: dict[str, Callable[[], Path]] = {
+    "@teacher": teacher,
+    "@labelmaps": labelmaps,
+}
+
+
+def _placed(text: str) -> str:
+    """Return an override with the places of what it names."""
+    for name, make in _MADE.items():
+        text = text.replace(f"{name}'", f"{make()}'") if f"{name}'" in text else text
+    return text
 
 
 @dataclass

@@ -135,6 +135,34 @@ class RandomBoundCrop:
         return crop_resize_batch(images, parameters, self.size, self.interpolation)
 
 
+@dataclass(frozen=True)
+class Squash:
+    """The whole image, resized to a square whatever its aspect; parameters are boxes [n, 7].
+
+    Shares of the image's sides are then shares of the square's, as ReLabel's maps need it (arXiv 2101.05022).
+    """
+
+    size: int
+    interpolation: Interpolation = "bilinear"
+    draws: ClassVar[int] = 0
+    boxes: ClassVar[bool] = True
+
+    def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn image sizes [n, 2] into boxes [n, 7]; `uniforms` [n, 0] is not looked at."""
+        sizes = sizes.astype(np.float64)
+        return crop_boxes(np.zeros_like(sizes), sizes, sizes, np.zeros(len(sizes)))
+
+    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Resize one uint8 image [H, W, 3] to uint8 [3, size, size]."""
+        return crop_resize(image, parameters, self.size, self.interpolation)
+
+    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
+        """Resize equally large uint8 images [n, 3, H, W] to uint8 [n, 3, size, size]."""
+        if tuple(images.shape[2:]) == (self.size, self.size):
+            return images.contiguous()
+        return crop_resize_batch(images, parameters, self.size, self.interpolation)
+
+
 def _mirrored(places: Tensor, side: int) -> Tensor:
     """Return places that lie less than `side` outside of [0, side) as those that a mirror at the edge shows there."""
     return side - 1 - (side - 1 - places.abs()).abs()

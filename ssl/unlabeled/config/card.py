@@ -50,6 +50,9 @@ class ClassFolder(Strict):
     """One sub-folder per class, images at any depth below it."""
 
     kind: Literal["classfolder"]
+    order: Literal["name", "number"] = Field(
+        "name", description="of the classes: folders sorted by name, or named 0, 1, 2, ... after their class's number"
+    )
 
 
 class Torchvision(Strict):

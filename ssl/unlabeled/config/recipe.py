@@ -306,16 +306,26 @@ class Lars(Strict):
     eps: float = Field(0.0, ge=0, description="added to the denominator of the trust ratio")
 
 
+class AdamP(Strict):
+    """The switches of AdamP; the defaults are its paper's (arXiv 2006.08217)."""
+
+    eps: float = Field(1e-8, gt=0, description="added to the denominators")
+    delta: float = Field(
+        0.1, ge=0, description="weights are scale-invariant where |cos(gradient, weight)| < delta / sqrt(numbers)"
+    )
+    wd_ratio: float = Field(0.1, ge=0, description="factor on the weight decay of scale-invariant weights")
+
+
 def _own_or_known(name: Any, known: ValidatorFunctionWrapHandler) -> Any:
     return name if is_dotted(name) else known(name)
 
 
 OptimizerName = Annotated[
-    Literal["lars", "sgd", "adamw"],
+    Literal["lars", "sgd", "adamw", "adamp"],
     WrapValidator(_own_or_known),
     PlainSerializer(str, return_type=str),
     WithJsonSchema({
-        "anyOf": [{"enum": ["lars", "sgd", "adamw"]}, {"type": "string", "pattern": ":"}],
+        "anyOf": [{"enum": ["lars", "sgd", "adamw", "adamp"]}, {"type": "string", "pattern": ":"}],
         "description": "or module:object of one's own, called with parameter groups, lr and options",
     }),
 ]
@@ -338,6 +348,7 @@ class Optim(Strict):
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     lars: Lars = Lars()
+    adamp: AdamP = AdamP()
     clip: float | None = Field(None, gt=0, description="clip the gradient of every part to this norm")
 
     @model_validator(mode="after")
@@ -377,8 +388,9 @@ class Optim(Strict):
 # options of `optim` that only some optimizers know
 _USERS = {
     "momentum": ("lars", "sgd"),
-    "nesterov": ("lars", "sgd"),
-    "betas": ("adamw",),
+    "nesterov": ("lars", "sgd", "adamp"),
+    "betas": ("adamw", "adamp"),
+    "adamp": ("adamp",),
     "lars": ("lars",),
     "exclude_lars": ("lars",),
 }

@@ -283,7 +283,8 @@ def _numbers(scores: dict[str, dict[str, Score]], test: Features) -> list[Number
     assert label is not None
     chance = 100.0 * float(torch.bincount(label).max()) / len(label)
     names = scores["network"]
-    return [Number(name, chance, **{kind: vars(found[name]) for kind, found in scores.items()}) for name in names]
+    return [Number(name, score.details.get("chance", chance),
+                   **{kind: vars(found[name]) for kind, found in scores.items()}) for name, score in names.items()]
 
 
 def _scored(test: Features) -> Features:

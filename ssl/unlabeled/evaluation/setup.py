@@ -137,7 +137,10 @@ def scored_split(wanted: str | None, card: Card, other: str | None = None) -> st
 def open_splits(cfg: Protocol, restored: Restored) -> Splits:
     """Open the splits of a protocol: its own card's, or the run's. Raises UserError if there is nothing to score."""
     card, root, own = find_card(cfg.card, cfg.root, restored)
-    train = open_train(cfg.train, card, root, own)
+    wanted = cfg.train
+    if isinstance(cfg, Classify) and wanted is None and own is None and "train" not in card.splits:
+        wanted = scored_split(cfg.test, card)  # nothing is learned: a card of test images is enough
+    train = open_train(wanted, card, root, own)
     if train.labels is None or not (train.labels >= 0).any():
         return Splits(card.name, train, None, [])
     name = scored_split(cfg.test, card)

@@ -125,6 +125,9 @@ class Classify(Protocol):
 
     idle: ClassVar[Mapping[str, str]] = {"seed": "it draws nothing", "keep_features": "it keeps none"}
     protocol: Literal["classify"]
+    real: str | None = Field(
+        None, description="ReaL's labels of ImageNet's validation images, real.json: right is who names one of them"
+    )
     random_init: Literal[False] = False
     raw_pixels: Literal[False] = False
 
