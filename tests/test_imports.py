@@ -14,7 +14,7 @@ ROOMS = {
     "config": [{"yaml", "base"}, {"", "protocols"}],
     "ops": [{"machine"}, {""}, {"measures"}],
     "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense"}, {""}, {"packing"}],
-    "methods": [{""}, {"probe"}],
+    "methods": [{""}, {"feature_distil", "probe"}],
     "engine": [{"optim"}, {"run"}, {"exports"}, {""}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
 }
