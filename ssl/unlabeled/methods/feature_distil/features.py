@@ -34,9 +34,9 @@ class Features(nn.Module):
     """The vector and the cells of a network's last layer: [b, 3, S, S] -> Seen.
 
     The network gives a vector itself (by its own pooling: a mean over places, or a class token), or only a map
-    [b, D, H, W] or tokens [b, T, D], such as an inner block: then the vector is the class token where there is one, else
-    the mean of the cells. Class and register tokens are no cells. Raises UserError, with `name`, if it lacks what is
-    asked for.
+    [b, D, H, W] or tokens [b, T, D], such as an inner block: then the vector is the class token where there is one,
+    else the mean of the cells. Class and register tokens are no cells. Raises UserError, with `name`, if it lacks what
+    is asked for.
     """
 
     def __init__(self, network: nn.Module, size: int, name: str, *, pooled: bool, cells: bool) -> None:
@@ -97,7 +97,7 @@ class Features(nn.Module):
         return out[:, prefix:].unflatten(1, (side, side))
 
     def _prefix(self, tokens: Tensor) -> int:
-        """Return how many tokens stand for the whole image: as the network says, else one where that leaves a square."""
+        """Return how many tokens stand for the whole image: as the network says, else one if that leaves a square."""
         for module in self.network.modules():
             if hasattr(module, "num_prefix_tokens"):
                 return int(module.num_prefix_tokens)  # type: ignore[arg-type]

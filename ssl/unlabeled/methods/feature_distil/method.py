@@ -156,7 +156,7 @@ class FeatureDistil(Method):
         for name, x, y in zip(self.weights, self._compared(seen), self._compared(target), strict=True):
             prediction, y = self.projection[name](x), at_least_float32(y)
             if self.statistics:
-                losses.carry[name] = torch.cat([part.reshape(-1) for part in moments(y)])[None]
+                losses.carry |= {f"{name}_{field}": value[None] for field, value in moments(y)._asdict().items()}
             y = self.statistics[name](y) if self.statistics else by_itself(y)
             losses.terms[name] = self.weights[name] * feature_loss(prediction, y, self.cfg.loss)
             losses.metrics[f"cosine_{name}"] = 1 - feature_loss(prediction.detach(), y, Cosine())
@@ -164,11 +164,9 @@ class FeatureDistil(Method):
 
     def after_step(self, step: Step, carry: dict[str, Tensor]) -> dict[str, float]:
         """Count the teacher's features of this update in, those of all micro-batches and processes."""
-        for name, parts in carry.items():
-            count, mean, variance = gather(parts).split([1, *[(parts.shape[1] - 1) // 2] * 2], dim=1)
-            statistics = self.statistics[name]
+        for name, statistics in self.statistics.items():
             assert isinstance(statistics, Standardise)
-            statistics.add(Moments(count[:, 0], mean, variance))
+            statistics.add(Moments(*(gather(carry[f"{name}_{field}"]) for field in Moments._fields)))
         return {}
 
     def exports(self) -> dict[str, Export]:
