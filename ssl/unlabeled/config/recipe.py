@@ -23,6 +23,7 @@ from unlabeled.config.base.curve import CountFrom, Decay, Every, Portion, Shape,
 from unlabeled.config.base.objects import is_dotted
 from unlabeled.config.base.strict import Strict
 from unlabeled.config.marks import Free
+from unlabeled.config.sources import public
 from unlabeled.config.tables import BACKBONE_OPTIONS, NOT_TIMMS
 
 
@@ -56,10 +57,11 @@ class MethodConfig(Strict):
 class Backbone(Strict):
     """The network that is trained and exported."""
 
-    name: str = Field(description="a name of the backbone table, any timm model, or module:object of one's own; with "
-                      "init that run's, if not given")
+    name: str = Field(description="a name of the backbone table, any timm model, torchvision:NAME, or module:object of "
+                      "one's own; with init that network's, if not given")
     init: str | None = Field(
-        None, description="start from the network of an earlier run: RUN or RUN:EXPORT, such as runs/x:backbone+head1"
+        None, description="start from the network of an earlier run, RUN or RUN:EXPORT, such as runs/x:backbone+head1, "
+        "or from public weights: timm:NAME, timm:NAME@FILE, torchvision:NAME or torchvision:NAME@FILE"
     )
     init_weights: bool = Field(True, description="false: that network at random initialisation, as a baseline")
     width: float = Field(1, gt=0, description="factor on every channel count (timm ResNets only)")
@@ -86,6 +88,14 @@ class Backbone(Strict):
                 raise ValueError(f"'{key}' has no effect with {self.name}; it belongs to {', '.join(names)}")
         if self.avg_after_block3 and self.blocks == 3:
             raise ValueError("'avg_after_block3' has no effect with 3 blocks; use 4 or 5, or leave it false")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_come_with_init(self) -> Backbone:
+        named = public(self.name)
+        if named is not None and self.name != named.backbone:
+            raise ValueError(f"'name' is {self.name}; write name: {named.backbone} for random weights, or init: "
+                             f"{self.name} for published ones")
         return self
 
     @model_validator(mode="after")
@@ -144,17 +154,60 @@ class Subset(Strict):
         return self
 
 
-class StreamData(Strict):
-    """Where one stream of training samples comes from."""
+class SetData(Strict):
+    """A split of a data card, or a part of one."""
 
     card: str = Field(description="name of a data card, or the path of one")
     root: Free[str | None] = Field(None, description="folder of the data; overrides the card's own")
     split: str = "train"
     subset: Subset | None = Field(None, description="use only a part of the split")
+    records: Free[dict[str, str]] = Field(
+        {}, description="folders of what is stored per image, by kind: {labelmap: FOLDER}; besides those of the card"
+    )
+
+
+class MixedSet(SetData):
+    """One of several sets that a stream reads together."""
+
+    weight: float | None = Field(
+        None, gt=0, description="share of the samples, in proportion to the other weights; none: every sample once"
+    )
+    labels: bool = Field(True, description="false: its labels count as unknown, such as those of other classes")
+
+
+class StreamData(SetData):
+    """Where one stream of training samples comes from: a split of one card, or several of them."""
+
+    card: str = Field("", description="name of a data card, or the path of one")
+    mix: Free[list[MixedSet]] = Field(
+        [], description="instead of card: several sets as one; labels of those without are unknown"
+    )
     batch: int = Field(gt=0, description="images per update, over all processes")
     epoch_samples: int | None = Field(
         None, gt=0, description="samples of one epoch, where not the whole set; more than it holds repeats it"
     )
+
+    @model_validator(mode="after")
+    def _one_card_or_several(self) -> StreamData:
+        if bool(self.card) == bool(self.mix):
+            raise ValueError("give either card or mix")
+        idle = [key for key in ("root", "split", "subset", "records") if key in self.model_fields_set]
+        if self.mix and idle:
+            raise ValueError(f"'{idle[0]}' belongs to the sets of 'mix'")
+        if len({one.weight is None for one in self.mix}) > 1:
+            raise ValueError("give every set of 'mix' a weight, or none of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        of_one = ("card", "root", "split", "subset")
+        idle = of_one if self.mix else ("mix",)
+        return {key: value for key, value in dump(self).items()
+                if key not in idle and not (key == "records" and not value)}
+
+    def sets(self) -> list[SetData]:
+        """Return the sets that are read together, or the only one."""
+        return [*self.mix] if self.mix else [self]
 
 
 class Data(Strict):

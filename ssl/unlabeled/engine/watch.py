@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
-from unlabeled.ops.distributed import rank, world
+from unlabeled.ops.distributed import meeting_place, rank, world
 
 PATIENCE = 600.0
 _ENDED = "ended"
@@ -78,8 +78,7 @@ class Watch:
     def _tell(self) -> None:
         beats, host = 0, socket.gethostname()
         try:
-            store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
-                                  wait_for_workers=False, timeout=datetime.timedelta(seconds=self.patience))
+            store = meeting_place(self.patience)
             while True:
                 beats += 1
                 ending = self._ending.is_set()
@@ -117,7 +116,7 @@ class Watch:
             return [0], f"the processes' meeting place at {keeper} has been silent for {self.patience:.0f} s"
         if silent:
             return silent, f"silent for {self.patience:.0f} s: stopped, killed or out of reach"
-        # A stopped one is behind as well, and the two clocks tick apart: only who is heard is behind, the rest is silent.
+        # a stopped one is behind as well, and the two clocks tick apart: only who is still heard is behind
         heard = [r for r in self._told if self._silent[r] <= 2 * self.interval]
         behind = [r for r in heard if int(self._told[r].split()[1]) < self.begun]
         if behind and self._waited >= self.patience:

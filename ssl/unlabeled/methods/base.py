@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,24 +29,35 @@ class BackboneModule(nn.Module):
 
 
 class MakeBackbone(Protocol):
-    """Makes the recipe's backbone, trainable; or the network of an earlier run (RUN or RUN:EXPORT), for a teacher."""
+    """Makes the recipe's backbone, trainable, or the network that a source names, for a teacher.
 
-    def __call__(self, source: str | None = None) -> BackboneModule:
+    A source is RUN[:EXPORT[.BLOCK]], timm:NAME[@FILE] or torchvision:NAME[@FILE]. features: without its classifier;
+    otherwise with it, where there is one and no export is named.
+    """
+
+    def __call__(self, source: str | None = None, *, features: bool = False) -> BackboneModule:
         """Return a new network. Raises UserError for a bad source."""
 
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """One stream of the run: samples in its split, images per update over all processes, labels [samples] or None."""
+    """One stream of the run: samples in its split, images per update over all processes, labels [samples] or None.
+
+    records: what the headers of its stores say of their rows, by name (`about` of `data.records.store.Header`).
+    """
 
     samples: int
     batch: int
     labels: Tensor | None = None
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Info:
-    """What a method may know of the run when it is built; mean and std are those of the clock stream's card."""
+    """What a method may know of the run when it is built; mean and std are those of the clock stream's card.
+
+    classes, names: how many classes there are, and what they are called; None without labels.
+    """
 
     seed: int
     rank: int
@@ -55,6 +66,7 @@ class Info:
     streams: dict[str, StreamInfo]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    names: tuple[str, ...] | None = None
 
     def share(self, rows: int) -> Share:
         """Return this process's share of a global batch in which every process has `rows`.
