@@ -1,10 +1,10 @@
-"""Feature distillation without labels on CIFAR-10: vectors, cells or both, beside the untrained student and the teacher.
+"""Feature distillation without labels on CIFAR-10: vectors, cells or both, beside teacher and untrained student.
 
     python -m benchmarks.feature_distil --repeats 3 --out benchmarks/results/feature-distil.md
 
 The teacher is a plain network that was trained on all labels; the student, of half its width, sees its features alone.
-`--repeats` counts the seeds of the students. Runs stay in `--folder`: a call that was cut short goes on. `$DATA/cifar10`
-holds the shards.
+`--repeats` counts the seeds of the students. Runs stay in `--folder`: a call that was cut short goes on.
+`$DATA/cifar10` holds the shards.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCORES = ("knn20@.07", "linear")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, evaluate it, and print the table."""
     parser = measure.arguments("feature_distil", QUESTION, repeats=3)
-    parser.add_argument("--updates", type=int, default=600, help="of every student (default 600); the teacher's are 800")
+    parser.add_argument("--updates", type=int, default=600, help="of every student (600); the teacher's are 800")
     parser.add_argument("--folder", type=Path, default=Path("runs/feature-distil"), help="where the runs are kept")
     given = parser.parse_args(arguments)
     updates, teacher_updates = (20, 20) if given.quick else (given.updates, 800)
@@ -95,9 +95,9 @@ def _tell(teacher: dict[str, tuple[float, float]], students: dict[str, list[dict
     for variant, seeds in students.items():
         rows.append([variant, *(_mean([scores[name][0] for scores in seeds]) for name in SCORES)])
     report.table(["network", *SCORES], rows)
-    report.say(f"Accuracy on the test images in percent, per seed, then mean ± deviation; last update. Chance: 10. Plain "
-               f"networks of width {TEACHER} (teacher, {teacher_updates} updates) and {STUDENT} (students, {updates} "
-               "updates), batches of 64, AdamW. Nothing was chosen by looking at these numbers.")
+    report.say("Accuracy on the test images in percent, per seed, then mean ± deviation; last update. Chance: 10. "
+               f"Plain networks of width {TEACHER} (teacher, {teacher_updates} updates) and {STUDENT} (students, "
+               f"{updates} updates), batches of 64, AdamW. Nothing was chosen by looking at these numbers.")
     return report
 
 

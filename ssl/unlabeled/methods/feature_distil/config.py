@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from unlabeled.config.augment import Crop, ResizedCrop
-from unlabeled.config.recipe import MethodConfig, Smallest, Strict
+from unlabeled.config.recipe import Backbone, MethodConfig, Smallest, Strict
+from unlabeled.config.sources import public
 
 
 class Cosine(Strict):
@@ -31,7 +32,10 @@ class FeatureDistilConfig(MethodConfig):
 
     name: Literal["feature-distil"] = "feature-distil"
     teacher: str = Field(
-        description="a network that gives features: RUN or RUN:EXPORT, timm:NAME or timm:NAME@FILE, torchvision:NAME"
+        description="a network that gives features: RUN[:EXPORT[.BLOCK]], timm:NAME[@FILE] or torchvision:NAME[@FILE]"
+    )
+    teacher_options: dict[str, Any] = Field(
+        {}, description="of the constructor of a timm or torchvision teacher, such as {img_size: 224}"
     )
     pooled: float = Field(1.0, ge=0, description="weight of the loss on one vector per image; 0: none")
     cells: float = Field(0.0, ge=0, description="weight of the loss on the cells of the last maps, or tokens; 0: none")
@@ -47,6 +51,19 @@ class FeatureDistilConfig(MethodConfig):
     def _something_is_compared(self) -> FeatureDistilConfig:
         if self.pooled == self.cells == 0:
             raise ValueError("'pooled' and 'cells' are both 0, so nothing would be learned; give one of them a weight")
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit_the_teacher(self) -> FeatureDistilConfig:
+        named = public(self.teacher)
+        if named is None and self.teacher_options:
+            raise ValueError(f"'teacher_options' has no effect with '{self.teacher}', which is a run and built already")
+        if named is not None:
+            try:
+                Backbone(name=named.backbone, options=self.teacher_options)
+            except ValidationError as error:
+                said = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(said.replace("'options", "'teacher_options")) from error
         return self
 
     def smallest_batch(self, stream: str) -> Smallest | None:

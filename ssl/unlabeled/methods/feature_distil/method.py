@@ -17,7 +17,7 @@ from unlabeled.augment import geometry
 from unlabeled.augment.photometric import to_input
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
-from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of, width_of
+from unlabeled.methods.base import BackboneModule, Export, Info, Losses, MakeBackbone, Method, Step, input_of, width_of
 from unlabeled.methods.feature_distil.config import Cosine, FeatureDistilConfig, SmoothL1
 from unlabeled.methods.feature_distil.features import Features, Match, Seen
 from unlabeled.ops.distributed import gather
@@ -115,7 +115,7 @@ class FeatureDistil(Method):
         self.cfg, size = cfg, cfg.crop.size
         self.weights = {name: w for name, w in (("pooled", cfg.pooled), ("cells", cfg.cells)) if w}
         wanted = {name: name in self.weights for name in ("pooled", "cells")}
-        teacher = make_backbone(cfg.teacher)
+        teacher = self._opened(make_backbone)
         if teacher.gives == "logits":
             raise UserError(f"method.teacher '{cfg.teacher}' gives logits; name an export that gives features, such as "
                             "RUN:backbone, or take method ssld or distil, which learn from logits")
@@ -134,6 +134,13 @@ class FeatureDistil(Method):
             self.projection[name] = nn.Linear(x.shape[-1], y.shape[-1])
             if cfg.standardise == "dimensions":
                 self.statistics[name] = Standardise(y.shape[-1])
+
+    def _opened(self, make_backbone: MakeBackbone) -> BackboneModule:
+        """Return the teacher's network; what is said of its options is said under their name here."""
+        try:
+            return make_backbone(self.cfg.teacher, features=True, options=self.cfg.teacher_options)
+        except UserError as error:
+            raise UserError(str(error).replace("backbone.options", "method.teacher_options")) from error
 
     def _compared(self, seen: Seen) -> list[Tensor]:
         """Return the vectors that are compared, in the order of `weights`."""
