@@ -51,14 +51,14 @@ class Features(nn.Module):
             raise UserError(f"{name} gives vectors and no map or tokens; set method.cells=0, or name an inner block "
                             "that gives them, as in RUN:backbone.layer4")
         if cells and pooled and self.vector and not hasattr(network, "forward_head"):
-            self._refuse_other_pooling(given, size)
+            self._refuse_other_pooling(size)
 
-    def _refuse_other_pooling(self, vector: Tensor, size: int) -> None:
+    def _refuse_other_pooling(self, size: int) -> None:
         """Raise UserError unless the network's vector is the mean of its cells, so that one pass gives both."""
-        black = torch.zeros(1, 3, size, size)
+        image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))  # a black one tells nothing
         training = self.network.training
         with torch.no_grad():
-            mean = self._grid(features(self.network.eval(), black)).mean((1, 2))
+            vector, mean = self.network.eval()(image), self._grid(features(self.network, image)).mean((1, 2))
         self.network.train(training)
         if mean.shape != vector.shape or not torch.allclose(mean, vector, rtol=1e-4, atol=1e-5):
             raise UserError(f"the vector that {self.name} gives is not the mean of its last map, so both take two "
@@ -138,5 +138,5 @@ class Match(nn.Module):
 
 def _weights(side: int, wanted: int) -> Tensor:
     """Return the matrix [wanted, side] that resizes a line of cells; its rows add up to 1."""
-    lines = torch.eye(side, dtype=torch.float64)[None, :, :, None]
-    return F.interpolate(lines, (wanted, 1), mode="bilinear", antialias=True)[0, :, :, 0].T.float().contiguous()
+    lines = torch.eye(side)[None, None]
+    return F.interpolate(lines, (wanted, side), mode="bilinear", antialias=True)[0, 0]

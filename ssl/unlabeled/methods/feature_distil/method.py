@@ -66,10 +66,14 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.zeros(dim))
 
+    @property
+    def deviation(self) -> Tensor:
+        """What dimensions are divided by, [D]."""
+        return self.variance.clamp_min(1e-4 * self.variance.mean()).clamp_min(1e-24).sqrt()
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the standardised vectors; changes nothing."""
-        deviation = self.variance.clamp_min(1e-4 * self.variance.mean()).clamp_min(1e-24).sqrt()
-        return torch.where(self.count > 0, (x - self.mean) / deviation, by_itself(x))
+        return torch.where(self.count > 0, (x - self.mean) / self.deviation, by_itself(x))
 
     def add(self, parts: Moments) -> None:
         """Count in the vectors of an update, in parts as for `joined`."""
