@@ -35,6 +35,8 @@ def test_the_cosine_loss_sees_directions_alone() -> None:
     assert float(feature_loss(scale * prediction, target / scale, Cosine())) == pytest.approx(float(loss))
     rows = [1 - float(p @ t / (p.norm() * t.norm())) for p, t in zip(prediction, target, strict=True)]
     assert float(loss) == pytest.approx(sum(rows) / 5)
+    cells = feature_loss(prediction.view(5, 1, 1, 7).expand(5, 2, 3, 7), target.view(5, 1, 1, 7), Cosine())
+    assert float(cells) == pytest.approx(float(loss))
 
 
 @pytest.mark.parametrize("beta", [0.5, 2.0])
