@@ -33,6 +33,7 @@ VARIANTS = {
 NETWORK = "backbone={{name: 'benchmarks.plain_network:plain', options: {{width: {}}}}}"
 TEACHER, STUDENT = 16, 8  # widths
 SCORES = ("knn20@.07", "linear")
+Scores = dict[str, tuple[float, float]]  # by name: of the network, and of its random initialisation, percent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,11 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             NETWORK.format(TEACHER), *data, "data.train.subset=null", "data.train.epoch_samples=null",
             "optim={name: adamw, lr: {base: 2.0e-3}, schedule: cosine, weight_decay: 0.05}",
         ])
-        students = {
-            name: [_student(given.folder / f"{name.replace(',', '').replace(' ', '-')}-s{seed}", updates, teacher, [
-                NETWORK.format(STUDENT), *data, f"train.seed={seed}", *options]) for seed in seeds]
-            for name, options in VARIANTS.items()
-        }
+        students: dict[str, list[Scores]] = {name: [] for name in VARIANTS}
+        for seed in seeds:  # all variants of a seed before the next one, so that a call cut short has compared them
+            for name, options in VARIANTS.items():
+                run = given.folder / f"{name.replace(',', '').replace(' ', '-')}-s{seed}"
+                _train("cifar10/feature-distil-cpu", run, updates, [
+                    f"method.teacher={teacher}:backbone", NETWORK.format(STUDENT), *data, f"train.seed={seed}",
+                    *options])
+                students[name].append(_scores(run))
         taught = _scores(teacher)
     _tell(taught, students, updates, teacher_updates).finish(given.out)
     return 0
@@ -74,20 +78,14 @@ def _train(recipe: str, run: Path, updates: int, overrides: Sequence[str]) -> No
         raise UserError(f"{run} was not trained; see above")
 
 
-def _student(run: Path, updates: int, teacher: Path, overrides: Sequence[str]) -> dict[str, tuple[float, float]]:
-    _train("cifar10/feature-distil-cpu", run, updates, [f"method.teacher={teacher}:backbone", *overrides])
-    return _scores(run)
-
-
-def _scores(run: Path) -> dict[str, tuple[float, float]]:
+def _scores(run: Path) -> Scores:
     """Return accuracies of the network and of its random initialisation, percent, by the number's name."""
     reports: list[Report] = evaluate_many(["knn", "linear"], run, ["raw_pixels=false", "export=backbone"])
     numbers = {number.name: number for report in reports for number in report.numbers}
     return {name: (numbers[name].network["value"], numbers[name].random_init["value"]) for name in SCORES}
 
 
-def _tell(teacher: dict[str, tuple[float, float]], students: dict[str, list[dict[str, tuple[float, float]]]],
-          updates: int, teacher_updates: int) -> measure.Report:
+def _tell(teacher: Scores, students: dict[str, list[Scores]], updates: int, teacher_updates: int) -> measure.Report:
     report = measure.Report("feature_distil", "Feature distillation on CIFAR-10", QUESTION)
     rows = [["teacher, trained on all labels", *(f"{teacher[name][0]:.1f}" for name in SCORES)]]
     untrained = next(iter(students.values()))
