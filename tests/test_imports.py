@@ -14,7 +14,7 @@ ROOMS = {
     "config": [{"yaml", "base"}, {"", "protocols", "passes"}],
     "ops": [{"machine"}, {""}, {"measures"}],
     "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense", "records"}, {""}, {"packing"}],
-    "methods": [{""}, {"probe", "relabel", "ssld"}],
+    "methods": [{""}, {"feature_distil", "probe", "relabel", "ssld"}],
     "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {"passes"}, {""}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
 }

@@ -39,6 +39,8 @@ _DISTIL = "name: distil, teacher: '@teacher', crop: {kind: padded, size: 8}"
 
 _SSLD = "name: ssld, teacher: '@teacher', crop: {kind: paddle, size: 8, area: [0.5, 1.0]}"
 _BLOCKS = ["data.train.batch=64", "train.blocks=4"]  # of 16 images, the fewest that a teacher's statistics need
+# crops of 16 pixels, whose last map has 2 x 2 cells
+_FEATURE_DISTIL = "name: feature-distil, teacher: '@teacher:backbone', crop: {size: 16, area: [0.5, 1.0]}"
 
 # two batch sizes; a bank of three updates, which six updates fill twice; confident enough for every image
 _SIMMATCHV2 = ["data.labeled.batch=12", "method.bank=72", "method.topn=7", "method.threshold=0.1"]
@@ -71,6 +73,21 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
                 *_DIGITS,
                 f"method={{{_DISTIL}, temperature: 2.0, alpha: 0.7, labels: {{share: 0.5}}}}",
             ],
+        ),
+    },
+    "feature-distil": {
+        "pooled": ("cifar10/rotnet-cpu", [*_DIGITS, f"method={{{_FEATURE_DISTIL}}}"]),
+        "cells": (
+            "cifar10/rotnet-cpu",
+            [
+                *_DIGITS,
+                f"method={{{_FEATURE_DISTIL}, pooled: 0.0, cells: 1.0, loss: {{kind: smooth_l1}}}}",
+                f"backbone={DROPS.replace('img_size: 8', 'img_size: 16')}",
+            ],
+        ),
+        "both": (
+            "cifar10/rotnet-cpu",
+            [*_DIGITS, f"method={{{_FEATURE_DISTIL}, cells: 0.5, standardise: vectors}}"],
         ),
     },
     "finetune": {

@@ -5,6 +5,10 @@ from __future__ import annotations
 # method name -> (configuration class, method class), as module:object
 METHODS: dict[str, tuple[str, str]] = {
     "distil": ("unlabeled.methods.distil_config:DistilConfig", "unlabeled.methods.distil:Distil"),
+    "feature-distil": (
+        "unlabeled.methods.feature_distil.config:FeatureDistilConfig",
+        "unlabeled.methods.feature_distil.method:FeatureDistil",
+    ),
     "finetune": ("unlabeled.methods.finetune_config:FinetuneConfig", "unlabeled.methods.finetune:Finetune"),
     "pixpro": ("unlabeled.methods.pixpro_config:PixProConfig", "unlabeled.methods.pixpro:PixPro"),
     "probe": ("unlabeled.methods.probe.config:ProbeConfig", "unlabeled.methods.probe.method:Probe"),

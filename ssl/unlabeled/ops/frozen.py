@@ -1,9 +1,9 @@
-"""A network that is never trained, such as a teacher or the backbone under a probe."""
+"""What is never trained: a whole network, such as a teacher or the backbone under a probe, and idle parameters."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,14 @@ class Frozen(nn.Module):
             raise UserError(f"the checkpoint was made with other weights of the frozen network '{self.source}'; "
                             "put the former ones back, or start anew with fresh=true")
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def freeze_unreached(module: nn.Module, outputs: Iterable[Tensor]) -> None:
+    """Freeze the trainable parameters of `module` that none of its `outputs` depends on."""
+    params = [p for p in module.parameters() if p.requires_grad]
+    reached = torch.autograd.grad([x.sum() for x in outputs], params, allow_unused=True)
+    for p, grad in zip(params, reached, strict=True):
+        p.requires_grad_(grad is not None)
 
 
 def weights_digest(network: nn.Module) -> Tensor:
