@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from unlabeled.augment import affine
-from unlabeled.augment.plain_crops import RandomPaddedCrop, RandomSquareCrop
+from unlabeled.augment.plain_crops import RandomPaddedCrop, RandomSquareCrop, ResizedFirst
 from unlabeled.augment.resample import Interpolation, crop_resize, crop_resize_batch
 from unlabeled.config.augment import AffineCrop, Crop, PaddedCrop, SquareCrop
 from unlabeled.ops.boxes import crop_boxes
@@ -132,12 +132,13 @@ class RandomAffine:
         return affine.warp(images, parameters, self.size)
 
 
-def build(cfg: Crop) -> RandomResizedCrop | RandomPaddedCrop | RandomSquareCrop | RandomAffine:
+def build(cfg: Crop) -> RandomResizedCrop | RandomPaddedCrop | ResizedFirst | RandomSquareCrop | RandomAffine:
     """Make the geometry that a recipe describes."""
     if isinstance(cfg, AffineCrop):
         return RandomAffine(cfg.size, cfg.degrees, cfg.translate, cfg.scale, cfg.shear)
     if isinstance(cfg, PaddedCrop):
-        return RandomPaddedCrop(cfg.size, cfg.pad, cfg.flip, cfg.border == "reflect")
+        padded = RandomPaddedCrop(cfg.size, cfg.pad, cfg.flip, cfg.border == "reflect")
+        return padded if cfg.resize is None else ResizedFirst(padded, cfg.resize)
     if isinstance(cfg, SquareCrop):
         return RandomSquareCrop(cfg.size, cfg.proportion, cfg.flip, cfg.interpolation)
     return RandomResizedCrop(cfg.size, cfg.area, cfg.aspect, cfg.flip, cfg.interpolation)
