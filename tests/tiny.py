@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 
+import tiny_stores
 import torch
 
 from unlabeled.config.read import read_recipe
@@ -35,6 +36,9 @@ BATCH = 24  # divides by 1, 2, 3 and 4 processes
 _DIGITS = ["data.train.card=digits", "data.workers=0"]
 
 _DISTIL = "name: distil, teacher: '@teacher', crop: {kind: padded, size: 8}"
+
+_REINFORCEMENT = "name: reinforcement, crop: {kind: padded, size: 8, flip: 0.5}"
+_ENTRIES = [*_DIGITS, "data.train.records={reinforcement: '@entries'}"]
 
 # two batch sizes; a bank of three updates, which six updates fill twice; confident enough for every image
 _SIMMATCHV2 = ["data.labeled.batch=12", "method.bank=72", "method.topn=7", "method.threshold=0.1"]
@@ -107,6 +111,20 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
             ],
         )
     },
+    "reinforcement": {
+        "plain": ("cifar10/rotnet-cpu", [*_ENTRIES, f"method={{{_REINFORCEMENT}, replay: 0.6}}"]),
+        "mixed": (
+            "cifar10/rotnet-cpu",
+            [
+                *_DIGITS,
+                "data.train.records={reinforcement: '@mixed-entries'}",
+                "method={name: reinforcement, mix: true, crop: {size: 8, flip: 0.0, interpolation: bilinear}, "
+                "replay: 1.0}",
+            ],
+        ),
+        "label": ("cifar10/rotnet-cpu", [*_ENTRIES, f"method={{{_REINFORCEMENT}, targets: label}}"]),
+        "none": ("cifar10/rotnet-cpu", [*_DIGITS, f"method={{{_REINFORCEMENT}, replay: 0.0, randaugment: null}}"]),
+    },
     "rotnet": {
         "all": ("cifar10/rotnet-cpu", [*_DIGITS, "method.crop={kind: padded, size: 8, pad: 1}"]),
         "one": (
@@ -163,7 +181,7 @@ class Case:
     """What the checks of the battery run on: a recipe by name or path, at tiny size.
 
     batch: images per update of every stream, None being the recipe's. dtype: in which exactness is asked. processes:
-    how many share an update. In overrides @teacher stands for a run that a method may start from.
+    how many share an update. In overrides @teacher and the like stand for what a method may start from (`_MADE`).
     """
 
     name: str
@@ -175,7 +193,7 @@ class Case:
 
     def read(self, more: Sequence[str] = ()) -> Recipe:
         """Read the recipe with its overrides, and `more` of them."""
-        own = [text.replace("@teacher", str(teacher())) if "@teacher" in text else text for text in self.overrides]
+        own = [_placed(text) for text in self.overrides]
         if self.batch is None:
             return read_recipe(self.recipe, [*_SMALL, *own, *more])
         streams = read_recipe(self.recipe, [*_SMALL, *own, *more]).data.streams()
@@ -209,6 +227,21 @@ def teacher() -> Path:
     (run / "run.json").write_text(json.dumps({"info": build.info_record(info)}))
     write_exports(RunFolder(run), recipe, method, 0)
     return run
+
+
+# what overrides may name -> what makes it
+_MADE: dict[str, Callable[[], Path]] = {
+    "@teacher": teacher,
+    "@entries": functools.partial(tiny_stores.reinforcement, mix=False),
+    "@mixed-entries": functools.partial(tiny_stores.reinforcement, mix=True),
+}
+
+
+def _placed(text: str) -> str:
+    """Return an override with the places of what it names."""
+    for name, make in _MADE.items():
+        text = text.replace(f"{name}'", f"{make()}'") if f"{name}'" in text else text
+    return text
 
 
 @dataclass

@@ -46,7 +46,7 @@ def compress(params: Params, order: Sequence[str]) -> list[Any]:
         value = params.get(name)
         if name in _DRAW_NOTHING:
             continue
-        if name not in _MIXING and mixes and not mixed:
+        if name not in _MIXING and mixes and not mixed and value is not None:
             value = value[0]
         if name == "rand_augment" and value is not None:
             value = [_numbered(one) for one in value] if mixed else _numbered(value)
@@ -100,7 +100,8 @@ def row_of(params: Params, size: int, mix: bool) -> dict[str, np.ndarray]:
     if mixed:
         second = _view({name: value[1] for name, value in params.items() if name not in ("id2", *_MIXING)}, size)
         share, cut = params.get("mixup"), params.get("cutmix")
-        mixing = {"partner": np.int64(params["id2"]), "mixup": np.float32(1.0 if share is None else share),
+        mixing = {"partner": np.array(params["id2"], np.int64),
+                  "mixup": np.array(1.0 if share is None else share, np.float32),
                   "cut": mixing["cut"] if cut is None else _box(cut[1], size)}
     return {**row, **mixing, **{f"{name}2": value for name, value in second.items()}}
 
@@ -115,7 +116,7 @@ def _view(params: Params, size: int) -> dict[str, np.ndarray]:
     erase = params.get("random_erase")
     return {
         "crop": _box(crop, 1 << 16),
-        "flip": np.uint8(bool(params.get("random_horizontal_flip"))),
+        "flip": np.array(bool(params.get("random_horizontal_flip")), np.uint8),
         "op": np.array([SKIPPED] * OPERATIONS if operations is None else [RAND_AUGMENT.index(n) for n, _ in operations],
                        np.uint8),
         "magnitude": np.array([0.0] * OPERATIONS if operations is None else [m for _, m in operations], np.float32),

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.augment.geometry import RandomResizedCrop
+from unlabeled.augment.geometry import RandomResizedCrop, build
 from unlabeled.augment.plain_crops import RandomPaddedCrop, ResizedFirst
+from unlabeled.config.augment import PaddedCrop, ResizedCrop
 from unlabeled.errors import UserError
 from unlabeled.ops.boxes import crop_boxes, crop_columns
 
@@ -67,6 +68,13 @@ class StoredCrop:
         single = images.permute(0, 2, 3, 1).numpy()
         cuts = [self.crop.apply(image, box) for image, box in zip(single, parameters, strict=True)]
         return torch.from_numpy(np.stack(cuts))
+
+
+def drawing(cfg: ResizedCrop | PaddedCrop) -> Drawn:
+    """Make the geometry that draws crops whose places can be stored."""
+    crop = build(cfg)
+    assert isinstance(crop, Drawn)
+    return crop
 
 
 def encode(boxes: np.ndarray, crop: Drawn) -> tuple[np.ndarray, np.ndarray]:

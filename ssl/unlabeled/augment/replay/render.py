@@ -20,7 +20,8 @@ from unlabeled.augment.replay.erasing import erase, inside
 def replay(crops: Sequence[Tensor], rows: Mapping[str, Tensor]) -> Tensor:
     """Return the views of n entries, float32 [n, 3, S, S] in [0, 1].
 
-    crops: uint8 [n, 3, S, S], and a second one where entries may be mixed. rows: their fields (see `entries`), [n, ...].
+    crops: uint8 [n, 3, S, S], and a second one where entries may be mixed. rows: their fields (see `entries`), each
+    [n, ...].
     """
     view = render(crops[0], stored_operations(rows), rows["erase"])
     if len(crops) == 1:

@@ -36,7 +36,7 @@ class ReinforcementConfig(MethodConfig):
     @model_validator(mode="after")
     def _options_have_a_user(self) -> ReinforcementConfig:
         if self.targets == "label" and self.mix:
-            raise ValueError("targets: label has no label for a mixed view; take a store without mixing, and mix: false")
+            raise ValueError("a mixed view has no label for targets: label; take unmixed entries, and mix: false")
         if self.mix and self.replay == 0:
             raise ValueError("'mix' has no effect with replay: 0, which reads no entry")
         if self.targets == "label" and self.replay == 0:

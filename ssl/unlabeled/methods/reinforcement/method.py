@@ -9,15 +9,16 @@ plain image with its label.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlabeled.augment import geometry, operations
+from unlabeled.augment import operations
 from unlabeled.augment.photometric import to_input
 from unlabeled.augment.replay import erasing
-from unlabeled.augment.replay.crops import StoredCrop
+from unlabeled.augment.replay.crops import StoredCrop, drawing
 from unlabeled.augment.replay.render import render, replay
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.records.rows import Record
@@ -40,7 +41,7 @@ class Reinforcement(Method):
     @classmethod
     def streams(cls, cfg: ReinforcementConfig) -> dict[str, Stream]:
         """One stored crop of every image, and of its partner where entries are mixed; labels only for plain images."""
-        crop = geometry.build(cfg.crop)
+        crop = drawing(cfg.crop)
         if cfg.replay == 0:
             return {"train": Stream((crop,), labels=True)}
         crops = tuple(StoredCrop(crop, second) for second in ([False, True] if cfg.mix else [False]))
@@ -90,11 +91,11 @@ class Reinforcement(Method):
         return one_hot(train.label, self.classes)
 
     def _plain(self, crop: Tensor, step: Step) -> Tensor:
-        """The usual augmentation: RandAugment, bilinear where the replay's is nearest, and random erasing with black."""
+        """The usual augmentation: RandAugment, bilinear where the replay's is nearest, and erasing with black."""
         cfg, size = self.cfg, self.cfg.crop.size
         total, mine = self.info.share(len(crop))
-        of_one, bin_number = (0, 0) if cfg.randaugment is None else (cfg.randaugment.operations, cfg.randaugment.magnitude)
-        drawn = operations.draw_rand_augment(total, of_one, bin_number, size, step.shared)
+        k, magnitude = (0, 0) if cfg.randaugment is None else (cfg.randaugment.operations, cfg.randaugment.magnitude)
+        drawn = operations.draw_rand_augment(total, k, magnitude, size, step.shared)
         uniforms = torch.rand(total, erasing.DRAWS, dtype=torch.float64, generator=step.shared)
         boxes = torch.from_numpy(np.ascontiguousarray(erasing.draw(uniforms.numpy(), cfg.erasing, size)))
         return render(crop, drawn.rows(mine), to_device(boxes[mine], crop.device), "bilinear")
@@ -128,14 +129,15 @@ class Reinforcement(Method):
         }
 
 
-def refuse_other_views(cfg: ReinforcementConfig, about: dict) -> None:
+def refuse_other_views(cfg: ReinforcementConfig, about: dict[str, Any]) -> None:
     """Raise UserError if the recipe's views are not those of the store, of which its header says `about`."""
-    stored = about["crop"]
-    if bool(about["mix"]) != cfg.mix:
-        raise UserError(f"the stored entries are {'mixed with a second image' if about['mix'] else 'not mixed'}, so the "
-                        f"recipe must say method.mix={str(about['mix']).lower()}")
+    stored, mixed = about["crop"], bool(about["mix"])
+    if mixed != cfg.mix:
+        raise UserError(f"the stored entries are {'mixed with a second image' if mixed else 'not mixed'}, so say "
+                        f"method.mix={str(mixed).lower()}")
     for key in ("kind", "size", "pad", "border", "resize", "interpolation"):
         ours = getattr(cfg.crop, key, None)
         if ours != stored.get(key):
-            raise UserError(f"method.crop.{key} is {ours}, but the teachers saw views of {key} {stored.get(key)}; a replay "
-                            f"is their view: give method.crop.{key}={stored.get(key)}, or make entries of such views")
+            theirs = "null" if stored.get(key) is None else stored[key]
+            raise UserError(f"method.crop.{key} is {ours}, but the stored views have {theirs}, and a replay shows what "
+                            f"the teachers saw: give method.crop.{key}={theirs}, or make entries of other views")
