@@ -11,12 +11,12 @@ TIERS = [{"errors"}, {"config"}, {"ops"}, {"data", "augment", "backbones"}, {"me
          {"evaluation", "passes"}, {"cli"}]  # fmt: skip
 # the rooms of a package from below to above ("" for its own files); one folder holds files of one subject
 ROOMS = {
-    "config": [{"yaml", "base"}, {"", "protocols"}],
+    "config": [{"yaml", "base"}, {"", "protocols", "passes"}],
     "ops": [{"machine"}, {""}, {"measures"}],
     "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense", "records"}, {""}, {"packing"}],
     "augment": [{""}, {"replay"}],
     "methods": [{""}, {"probe", "reinforcement"}],
-    "engine": [{"optim"}, {"run"}, {"exports"}, {""}],
+    "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {"passes"}, {""}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
 }
 TIER = {package: number for number, packages in enumerate(TIERS) for package in packages}

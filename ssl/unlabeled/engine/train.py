@@ -21,9 +21,9 @@ from unlabeled.data.batch import Batch
 from unlabeled.data.streams import OpenStream, open_streams
 from unlabeled.engine import build, launch
 from unlabeled.engine.exports.networks import write_exports
-from unlabeled.engine.features import gather_names
 from unlabeled.engine.journal import Journal
 from unlabeled.engine.method import build_method
+from unlabeled.engine.passes.features import gather_names
 from unlabeled.engine.plan import Plan, describe, make_plan
 from unlabeled.engine.restore import load_state
 from unlabeled.engine.run.checkpoint import SaveClock, vanished
@@ -156,7 +156,8 @@ class Trainer:
                 if self.saved < self.done:  # the data have ended the run
                     self._save()
                 if self.done == self.plan.total:
-                    exported = on_rank0(lambda: write_exports(self.folder, self.recipe, method, self.done))
+                    names = self.record["info"]["names"]
+                    exported = on_rank0(lambda: write_exports(self.folder, self.recipe, method, self.done, names))
                     journal.measure(self.done, method)
                     heard = self._heard(signals)  # in the last update, or since
         finally:
