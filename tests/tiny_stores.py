@@ -15,7 +15,7 @@ from torch import nn
 
 from unlabeled.augment.replay.crops import drawing
 from unlabeled.augment.replay.entries import Law
-from unlabeled.config.augment import PaddedCrop, ResizedCrop
+from unlabeled.config.augment import PaddedCrop, StoredResizedCrop
 from unlabeled.config.read import read_card
 from unlabeled.data.sources.open import open_source
 from unlabeled.methods.base import Input
@@ -30,7 +30,7 @@ def reinforcement(mix: bool) -> Path:
     """Make entries of the digits, equal in every process; mixed ones of resized crops, the others of padded ones."""
     folder = Path(tempfile.mkdtemp(prefix="reinforcement-"))
     Finalize(None, shutil.rmtree, [folder, True], exitpriority=0)  # also runs where a process of multiprocessing ends
-    crop = ResizedCrop(size=8, area=(0.3, 1.0), interpolation="bilinear") if mix else PaddedCrop(kind="padded", size=8)
+    crop = StoredResizedCrop(size=8, area=(0.3, 1.0)) if mix else PaddedCrop(kind="padded", size=8)
     source = open_source(read_card("digits"), "train")
     maker = EntryMaker(source, drawing(crop), Law(8, 9, 0.5, mix), ENTRIES, seed=0)
     with torch.random.fork_rng():

@@ -89,3 +89,16 @@ Crop = Annotated[
     | Annotated[AffineCrop, Tag("affine")],
     Discriminator(kind),
 ]
+
+
+class StoredResizedCrop(ResizedCrop):
+    """A random resized crop whose place is stored; it is resized as the published entries were."""
+
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+# crops of whole pixels in the image: those whose places can be stored
+StorableCrop = Annotated[
+    Annotated[StoredResizedCrop, Tag("resized")] | Annotated[PaddedCrop, Tag("padded")],
+    Discriminator(kind),
+]

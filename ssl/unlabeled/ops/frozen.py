@@ -26,7 +26,7 @@ class Frozen(nn.Module):
         super().__init__()
         self.source = source
         self.__dict__["_held"] = network.requires_grad_(False).eval()  # past nn.Module, which would register it
-        self.register_buffer("digest", _digest(network))
+        self.register_buffer("digest", weights_digest(network))
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Any:
@@ -51,7 +51,7 @@ class Frozen(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _digest(network: nn.Module) -> Tensor:
+def weights_digest(network: nn.Module) -> Tensor:
     """Return the SHA-256 of all names, shapes and values, uint8 [32]."""
     total = hashlib.sha256()
     for name, value in network.state_dict().items():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlabeled.augment.geometry import RandomResizedCrop, build
 from unlabeled.augment.plain_crops import RandomPaddedCrop, ResizedFirst
-from unlabeled.config.augment import PaddedCrop, ResizedCrop
+from unlabeled.config.augment import StorableCrop
 from unlabeled.errors import UserError
 from unlabeled.ops.boxes import crop_boxes, crop_columns
 
@@ -70,7 +70,7 @@ class StoredCrop:
         return torch.from_numpy(np.stack(cuts))
 
 
-def drawing(cfg: ResizedCrop | PaddedCrop) -> Drawn:
+def drawing(cfg: StorableCrop) -> Drawn:
     """Make the geometry that draws crops whose places can be stored."""
     crop = build(cfg)
     assert isinstance(crop, Drawn)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from unlabeled.config.augment import PaddedCrop, ResizedCrop, kind
+from unlabeled.config.augment import StorableCrop, StoredResizedCrop
 from unlabeled.config.recipe import MethodConfig
 from unlabeled.methods.finetune_config import RandAugment
-
-StoredKind = Annotated[Annotated[ResizedCrop, Tag("resized")] | Annotated[PaddedCrop, Tag("padded")],
-                       Discriminator(kind)]  # fmt: skip
 
 
 class ReinforcementConfig(MethodConfig):
@@ -26,8 +23,8 @@ class ReinforcementConfig(MethodConfig):
         "teacher", description="label: the image's own label on the same replayed views, the baseline"
     )
     mix: bool = Field(False, description="whether entries may be mixed with a second image, as their store says")
-    crop: StoredKind = Field(
-        ResizedCrop(flip=0.0, interpolation="bilinear"),
+    crop: StorableCrop = Field(
+        StoredResizedCrop(flip=0.0),
         description="of the views; its size is that of the stored ones, its law that of plain images",
     )
     randaugment: RandAugment | None = Field(RandAugment(), description="of plain images")
