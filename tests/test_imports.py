@@ -14,7 +14,8 @@ ROOMS = {
     "config": [{"yaml", "base"}, {"", "protocols", "passes"}],
     "ops": [{"machine"}, {""}, {"measures"}],
     "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense", "records"}, {""}, {"packing"}],
-    "methods": [{""}, {"feature_distil", "probe", "relabel", "ssld"}],
+    "augment": [{""}, {"replay"}],
+    "methods": [{""}, {"feature_distil", "probe", "reinforcement", "relabel", "ssld"}],
     "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {"passes"}, {""}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
 }

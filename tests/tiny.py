@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 
+import tiny_stores
 import torch
 from tiny_maps import labelmaps
 
@@ -41,6 +42,8 @@ _SSLD = "name: ssld, teacher: '@teacher', crop: {kind: paddle, size: 8, area: [0
 _BLOCKS = ["data.train.batch=64", "train.blocks=4"]  # of 16 images, the fewest that a teacher's statistics need
 # crops of 16 pixels, whose last map has 2 x 2 cells
 _FEATURE_DISTIL = "name: feature-distil, teacher: '@teacher:backbone', crop: {size: 16, area: [0.5, 1.0]}"
+_REINFORCEMENT = "name: reinforcement, crop: {kind: padded, size: 8, flip: 0.5}"
+_ENTRIES = [*_DIGITS, "data.train.records={reinforcement: '@entries'}"]
 
 # two batch sizes; a bank of three updates, which six updates fill twice; confident enough for every image
 _SIMMATCHV2 = ["data.labeled.batch=12", "method.bank=72", "method.topn=7", "method.threshold=0.1"]
@@ -130,6 +133,20 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
                 "conv: {kind: conv, block: layer1}}}",
             ],
         )
+    },
+    "reinforcement": {
+        "plain": ("cifar10/rotnet-cpu", [*_ENTRIES, f"method={{{_REINFORCEMENT}, replay: 0.6}}"]),
+        "mixed": (
+            "cifar10/rotnet-cpu",
+            [
+                *_DIGITS,
+                "data.train.records={reinforcement: '@mixed-entries'}",
+                "method={name: reinforcement, mix: true, crop: {size: 8, flip: 0.0, interpolation: bilinear}, "
+                "replay: 1.0}",
+            ],
+        ),
+        "label": ("cifar10/rotnet-cpu", [*_ENTRIES, f"method={{{_REINFORCEMENT}, targets: label}}"]),
+        "none": ("cifar10/rotnet-cpu", [*_DIGITS, f"method={{{_REINFORCEMENT}, replay: 0.0, randaugment: null}}"]),
     },
     "relabel": {
         "plain": ("cifar10/rotnet-cpu", [*_DIGITS, f"method={{{_RELABEL}, cutmix: {{off_last_epochs: 0}}}}", *_MAPS]),
@@ -265,6 +282,8 @@ def teacher() -> Path:
 _MADE: dict[str, Callable[[], Path]] = {
     "@teacher": teacher,
     "@labelmaps": labelmaps,
+    "@entries": functools.partial(tiny_stores.reinforcement, mix=False),
+    "@mixed-entries": functools.partial(tiny_stores.reinforcement, mix=True),
 }
 
 

@@ -66,6 +66,42 @@ class RandomPaddedCrop:
 
 
 @dataclass(frozen=True)
+class ResizedFirst:
+    """The whole image resized to a square of `side` pixels, then `crop`; boxes [n, 7] in pixels of the square."""
+
+    crop: RandomPaddedCrop
+    side: int
+    interpolation: Interpolation = "bilinear"
+    boxes: ClassVar[bool] = True
+
+    @property
+    def size(self) -> int:
+        """Return the side of the view, pixels."""
+        return self.crop.size
+
+    @property
+    def draws(self) -> int:
+        """Return how many uniform numbers a crop takes."""
+        return self.crop.draws
+
+    def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn uniforms [n, draws] into boxes [n, 7]; of image sizes [n, 2] only the number counts."""
+        return self.crop.draw(uniforms, np.full_like(sizes, self.side))
+
+    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
+        whole = np.array([0, 0, *image.shape[:2], *image.shape[:2], 0])
+        square = crop_resize(image, whole, self.side, self.interpolation)
+        return self.crop.apply(square.transpose(1, 2, 0), parameters)
+
+    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
+        """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
+        n, (height, width) = len(images), images.shape[2:]
+        whole = np.tile(np.array([0.0, 0, height, width, height, width, 0]), (n, 1))
+        return self.crop.apply_batch(crop_resize_batch(images, whole, self.side, self.interpolation), parameters)
+
+
+@dataclass(frozen=True)
 class RandomSquareCrop:
     """A square of `proportion` of the shorter side at a random place, resized, and a flip; parameters are boxes [n, 7].
 

@@ -12,6 +12,10 @@ METHODS: dict[str, tuple[str, str]] = {
     "finetune": ("unlabeled.methods.finetune_config:FinetuneConfig", "unlabeled.methods.finetune:Finetune"),
     "pixpro": ("unlabeled.methods.pixpro_config:PixProConfig", "unlabeled.methods.pixpro:PixPro"),
     "probe": ("unlabeled.methods.probe.config:ProbeConfig", "unlabeled.methods.probe.method:Probe"),
+    "reinforcement": (
+        "unlabeled.methods.reinforcement.config:ReinforcementConfig",
+        "unlabeled.methods.reinforcement.method:Reinforcement",
+    ),
     "relabel": ("unlabeled.methods.relabel.config:RelabelConfig", "unlabeled.methods.relabel.method:Relabel"),
     "rotnet": ("unlabeled.methods.rotnet_config:RotNetConfig", "unlabeled.methods.rotnet:RotNet"),
     "simclrv2": ("unlabeled.methods.simclrv2_config:SimCLRv2Config", "unlabeled.methods.simclrv2:SimCLRv2"),
