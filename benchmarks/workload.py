@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import pictures
 from unlabeled.config.read import read_recipe
 from unlabeled.data.batch import Batch
-from unlabeled.data.sources.streams import open_streams
+from unlabeled.data.streams import open_streams
 from unlabeled.engine import build, launch
 from unlabeled.engine.method import build_method
 from unlabeled.engine.plan import make_plan

@@ -13,7 +13,7 @@ TIERS = [{"errors"}, {"config"}, {"ops"}, {"data", "augment", "backbones"}, {"me
 ROOMS = {
     "config": [{"yaml", "base"}, {"", "protocols"}],
     "ops": [{"machine"}, {""}, {"measures"}],
-    "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense"}, {""}, {"packing"}],
+    "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense", "records"}, {""}, {"packing"}],
     "methods": [{""}, {"probe"}],
     "engine": [{"optim"}, {"run"}, {"exports"}, {""}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],

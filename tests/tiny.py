@@ -17,8 +17,8 @@ from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.yaml.write import to_yaml
 from unlabeled.data.batch import Batch
-from unlabeled.data.sources.streams import open_streams
 from unlabeled.data.stream import TrainStream
+from unlabeled.data.streams import open_streams
 from unlabeled.engine import build, launch
 from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.method import build_method

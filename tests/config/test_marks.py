@@ -44,6 +44,8 @@ def test_what_may_change_on_the_way_is_chosen_on_purpose() -> None:
     """Whoever marks another field says so here too: a wrong mark lets a run go on with other numbers."""
     assert marked(Recipe, Mark.FREE) == {
         "data.workers", "data.max_corrupt", "data.train.root", "data.labeled.root", "data.unlabeled.root",
+        "data.train.records", "data.labeled.records", "data.unlabeled.records",
+        "data.train.mix", "data.labeled.mix", "data.unlabeled.mix",
         "train.nonfinite", "train.processes", "train.patience", "train.checkpoint_every", "train.keep",
         "train.log_every", "train.sinks", "train.allow_changed_data", "eval"}  # fmt: skip
     assert marked(PackSettings, Mark.FREE) == {"workers", "max_corrupt", "root", "splits", "classes"}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unlabeled.config.read import read_recipe
-from unlabeled.data.sources.streams import open_streams
+from unlabeled.data.streams import open_streams
 from unlabeled.engine import method as module
 from unlabeled.engine.build import make_info
 from unlabeled.engine.method import build_method, load_export

@@ -11,7 +11,7 @@ from tiny import tiny_recipe
 from unlabeled.backbones.build import build_backbone
 from unlabeled.backbones.sizes import own_size, try_image
 from unlabeled.config.recipe import Backbone
-from unlabeled.data.sources.streams import open_streams
+from unlabeled.data.streams import open_streams
 from unlabeled.engine import build
 from unlabeled.engine.features import network_embedder
 from unlabeled.engine.maps import last_map

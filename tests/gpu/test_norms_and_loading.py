@@ -15,7 +15,7 @@ from tiny import tiny_recipe
 from torch import Tensor
 
 from unlabeled.data.batch import Batch
-from unlabeled.data.sources.streams import open_streams
+from unlabeled.data.streams import open_streams
 from unlabeled.engine import build
 from unlabeled.engine.plan import make_plan
 from unlabeled.ops.batchnorm import convert, unsynchronised_buffers

@@ -12,8 +12,8 @@ from tests.gpu.pretended import CPU, CUDA, Elsewhere, pretended_cuda
 from tiny import BATCH, VARIANTS, tiny_recipe, tiny_run
 
 from unlabeled.config.protocols.vectors import FewLabels, Knn, Linear, Logistic
-from unlabeled.data.sources.streams import open_streams
 from unlabeled.data.sources.subset import Part
+from unlabeled.data.streams import open_streams
 from unlabeled.engine import build
 from unlabeled.engine.features import extract, network_embedder
 from unlabeled.engine.method import build_method

@@ -11,7 +11,7 @@ from tiny import tiny_recipe
 from torch import Tensor
 
 from unlabeled.config.protocols.vectors import FewLabels, Linear, Logistic
-from unlabeled.data.sources.streams import open_streams
+from unlabeled.data.streams import open_streams
 from unlabeled.engine import build
 from unlabeled.engine.features import Features, extract, network_embedder
 from unlabeled.engine.method import build_method

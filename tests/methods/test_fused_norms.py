@@ -12,7 +12,7 @@ from tiny import tiny_recipe, tiny_run
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.yaml.write import to_yaml
-from unlabeled.data.sources.streams import open_streams
+from unlabeled.data.streams import open_streams
 from unlabeled.engine.build import info_record, make_info
 from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.method import load_export

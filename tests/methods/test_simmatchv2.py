@@ -17,7 +17,7 @@ from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.read import read_file, read_recipe
 from unlabeled.data.sources.open import open_source
-from unlabeled.data.sources.streams import OpenStream, open_streams
+from unlabeled.data.streams import OpenStream, open_streams
 from unlabeled.engine import build
 from unlabeled.engine.online import Online
 from unlabeled.engine.steps import make_step

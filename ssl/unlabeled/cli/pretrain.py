@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(resolved(recipe), end="")
         return 0
     folder = named_run or run_folder(str(run_of(recipe.train.seed)))
-    for name, stream in recipe.data.streams().items():
-        if stream.root is not None and os.path.realpath(stream.root) == os.path.realpath(folder):
+    for name, one in ((name, one) for name, stream in recipe.data.streams().items() for one in stream.sets()):
+        if one.root is not None and os.path.realpath(one.root) == os.path.realpath(folder):
             raise UserError(f"run={folder} is the folder of data.{name}.root: the run's pictures would become "
                             "images of it; name another folder, which may lie below it")
 
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 def resolved(recipe: Recipe) -> str:
     """Return the recipe as YAML, with what follows from it and from the size of its data as comments."""
     from unlabeled.config.yaml.write import to_yaml
-    from unlabeled.data.sources.streams import open_streams
+    from unlabeled.data.streams import open_streams
     from unlabeled.engine.build import method_class
     from unlabeled.engine.plan import describe, make_plan
 

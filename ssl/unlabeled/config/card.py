@@ -174,6 +174,9 @@ class Card(Strict):
     )
     splits: Free[dict[str, Split]] = Field(min_length=1)
     classes: Free[list[str] | None] = Field(None, description="names of the classes, in the order of the labels")
+    records: Free[dict[str, dict[str, str]]] = Field(
+        {}, description="folders of what is stored per image, by split and kind: {train: {labelmap: FOLDER}}; may hold "
+        "$VARIABLES; $CARD is the card's folder")
     lists: Free[dict[str, ImageList]] = Field({}, description="published parts of the set, for data.STREAM.subset.list")
     image_size: Free[int | None] = Field(None, gt=0, description="side of the images in pixels, where all are equal")
     mean: tuple[float, float, float] | None = Field(None, description="of the training images in [0, 1], per channel")
@@ -224,6 +227,15 @@ class Card(Strict):
             raise ValueError(f"levels is {list(self.levels)}; allowed: [low, high], the values of black and white, "
                              "with low < high")
 
+    @field_validator("records")
+    @classmethod
+    def _records_of_splits(cls, records: dict[str, dict[str, str]], info: ValidationInfo) -> dict[str, dict[str, str]]:
+        unknown = set(records) - set(info.data.get("splits", records))
+        if unknown:
+            raise ValueError(f"'records' names the split '{min(unknown)}', which 'splits' does not")
+        return {split: {kind: cls._beside_the_card(folder, info) or folder for kind, folder in stores.items()}
+                for split, stores in records.items()}
+
     @field_validator("root")
     @classmethod
     def _beside_the_card(cls, root: str | None, info: ValidationInfo) -> str | None:
@@ -244,6 +256,19 @@ class Card(Strict):
         """Return whether images are turned as their orientation tags say."""
         published = ("torchvision", "voc-masks", "voc-boxes", "coco-boxes", "cityscapes-masks")
         return self.source.kind not in published if self.orientation is None else self.orientation == "apply"
+
+    def stores(self, split: str) -> dict[str, str]:
+        """Return the folders of what is stored of every image of a split, by kind.
+
+        Raises UserError if a variable in one is not set.
+        """
+        places = {kind: os.path.expanduser(os.path.expandvars(folder))
+                  for kind, folder in self.records.get(split, {}).items()}
+        for kind, place in places.items():
+            if "$" in place and not os.path.lexists(place):
+                raise UserError(f"data card '{self.name}' keeps its {kind} rows in {place}, in which a variable is not "
+                                "set: set it")
+        return places
 
     def folder(self, root: str | None = None) -> Path:
         """Return the folder of the data, as `location` does."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 from unlabeled.config.files import independent
 from unlabeled.config.read import read_card
-from unlabeled.config.recipe import Recipe, StreamData
+from unlabeled.config.recipe import Recipe, SetData, StreamData
+
+Placed = TypeVar("Placed", bound=SetData)
 
 
 def placed(recipe: Recipe) -> Recipe:
@@ -20,9 +23,16 @@ def placed(recipe: Recipe) -> Recipe:
 
 
 def _placed(stream: StreamData) -> StreamData:
-    card, root = read_card(stream.card), stream.root
+    if stream.mix:
+        return stream.model_copy(update={"mix": [_placed_set(one) for one in stream.mix]})
+    return _placed_set(stream)
+
+
+def _placed_set(one: Placed) -> Placed:
+    card, root = read_card(one.card), one.root
     if root is not None or card.root is not None:
         place = card.location(root)
         if "://" not in place and (root is not None or not os.path.isabs(place)):
             root = os.path.abspath(place)
-    return stream.model_copy(update={"root": root, "card": independent("data", stream.card)})
+    records = {kind: os.path.abspath(os.path.expanduser(folder)) for kind, folder in one.records.items()}
+    return one.model_copy(update={"root": root, "card": independent("data", one.card), "records": records})

@@ -313,16 +313,16 @@ def _wrong_files(value: dict[str, Any]) -> list[Problem]:
     problems: list[Problem] = []
     cards: list[Card] = []
     for name, stream in value["data"].items():
-        if isinstance(stream, dict):
+        for key, one in _sets(("data", name), stream):
             try:
-                card, split = read_card(stream["card"]), stream.get("split", "train")
+                card, split = read_card(one["card"]), one.get("split", "train")
                 cards.append(card)
                 if split not in card.splits:
-                    problems.append((("data", name, "split"), f"data card '{card.name}' has no split '{split}' "
+                    problems.append(((*key, "split"), f"data card '{card.name}' has no split '{split}' "
                                      f"(it has: {', '.join(card.splits)})."
                                      f"{did_you_mean(nearest(str(split), card.splits))}"))
             except UserError as error:
-                problems.append((("data", name, "card"), str(error)))
+                problems.append(((*key, "card"), str(error)))
     for i, protocol in enumerate((value.get("eval") or {}).get("at_end", ())):
         try:
             cfg = read_protocol(protocol)
@@ -337,3 +337,10 @@ def _wrong_files(value: dict[str, Any]) -> list[Problem]:
         except UserError as error:
             problems.append((("eval", "at_end", i), str(error)))
     return problems
+
+
+def _sets(key: Key, stream: Any) -> list[tuple[Key, dict[str, Any]]]:
+    """Return the blocks of a stream that name cards, with their keys."""
+    if not isinstance(stream, dict):
+        return []
+    return [((*key, "mix", i), one) for i, one in enumerate(stream["mix"])] if stream.get("mix") else [(key, stream)]

@@ -144,17 +144,60 @@ class Subset(Strict):
         return self
 
 
-class StreamData(Strict):
-    """Where one stream of training samples comes from."""
+class SetData(Strict):
+    """A split of a data card, or a part of one."""
 
     card: str = Field(description="name of a data card, or the path of one")
     root: Free[str | None] = Field(None, description="folder of the data; overrides the card's own")
     split: str = "train"
     subset: Subset | None = Field(None, description="use only a part of the split")
+    records: Free[dict[str, str]] = Field(
+        {}, description="folders of what is stored per image, by kind: {labelmap: FOLDER}; besides those of the card"
+    )
+
+
+class MixedSet(SetData):
+    """One of several sets that a stream reads together."""
+
+    weight: float | None = Field(
+        None, gt=0, description="share of the samples, in proportion to the other weights; none: every sample once"
+    )
+    labels: bool = Field(True, description="false: its labels count as unknown, such as those of other classes")
+
+
+class StreamData(SetData):
+    """Where one stream of training samples comes from: a split of one card, or several of them."""
+
+    card: str = Field("", description="name of a data card, or the path of one")
+    mix: Free[list[MixedSet]] = Field(
+        [], description="instead of card: several sets as one; labels of those without are unknown"
+    )
     batch: int = Field(gt=0, description="images per update, over all processes")
     epoch_samples: int | None = Field(
         None, gt=0, description="samples of one epoch, where not the whole set; more than it holds repeats it"
     )
+
+    @model_validator(mode="after")
+    def _one_card_or_several(self) -> StreamData:
+        if bool(self.card) == bool(self.mix):
+            raise ValueError("give either card or mix")
+        idle = [key for key in ("root", "split", "subset", "records") if key in self.model_fields_set]
+        if self.mix and idle:
+            raise ValueError(f"'{idle[0]}' belongs to the sets of 'mix'")
+        if len({one.weight is None for one in self.mix}) > 1:
+            raise ValueError("give every set of 'mix' a weight, or none of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        of_one = ("card", "root", "split", "subset")
+        idle = of_one if self.mix else ("mix",)
+        return {key: value for key, value in dump(self).items()
+                if key not in idle and not (key == "records" and not value)}
+
+    def sets(self) -> list[SetData]:
+        """Return the sets that are read together, or the only one."""
+        return [*self.mix] if self.mix else [self]
 
 
 class Data(Strict):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from unlabeled.data.records.rows import Record
 
 
 class Geometry(Protocol):
@@ -35,13 +38,31 @@ class Geometry(Protocol):
         """Cut equally large uint8 images [n, 3, H, W] by parameters [n, p] into uint8 [n, 3, size, size]."""
 
 
+class RecordGeometry(Geometry, Protocol):
+    """A crop whose place is stored: `draw` also gets the rows {field: [n, ...]} of the store `record`.
+
+    image: None, or the field that says at which place of the store the image stands that is cut in the sample's stead;
+    where it is -1 the sample itself is cut.
+    """
+
+    record: str
+    image: str | None
+
+    def draw(self, uniforms: np.ndarray, sizes: np.ndarray, rows: dict[str, np.ndarray] | None = None) -> np.ndarray:
+        """Turn uniforms [n, draws], image sizes [n, 2] and stored rows into parameters [n, p], float64."""
+
+
 @dataclass(frozen=True)
 class Stream:
-    """What a method wants of one stream: its crops, in order; whether it reads the labels, and whether the places."""
+    """What a method wants of one stream: its crops, in order; whether it reads the labels, and whether the places.
+
+    records: what it wants of what is stored of every sample.
+    """
 
     crops: tuple[Geometry, ...]
     labels: bool = False
     index: bool = False
+    records: tuple[Record, ...] = ()
 
 
 @dataclass
@@ -51,7 +72,7 @@ class Batch:
     crops: per crop of the stream, uint8 [b, 3, S, S]. boxes: per crop, float32 [b, 7] with the columns of
     `ops.boxes.CropBox`; None for warps without a box.
     index: int64 [b], the sample's place in its split (of a streamed one: see `remote`). label: int64 [b], -1 where
-    unknown; None if the stream has none.
+    unknown; None if the stream has none. records: name of the store -> field -> [b, ...], see `Record`.
     corrupt: keys of unreadable samples whose places were taken by substitutes.
     """
 
@@ -60,31 +81,22 @@ class Batch:
     index: Tensor
     label: Tensor | None = None
     corrupt: list[str] = field(default_factory=list)
+    records: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
-
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
-
-        return Batch(
-            [c.to(device, non_blocking=True) for c in self.crops],
-            [move(b) for b in self.boxes],
-            self.index.to(device, non_blocking=True),
-            move(self.label),
-            self.corrupt,
-        )
+        return self._moved(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory."""
+        return self._moved(Tensor.pin_memory)
 
-        def pin(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.pin_memory()
-
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
-            [c.pin_memory() for c in self.crops],
-            [pin(b) for b in self.boxes],
-            self.index.pin_memory(),
-            pin(self.label),
+            [move(crop) for crop in self.crops],
+            [None if box is None else move(box) for box in self.boxes],
+            move(self.index),
+            None if self.label is None else move(self.label),
             self.corrupt,
+            {name: {key: move(value) for key, value in fields.items()} for name, fields in self.records.items()},
         )

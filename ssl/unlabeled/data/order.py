@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from unlabeled.ops.random import permutation, uniforms
@@ -12,27 +14,80 @@ class Order:
 
     def __init__(self, samples: int, seed: int, name: str) -> None:
         self.samples, self.seed, self.name = samples, seed, name
-        self._cache: dict[tuple[int, int], np.ndarray] = {}
+        self._cache: dict[tuple[str | int, ...], np.ndarray] = {}
 
     def indices(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Return the samples, int64 [b], at `positions` [b] of an epoch; beyond the set follow more permutations."""
-        out = np.empty(len(positions), np.int64)
-        rounds = positions // self.samples
-        for again in np.unique(rounds):
-            chosen = rounds == again
-            out[chosen] = self._permutation(epoch, int(again))[positions[chosen] % self.samples]
-        return out
+        return self._cycled(self.samples, positions, "order", epoch)
 
     def substitute(self, epoch: int, position: int, attempt: int) -> int:
         """Return the sample that stands in at `position` after `attempt` unreadable ones there."""
-        draw = uniforms(np.array([position]), 1, self.seed, self.name, "substitute", epoch, attempt)[0, 0]
-        return int(draw * self.samples)
+        return int(self._chance(epoch, position, attempt) * self.samples)
 
-    def _permutation(self, epoch: int, again: int) -> np.ndarray:
-        key = (epoch, again)
-        if key not in self._cache:
-            if len(self._cache) > 1:  # an update may touch two permutations; older ones are not needed again
+    def _chance(self, epoch: int, position: int, attempt: int) -> float:
+        return float(uniforms(np.array([position]), 1, self.seed, self.name, "substitute", epoch, attempt)[0, 0])
+
+    def _cycled(self, samples: int, positions: np.ndarray, *what: str | int) -> np.ndarray:
+        """Return what stands at `positions` of permutations of range(samples) behind one another."""
+        out = np.empty(len(positions), np.int64)
+        rounds = positions // samples
+        for again in np.unique(rounds).tolist():
+            chosen = rounds == again
+            order = self._permutation(samples, *what, *([again] if again else []))
+            out[chosen] = order[positions[chosen] % samples]
+        return out
+
+    def _permutation(self, samples: int, *what: str | int) -> np.ndarray:
+        if what not in self._cache:
+            if len(self._cache) >= self._held:  # an update may touch two epochs; older ones are not needed again
                 self._cache.pop(next(iter(self._cache)))
-            parts = (self.seed, self.name, "order", epoch, *([again] if again else []))
-            self._cache[key] = permutation(self.samples, *parts)
-        return self._cache[key]
+            self._cache[what] = permutation(samples, self.seed, self.name, *what)
+        return self._cache[what]
+
+    @property
+    def _held(self) -> int:
+        return 2
+
+
+class WeightedOrder(Order):
+    """The order of several sets behind one another, of which each epoch takes fixed shares.
+
+    sizes: samples of each set. epoch: positions of an epoch, divided in proportion to `weights` (largest remainders);
+    each set's part goes through permutations of it, one behind the other where the part is larger than the set.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], epoch: int, seed: int, name: str) -> None:
+        super().__init__(epoch, seed, name)
+        self.sizes = list(sizes)
+        self.starts = np.cumsum([0, *sizes])
+        self.bounds = np.cumsum([0, *shares(weights, epoch)])
+
+    def indices(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Return the samples, int64 [b], at `positions` [b] of an epoch; beyond it follow more of the kind."""
+        slots = super().indices(epoch, positions)
+        which = np.searchsorted(self.bounds, slots, "right") - 1
+        out = np.empty(len(positions), np.int64)
+        for number in np.unique(which).tolist():
+            chosen = which == number
+            within = slots[chosen] - self.bounds[number]
+            out[chosen] = self.starts[number] + self._cycled(self.sizes[number], within, "set", number, epoch)
+        return out
+
+    def substitute(self, epoch: int, position: int, attempt: int) -> int:
+        """Return a sample of the same set as the one at `position`."""
+        index = self.indices(epoch, np.array([position]))[0]
+        number = int(np.searchsorted(self.starts, index, "right")) - 1
+        return int(self.starts[number]) + int(self._chance(epoch, position, attempt) * self.sizes[number])
+
+    @property
+    def _held(self) -> int:
+        return 2 * (1 + len(self.sizes))
+
+
+def shares(weights: Sequence[float], total: int) -> list[int]:
+    """Divide `total` in proportion to `weights` into whole numbers; those with the largest remainders get the rest."""
+    exact = np.array(weights, np.float64) / sum(weights) * total
+    parts = np.floor(exact).astype(np.int64)
+    for place in np.argsort(parts - exact, kind="stable")[: total - int(parts.sum())]:
+        parts[place] += 1
+    return [int(part) for part in parts]

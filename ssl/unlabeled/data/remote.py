@@ -214,8 +214,9 @@ class InOrder:
         return lane
 
     def _images(self, unit: Turn, samples: list[Sample], others: list[Sample], corrupt: list[str],
-                ) -> Iterator[np.ndarray]:
-        """Yield the decoded samples; an unreadable one's place is taken by one that waits, which stays waiting."""
+                ) -> Iterator[list[np.ndarray]]:
+        """Yield the decoded samples, one image per geometry; one that waits takes an unreadable one's place, and stays.
+        """
         for row, position in enumerate(unit.positions.tolist()):
             for attempt in range(_ATTEMPTS):
                 try:
@@ -229,4 +230,4 @@ class InOrder:
             else:
                 raise UserError(f"split '{self.source.split}' of data card '{self.source.name}': {_ATTEMPTS} samples "
                                 f"in a row are unreadable, the last one {reason}")
-            yield image
+            yield [image] * len(self.stream.crops)

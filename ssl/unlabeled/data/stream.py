@@ -11,9 +11,12 @@ import torch
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.crops import cut, cut_in_turn
 from unlabeled.data.loader import PATIENCE, batches
-from unlabeled.data.order import Order
+from unlabeled.data.order import Order, WeightedOrder
+from unlabeled.data.records.rows import Rows, joined, stored_rows
+from unlabeled.data.records.store import COMMANDS
 from unlabeled.data.remote import InOrder, StreamSource, Turn
 from unlabeled.data.sources.base import CorruptSample, Source
+from unlabeled.data.sources.mixed import Mixed
 from unlabeled.errors import UserError
 from unlabeled.ops.random import uniforms
 
@@ -86,13 +89,15 @@ class TrainStream:
         if stream.index and not source.random_access:
             raise UserError(f"data.{name}: every image needs its place, and split '{source.split}' of data card "
                             f"'{source.name}' is streamed; use a card with random access, such as source kind shards")
+        for record in stream.records:
+            _refuse_no_store(source, record.name, name)
         self.maker: _TrainMaker | InOrder
         if isinstance(source, StreamSource):
             lanes = source.lanes(share.world, reading.workers)
             self.maker = InOrder(source, stream, name, seed, share.rank, share.world, lanes)
             self.reading = replace(reading, workers=min(reading.workers, lanes))
         else:
-            self.maker = _TrainMaker(source, stream, Order(len(source), seed, name))
+            self.maker = _TrainMaker(source, stream, _order(source, share.images * updates_per_epoch, seed, name))
             self.reading = reading if source.images is None else replace(reading, workers=0)
         self.share, self.updates_per_epoch = share, updates_per_epoch
         self._running: Generator[Batch, None, None] | None = None
@@ -134,13 +139,37 @@ class _Units:
                 yield self.stream.unit(update, micro)
 
 
+def _order(source: Source, epoch: int, seed: int, name: str) -> Order:
+    """Return the order of a source; `epoch`: samples that one takes, of which sets with weights have fixed shares."""
+    if isinstance(source, Mixed) and source.weights is not None:
+        return WeightedOrder([len(one) for one in source.members], source.weights, epoch, seed, name)
+    return Order(len(source), seed, name)
+
+
+def _refuse_no_store(source: Source, record: str, name: str) -> None:
+    here = f"split '{source.split}' of data card '{source.name}'"
+    if not source.random_access:
+        raise UserError(f"data.{name} reads {record} rows, which are kept by place, and {here} is streamed; use a card "
+                        "with random access, such as source kind shards")
+    if not source.has_record(record):
+        command = COMMANDS.get(record, "a command of its own")
+        raise UserError(f"data.{name} reads {record} rows of every image, and {here} has none: make them with "
+                        f"{command}, then give their folder with data.{name}.records.{record}=FOLDER")
+
+
 class _TrainMaker:
     """Reads, replaces and cuts the samples of a unit."""
 
     def __init__(self, source: Source, stream: Stream, order: Order) -> None:
         self.source, self.stream, self.order = source, stream, order
+        # stores -> fields by which geometries cut other images than the sample's own
+        self.others = [(getattr(geometry, "record", ""), getattr(geometry, "image", None)) for geometry in stream.crops]
+        self.one_by_one = source.images is None or any(field is not None for _, field in self.others)
+        self.unreadable = dict(source.unreadable)
+        for record in stream.records:
+            self.unreadable |= source.without_record(record.name)
         self.bad = np.zeros(len(source), bool)
-        self.bad[list(source.unreadable)] = True
+        self.bad[list(self.unreadable)] = True
 
     def unit(self, epoch: int, positions: np.ndarray, turn: int) -> Unit:
         """Return the samples at `positions`, whichever micro-batch of its epoch it is."""
@@ -152,32 +181,62 @@ class _TrainMaker:
                  for c, geometry in enumerate(self.stream.crops)]
         corrupt: list[str] = []
         indices = unit.indices.copy()
-        if self.source.images is None:
-            cuts = cut_in_turn(self.stream.crops, self._images(unit, indices, corrupt), draws)
+        if self.one_by_one:
+            parts: list[Rows] = []
+
+            def rows_of(part: slice) -> Rows:
+                parts.append(self._rows(unit, indices, part))
+                return parts[-1]
+
+            cuts = cut_in_turn(self.stream.crops, self._images(unit, indices, corrupt), draws, rows_of)
+            rows = joined(parts)
         else:
+            assert self.source.images is not None
             for row in np.flatnonzero(self.bad[indices]):
                 indices[row] = self._readable(unit, int(row), corrupt)[0]
+            rows = self._rows(unit, indices, slice(None))
             images = self.source.images[indices]
-            cuts = [cut(geometry, images, draw) for geometry, draw in zip(self.stream.crops, draws, strict=True)]
+            cuts = [cut(geometry, images, draw, rows) for geometry, draw in zip(self.stream.crops, draws, strict=True)]
         label = None
         if self.stream.labels and self.source.labels is not None:
             label = torch.from_numpy(self.source.labels[indices])
-        return Batch([crop for crop, _ in cuts], [box for _, box in cuts], torch.from_numpy(indices), label, corrupt)
+        records = {name: {field: torch.from_numpy(np.ascontiguousarray(values)) for field, values in fields.items()}
+                   for name, fields in rows.items()}
+        return Batch([crop for crop, _ in cuts], [box for _, box in cuts], torch.from_numpy(indices), label, corrupt,
+                     records)
 
-    def _images(self, unit: Unit, indices: np.ndarray, corrupt: list[str]) -> Iterator[np.ndarray]:
+    def _rows(self, unit: Unit, indices: np.ndarray, part: slice) -> Rows:
+        return stored_rows(self.source, self.stream.records, indices[part], unit.positions[part], seed=self.order.seed,
+                           stream=self.order.name, epoch=unit.epoch)
+
+    def _images(self, unit: Unit, indices: np.ndarray, corrupt: list[str]) -> Iterator[list[np.ndarray]]:
         for row in range(len(indices)):
-            indices[row], image = self._readable(unit, row, corrupt)
-            yield image
+            indices[row], images = self._readable(unit, row, corrupt)
+            yield images
 
-    def _readable(self, unit: Unit, row: int, corrupt: list[str]) -> tuple[int, np.ndarray]:
-        """Return the sample at a row or, if it is unreadable, the first readable substitute."""
+    def _readable(self, unit: Unit, row: int, corrupt: list[str]) -> tuple[int, list[np.ndarray]]:
+        """Return the sample at a row or, if it is unreadable, the first readable substitute; images by geometry."""
         index = int(unit.indices[row])
         for attempt in range(_ATTEMPTS):
             try:
-                return index, self.source.image(index)
+                if self.bad[index]:
+                    raise CorruptSample(self.source.key(index), self.unreadable[index])
+                return index, self._shown(unit, row, index)
             except CorruptSample as error:
                 corrupt.append(error.key)
                 reason = str(error)
             index = self.order.substitute(unit.epoch, int(unit.positions[row]), attempt)
         raise UserError(f"split '{self.source.split}' of data card '{self.source.name}': {_ATTEMPTS} samples in a row "
                         f"are unreadable, the last one {reason}")
+
+    def _shown(self, unit: Unit, row: int, index: int) -> list[np.ndarray]:
+        """Return the image that each geometry cuts: the sample's own, or one that its stored row names."""
+        own = self.source.image(index)
+        images = [own] * len(self.others)
+        if any(field is not None for _, field in self.others):
+            rows = stored_rows(self.source, self.stream.records, np.array([index]), unit.positions[row : row + 1],
+                               seed=self.order.seed, stream=self.order.name, epoch=unit.epoch)
+            for number, (record, field) in enumerate(self.others):
+                place = -1 if field is None else int(rows[record][field][0])
+                images[number] = own if place < 0 else self.source.neighbour(record, index, place)
+        return images

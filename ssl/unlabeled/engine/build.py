@@ -10,8 +10,8 @@ import torch
 from unlabeled.config.base.objects import load_object
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.tables import METHODS
-from unlabeled.data.sources.streams import OpenStream
 from unlabeled.data.stream import BatchShare, Reading, TrainStream
+from unlabeled.data.streams import OpenStream
 from unlabeled.engine.plan import Plan
 from unlabeled.engine.run.record import read_record
 from unlabeled.errors import UserError
@@ -53,7 +53,8 @@ def make_info(recipe: Recipe, opened: dict[str, OpenStream]) -> Info:
     for name, stream in opened.items():
         labels = stream.source.labels
         streams[name] = StreamInfo(
-            len(stream.source), recipe.data.streams()[name].batch, None if labels is None else torch.as_tensor(labels)
+            len(stream.source), recipe.data.streams()[name].batch, None if labels is None else torch.as_tensor(labels),
+            stream.source.records_about(),
         )
     classes = (labelled or [clock])[0].source.classes
     count = len(classes) if classes else None
@@ -62,7 +63,7 @@ def make_info(recipe: Recipe, opened: dict[str, OpenStream]) -> Info:
 
 def info_record(info: Info) -> dict[str, Any]:
     """Return what `run.json` keeps of `info`, so that the method can be built again without its data."""
-    streams = {name: {"samples": s.samples, "batch": s.batch} for name, s in info.streams.items()}
+    streams = {name: {"samples": s.samples, "batch": s.batch, "records": s.records} for name, s in info.streams.items()}
     return {"classes": info.classes, "streams": streams, "mean": info.mean, "std": info.std}
 
 

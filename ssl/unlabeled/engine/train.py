@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from unlabeled.config.placed import placed
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.batch import Batch
-from unlabeled.data.sources.streams import OpenStream, open_streams
+from unlabeled.data.streams import OpenStream, open_streams
 from unlabeled.engine import build, launch
 from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.features import gather_names

@@ -117,7 +117,7 @@ class Watch:
             return [0], f"the processes' meeting place at {keeper} has been silent for {self.patience:.0f} s"
         if silent:
             return silent, f"silent for {self.patience:.0f} s: stopped, killed or out of reach"
-        # A stopped one is behind as well, and the two clocks tick apart: only who is heard is behind, the rest is silent.
+        # a stopped one is behind as well, and the two clocks tick apart: only who is still heard is behind
         heard = [r for r in self._told if self._silent[r] <= 2 * self.interval]
         behind = [r for r in heard if int(self._told[r].split()[1]) < self.begun]
         if behind and self._waited >= self.patience:

@@ -11,7 +11,7 @@ import torch
 from unlabeled.config.card import Card
 from unlabeled.config.protocols.vectors import Classify, Knn, Protocol
 from unlabeled.config.read import read_card
-from unlabeled.config.recipe import StreamData
+from unlabeled.config.recipe import SetData
 from unlabeled.data.overlap import twins
 from unlabeled.data.sources.files.levels import Levels
 from unlabeled.data.sources.open import Source, open_source
@@ -81,19 +81,26 @@ def pick_export(method: Method, name: str | None, size: int | None = None) -> tu
     return name or outer, replace(export, input=replace(export.input, size=size or export.input.size))
 
 
-def scored_stream(restored: Restored) -> tuple[str, StreamData]:
-    """Return name and settings of the stream whose card a run is evaluated on, unless a protocol names another.
+def scored_stream(restored: Restored) -> tuple[str, SetData]:
+    """Return the stream, by name, and its set, whose card a run is evaluated on, unless a protocol names another.
 
-    That is the method's clock or, where streams read different cards, the one whose labels the method reads, if its
-    card has a split to score.
+    That is the first set of the method's clock or, where streams read different cards, of the one whose labels the
+    method reads, if its card has a split to score; in a mix the first one that has such a split.
     """
     streams, clock = restored.recipe.data.streams(), type(restored.method).clock
-    if len({(stream.card, stream.root) for stream in streams.values()}) > 1:
+    if len({(one.card, one.root) for _, one in _sets(restored)}) > 1:
         read = type(restored.method).streams(restored.recipe.method)
-        for name, stream in streams.items():
-            if name in read and read[name].labels and any(split in SCORED for split in read_card(stream.card).splits):
-                return name, stream
-    return clock, streams[clock]
+        labelled = [name for name in streams if name in read and read[name].labels]
+        for name in [*labelled, *([clock] if streams[clock].mix else [])]:
+            for one in streams[name].sets():
+                if any(split in SCORED for split in read_card(one.card).splits):
+                    return name, one
+    return clock, streams[clock].sets()[0]
+
+
+def _sets(restored: Restored) -> list[tuple[str, SetData]]:
+    """Return everything that a run reads, each with the name of its stream."""
+    return [(name, one) for name, stream in restored.recipe.data.streams().items() for one in stream.sets()]
 
 
 def own_levels(restored: Restored) -> Levels | None:
@@ -108,8 +115,7 @@ def other_cards(restored: Restored) -> str | None:
     """Say which of the run's cards is scored and how to score on the others, or None if there is one card."""
     scored, stream = scored_stream(restored)
     others = [f"data.{name} reads '{other.card}': card={other.card}" + (f" root={other.root}" if other.root else "")
-              for name, other in restored.recipe.data.streams().items()
-              if (other.card, other.root) != (stream.card, stream.root)]
+              for name, other in _sets(restored) if (other.card, other.root) != (stream.card, stream.root)]
     if not others:
         return None
     return f"scored on data card '{stream.card}', which data.{scored} reads; {', '.join(others)} scores on that instead"
@@ -169,7 +175,7 @@ def count_twins(card: Card, train: Source, test: Source, first: int | None = Non
 
 def _trained_on(card: Card, root: str | None, split: str, restored: Restored) -> str | None:
     """Return the name of the run's stream that reads this split of this card, or None."""
-    for name, stream in restored.recipe.data.streams().items():
+    for name, stream in _sets(restored):
         if stream.split == split and (stream.root or card.root) == (root or card.root):
             try:
                 own = read_card(stream.card)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +37,15 @@ class MakeBackbone(Protocol):
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """One stream of the run: samples in its split, images per update over all processes, labels [samples] or None."""
+    """One stream of the run: samples in its split, images per update over all processes, labels [samples] or None.
+
+    records: what the headers of its stores say of their rows, by name (`about` of `data.records.store.Header`).
+    """
 
     samples: int
     batch: int
     labels: Tensor | None = None
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

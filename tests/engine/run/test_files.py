@@ -13,7 +13,7 @@ from tiny import tiny_recipe
 
 from unlabeled.config.read import read_recipe
 from unlabeled.data.sources.base import CorruptSample, with_reason
-from unlabeled.data.sources.streams import open_streams
+from unlabeled.data.streams import open_streams
 from unlabeled.engine.run import checkpoint
 from unlabeled.engine.run.checkpoint import Checkpoints
 from unlabeled.engine.run.chosen import keep_chosen

@@ -11,7 +11,7 @@ from unlabeled.cli.main import main
 from unlabeled.config.read import read_recipe
 from unlabeled.data.sources.files.lists import read_lines
 from unlabeled.data.sources.open import open_source
-from unlabeled.data.sources.streams import open_streams
+from unlabeled.data.streams import open_streams
 
 SETTINGS = ["data.train.card=card.yaml", "data.train.root=photos", "data.train.batch=8", "data.workers=0",
             "train.updates=2",

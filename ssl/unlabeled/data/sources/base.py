@@ -7,7 +7,7 @@ import functools
 import json
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -120,12 +120,30 @@ class FileArray:
         return self._mapped
 
 
+class Stored(Protocol):
+    """What is kept of every sample of a split (see `data.records.store`)."""
+
+    unreadable: dict[int, str]
+
+    @property
+    def identity(self) -> str:
+        """Return what tells its rows from others."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Return what readers of its rows must know."""
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        """Return the rows, structured [n], of the samples at `places`, int64 [n]."""
+
+
 class Source(Truth):
     """One split of a set, with random access: its samples, their labels, and what tells it from a changed one.
 
     labels: int64 [n], -1 where unknown; None if the set has none. images: uint8 [n, H, W, 3] if it lives in memory,
     read-only if it is mapped from a file. unreadable: index and reason of images that could not be read into memory;
-    their rows in `images` are black. pixels: how its image files are read. Masks and objects: see `Truth`.
+    their rows in `images` are black. pixels: how its image files are read. stores: what is kept of every
+    sample, by name. Masks and objects: see `Truth`.
     """
 
     name: str
@@ -142,6 +160,7 @@ class Source(Truth):
         self.name = name
         self.split = split
         self.unreadable = {}
+        self.stores: dict[str, Stored] = {}
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -174,6 +193,30 @@ class Source(Truth):
     def raw(self, index: int) -> bytes | None:
         """Return the bytes of the image's file; None if images do not stand in files. Raises CorruptSample."""
         return None
+
+    def has_record(self, name: str) -> bool:
+        """Return whether there is a store of this name."""
+        return name in self.stores
+
+    def record(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """Return the stored rows, structured [n], of the samples `indices`, int64 [n]."""
+        return self.stores[name].rows(indices)
+
+    def without_record(self, name: str) -> dict[int, str]:
+        """Return the samples that have no row in a store, which could not read them, with the reasons."""
+        return self.stores[name].unreadable
+
+    def records_about(self) -> dict[str, dict[str, Any]]:
+        """Return what readers of the stored rows must know, by the name of their store."""
+        return {name: store.about for name, store in self.stores.items()}
+
+    def records_digest(self) -> dict[str, str]:
+        """Return what tells the stored rows from others, by the name of their store."""
+        return {name: store.identity for name, store in sorted(self.stores.items())}
+
+    def neighbour(self, name: str, index: int, place: int) -> np.ndarray:
+        """Return the image at a `place` that the stored row of sample `index` names. Raises CorruptSample."""
+        return self.image(place)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells this split from a changed one (see `fingerprint`).

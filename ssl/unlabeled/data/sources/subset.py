@@ -43,6 +43,35 @@ class Part(Source):
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
         return self.source.image(int(self.indices[index]))
 
+    def has_record(self, name: str) -> bool:
+        """Return whether there is a store of this part, or of the whole split."""
+        return super().has_record(name) or self.source.has_record(name)
+
+    def record(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """Return stored rows: those kept of this part, or of the whole split."""
+        return super().record(name, indices) if name in self.stores else self.source.record(name, self.indices[indices])
+
+    def without_record(self, name: str) -> dict[int, str]:
+        """Return the samples that have no row in a store."""
+        if name in self.stores:
+            return super().without_record(name)
+        gaps = self.source.without_record(name)
+        return {i: gaps[j] for i, j in enumerate(self.indices.tolist()) if j in gaps} if gaps else {}
+
+    def records_about(self) -> dict[str, dict[str, Any]]:
+        """Return what readers of the stored rows must know."""
+        return {**self.source.records_about(), **super().records_about()}
+
+    def records_digest(self) -> dict[str, str]:
+        """Return what tells the stored rows from others."""
+        return {**self.source.records_digest(), **super().records_digest()}
+
+    def neighbour(self, name: str, index: int, place: int) -> np.ndarray:
+        """Return an image that a stored row names, which may lie outside of this part."""
+        if name in self.stores:
+            return self.image(place)
+        return self.source.neighbour(name, int(self.indices[index]), place)
+
     def objects(self, index: int, *, masks: bool = False) -> Objects:
         """Return the objects of an image, with their masks if asked for."""
         return self.source.objects(int(self.indices[index]), masks=masks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.sources.files.lists import read_lines, write_lines
-from unlabeled.data.sources.streams import OpenStream
+from unlabeled.data.streams import OpenStream
 from unlabeled.engine.run.checkpoint import anew
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError
@@ -18,7 +18,7 @@ def keep_chosen(folder: RunFolder, recipe: Recipe, opened: dict[str, OpenStream]
     """
     goes_on = folder.goes_on() and not recipe.train.allow_changed_data
     for name, stream in recipe.data.streams().items():
-        if stream.subset is None or stream.subset.complement:
+        if stream.subset is None or stream.subset.complement:  # in a mix, the fingerprint holds the places
             continue
         source = opened[name].source
         keys = [source.key(i) for i in range(len(source))]

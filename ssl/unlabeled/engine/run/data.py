@@ -8,7 +8,7 @@ from typing import Any
 from unlabeled.config.card import Card
 from unlabeled.config.marks import Mark, marked
 from unlabeled.data.sources.base import Source
-from unlabeled.data.sources.streams import OpenStream
+from unlabeled.data.streams import OpenStream
 from unlabeled.engine.run.checkpoint import anew
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.run.same_recipe import flat
@@ -22,15 +22,24 @@ _WORDS = {
     "classes": "other classes",
     "places": "another part of the set",
 }
+_RECORDS = "records."
 
 
 def data_record(opened: dict[str, OpenStream]) -> dict[str, Any]:
     """Return, by stream, what tells its data from changed data, without reading images."""
     free = set(marked(Card, Mark.FREE))  # what does not change what is learned, or is seen in the samples
-    return {
-        name: {**stream.source.fingerprint(), "card": stream.card.model_dump(mode="json", exclude=free)}
-        for name, stream in opened.items()
-    }
+    return {name: {**stream.source.fingerprint(), **_cards(stream, free), **_stores(stream.source)}
+            for name, stream in opened.items()}
+
+
+def _cards(stream: OpenStream, free: set[str]) -> dict[str, Any]:
+    cards = [card.model_dump(mode="json", exclude=free) for card in stream.cards]
+    return {"card": cards[0]} if len(cards) == 1 else {f"card {number}": card for number, card in enumerate(cards)}
+
+
+def _stores(source: Source) -> dict[str, Any]:
+    digests = source.records_digest()
+    return {"records": digests} if digests else {}
 
 
 def keep_names(folder: RunFolder, opened: dict[str, OpenStream]) -> None:
@@ -79,6 +88,8 @@ def counts_only(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _said(key: str, old: Any, new: Any) -> str:
+    if key.startswith(_RECORDS):
+        return f"another store of {key.removeprefix(_RECORDS)} rows"
     return _WORDS.get(key) or f"{key} {old} when the run began, {new} now"
 
 

@@ -1,0 +1,103 @@
+"""Several sets as one stream."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.data.toys import Corner, Numbered
+
+from unlabeled.config.read import read_recipe
+from unlabeled.data.batch import Stream
+from unlabeled.data.order import WeightedOrder, shares
+from unlabeled.data.sources.mixed import Mixed
+from unlabeled.data.stream import BatchShare, TrainStream
+from unlabeled.data.streams import open_streams
+from unlabeled.errors import UserError
+
+
+def sets(in_memory: bool = False) -> list[Numbered]:
+    made = [Numbered(10, in_memory=in_memory), Numbered(30, bad=(2,), in_memory=in_memory)]
+    made[1].name = "other"
+    made[0].classes = made[1].classes = list("abcdefg")
+    return made
+
+
+def test_samples_stand_behind_one_another_and_unlabelled_ones_are_unknown() -> None:
+    mixed = Mixed(sets(), [True, False])
+    assert len(mixed) == 40 and mixed.name == "numbered+other" and mixed.split == "train"
+    assert mixed.labels is not None and mixed.labels.tolist() == [*(i % 7 for i in range(10)), *[-1] * 30]
+    assert np.array_equal(mixed.image(13), Numbered(30).image(3)) and mixed.key(13) == "sample-3"
+    assert mixed.names()[13] == "other/sample-3"
+    assert mixed.fingerprint() != Mixed(sets()[::-1], [True, True]).fingerprint()
+    assert mixed.fingerprint() != Mixed(sets(), [True, False], [1, 1]).fingerprint()
+    assert Mixed(sets(in_memory=True), [True, True]).images is not None and mixed.images is None
+    assert Mixed(sets(in_memory=True), [True, True]).unreadable == {12: "broken"}
+
+
+def test_other_classes_and_streamed_sets_are_refused() -> None:
+    one, other = sets()
+    other.classes = ["x"]
+    with pytest.raises(UserError, match=r"'numbered' and 'other' name different classes.*labels: false"):
+        Mixed([one, other], [True, True])
+    assert Mixed([one, other], [True, False]).classes == list("abcdefg")
+    other.random_access = False
+    with pytest.raises(UserError, match="is streamed, which does not go into a mix"):
+        Mixed([one, other], [True, False])
+
+
+def test_weights_are_shares_of_every_epoch() -> None:
+    order = WeightedOrder([10, 30], [3, 1], 41, 0, "train")
+    for epoch in range(3):
+        indices = order.indices(epoch, np.arange(41))
+        assert (indices < 10).sum() == 31
+        counts = np.bincount(indices, minlength=40)
+        assert set(counts[:10]) == {3, 4} and set(counts[10:]) == {0, 1}, "one permutation after the other"
+        assert (order.indices(epoch, np.arange(7, 9)) == indices[7:9]).all()
+    assert not np.array_equal(order.indices(0, np.arange(41)), order.indices(1, np.arange(41)))
+    for position in range(41):
+        own = int(order.indices(0, np.array([position]))[0])
+        stands_in = {order.substitute(0, position, attempt) for attempt in range(9)}
+        assert all((other < 10) == (own < 10) for other in stands_in) and len(stands_in) > 1
+    assert shares([1, 1, 1], 10) == [4, 3, 3] and shares([0.5, 0.25], 3) == [2, 1]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_stream_of_weighted_sets_is_the_same_over_processes(in_memory: bool) -> None:
+    def stream(rank: int, world: int) -> TrainStream:
+        return TrainStream(Mixed(sets(in_memory), [True, True], [1, 1]), Stream((Corner(),), labels=True),
+                           BatchShare(8, rank, world), name="train", seed=0, updates_per_epoch=5)
+
+    alone = [batch for (batch,) in stream(0, 1).updates(0, 10)]
+    parts = [list(stream(rank, 2).updates(0, 10)) for rank in range(2)]
+    for update, batch in enumerate(alone):
+        assert torch.equal(batch.crops[0], torch.cat([part[update][0].crops[0] for part in parts]))
+    for epoch in (alone[:5], alone[5:]):
+        assert sum(int((batch.index < 10).sum()) for batch in epoch) == 20
+
+
+RECIPE = "demo/simclrv2"
+MIX = "data.train={batch: 64, mix: [{card: digits, subset: {per_class: 5}}, {card: digits, split: val, labels: false}]}"
+
+
+def test_a_recipe_names_the_sets() -> None:
+    opened = open_streams(read_recipe(RECIPE, [MIX]))["train"]
+    assert len(opened.source) == 550 and [card.name for card in opened.cards] == ["digits", "digits"]
+    assert opened.source.labels is not None and (opened.source.labels[50:] == -1).all()
+    kept = read_recipe(RECIPE, [MIX]).model_dump(mode="json")["data"]["train"]
+    assert set(kept) == {"batch", "mix", "epoch_samples"}
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ("{batch: 8}", "give either card or mix"),
+    ("{batch: 8, card: digits, mix: [{card: digits}]}", "give either card or mix"),
+    ("{batch: 8, split: val, mix: [{card: digits}]}", "'split' belongs to the sets of 'mix'"),
+    ("{batch: 8, mix: [{card: digits, weight: 1}, {card: digits}]}", "give every set of 'mix' a weight, or none"),
+    ("{batch: 8, mix: [{card: digits, wieght: 1}]}", "Did you mean 'weight'"),
+    ("{batch: 8, mix: [{card: digits}, {card: digit}]}", "Did you mean 'digits'"),
+    ("{batch: 8, mix: [{card: digits, split: vall}]}", "Did you mean 'val'"),
+])  # fmt: skip
+def test_bad_mixes_are_refused_with_their_place(given: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        read_recipe(RECIPE, [f"data.train={given}"], check_files=True)
+    assert said in str(refused.value) and "data.train" in str(refused.value)
