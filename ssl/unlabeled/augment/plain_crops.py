@@ -1,4 +1,4 @@
-"""Crops without a drawn area: a place in the padded image, or a square of fixed share (`data.batch.Geometry`)."""
+"""Crops without a drawn area: a place in the padded image, a square of fixed share, or all (`data.batch.Geometry`)."""
 
 from __future__ import annotations
 
@@ -91,6 +91,30 @@ class RandomSquareCrop:
     def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
         """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
         return crop_resize_batch(images, parameters, self.size, self.interpolation)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The whole image, resized to a square whatever its shape; parameters are boxes [n, 7] (see `ops.boxes`)."""
+
+    size: int
+    draws: ClassVar[int] = 0
+    boxes: ClassVar[bool] = True
+
+    def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn image sizes [n, 2] into boxes [n, 7]; `uniforms` [n, 0] is not looked at."""
+        sizes = sizes.astype(np.float64)
+        return crop_boxes(np.zeros_like(sizes), sizes, sizes, np.zeros(len(sizes)))
+
+    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Resize one uint8 image [H, W, 3] to uint8 [3, size, size]."""
+        return crop_resize(image, parameters, self.size, "bilinear")
+
+    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
+        """Resize equally large uint8 images [n, 3, H, W] to uint8 [n, 3, size, size]."""
+        if tuple(images.shape[2:]) == (self.size, self.size):
+            return images.contiguous()
+        return crop_resize_batch(images, parameters, self.size, "bilinear")
 
 
 def _mirrored(places: Tensor, side: int) -> Tensor:
