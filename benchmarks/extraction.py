@@ -24,8 +24,8 @@ from unlabeled.config.read import read_file, read_protocol
 from unlabeled.config.recipe import Backbone
 from unlabeled.data.sources.arrays import ArraySource
 from unlabeled.data.sources.open import open_source
-from unlabeled.engine.features import Embedder, Features, extract, network_embedder
-from unlabeled.engine.kept_features import LIMIT, KeptFeatures
+from unlabeled.engine.passes.features import Embedder, Features, extract, network_embedder
+from unlabeled.engine.passes.kept_features import LIMIT, KeptFeatures
 from unlabeled.evaluation.vectors import linear
 from unlabeled.evaluation.vectors.scores import accuracy
 from unlabeled.methods.base import Export, Input

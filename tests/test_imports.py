@@ -8,14 +8,14 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "ssl"
 # from below to above; packages of one tier do not import one another
 TIERS = [{"errors"}, {"config"}, {"ops"}, {"data", "augment", "backbones"}, {"methods"}, {"engine"}, {"report"},
-         {"evaluation"}, {"cli"}]  # fmt: skip
+         {"evaluation", "passes"}, {"cli"}]  # fmt: skip
 # the rooms of a package from below to above ("" for its own files); one folder holds files of one subject
 ROOMS = {
-    "config": [{"yaml", "base"}, {"", "protocols"}],
+    "config": [{"yaml", "base"}, {"", "protocols", "passes"}],
     "ops": [{"machine"}, {""}, {"measures"}],
     "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense", "records"}, {""}, {"packing"}],
     "methods": [{""}, {"probe"}],
-    "engine": [{"optim"}, {"run"}, {"exports"}, {""}],
+    "engine": [{"optim"}, {"run"}, {"exports"}, {"passes"}, {""}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
 }
 TIER = {package: number for number, packages in enumerate(TIERS) for package in packages}

@@ -29,7 +29,7 @@ from unlabeled.config.protocols.vectors import Protocol
 from unlabeled.config.recipe import MethodConfig
 from unlabeled.data.batch import Stream
 from unlabeled.data.sources.base import Source
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.methods.base import Export, Input, Losses, Method
 

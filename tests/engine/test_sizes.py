@@ -13,9 +13,9 @@ from unlabeled.backbones.sizes import own_size, try_image
 from unlabeled.config.recipe import Backbone
 from unlabeled.data.streams import open_streams
 from unlabeled.engine import build
-from unlabeled.engine.features import network_embedder
 from unlabeled.engine.maps import last_map
 from unlabeled.engine.method import build_method
+from unlabeled.engine.passes.features import network_embedder
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate

@@ -11,7 +11,7 @@ from tests.evaluation.fakes import FakeRuns
 
 from unlabeled.cli.main import main
 from unlabeled.config.read import read_recipe
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.engine.run import progress
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError

@@ -12,7 +12,7 @@ from torch import nn
 
 from unlabeled.data.sources.folder import FolderSource
 from unlabeled.engine.exports.networks import open_residuals
-from unlabeled.engine.kept_features import LIMIT
+from unlabeled.engine.passes.kept_features import LIMIT
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as module
 from unlabeled.evaluation.evaluate import evaluate, evaluate_many

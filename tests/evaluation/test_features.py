@@ -6,8 +6,8 @@ import torch
 from tests.evaluation.fakes import FakeMethod, Noise
 
 from unlabeled.data.sources import base as corrupt_rule
-from unlabeled.engine import features as module
-from unlabeled.engine.features import Embedder, extract, join, network_embedder
+from unlabeled.engine.passes import features as module
+from unlabeled.engine.passes.features import Embedder, extract, join, network_embedder
 from unlabeled.errors import UserError
 from unlabeled.evaluation.vectors.pixels import drop_equal_channels, pixel_embedder
 

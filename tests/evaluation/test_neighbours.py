@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.evaluation.fakes import Noise
 
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.evaluation import neighbours
 
 

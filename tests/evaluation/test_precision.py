@@ -19,8 +19,8 @@ from unlabeled.config.recipe import Backbone
 from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.subset import Part
 from unlabeled.engine import launch
-from unlabeled.engine.features import Embedder, extract, network_embedder, refuse_nonfinite
 from unlabeled.engine.launch import pick_precision
+from unlabeled.engine.passes.features import Embedder, extract, network_embedder, refuse_nonfinite
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as module
 from unlabeled.evaluation import export_features as exporting

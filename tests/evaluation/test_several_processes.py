@@ -9,9 +9,9 @@ from tests.evaluation.fakes import FakeRuns, Noise, Projection
 from tests.processes import run_processes
 
 from unlabeled.config.read import read_recipe
-from unlabeled.engine import features as features_module
-from unlabeled.engine.features import Embedder, Features, extract, gather_features
-from unlabeled.engine.kept_features import LIMIT
+from unlabeled.engine.passes import features as features_module
+from unlabeled.engine.passes.features import Embedder, Features, extract, gather_features
+from unlabeled.engine.passes.kept_features import LIMIT
 from unlabeled.engine.train import train
 from unlabeled.evaluation import evaluate as evaluate_module
 

@@ -15,8 +15,8 @@ from unlabeled.config.protocols.vectors import FewLabels, Knn, Linear, Logistic
 from unlabeled.data.sources.subset import Part
 from unlabeled.data.streams import open_streams
 from unlabeled.engine import build
-from unlabeled.engine.features import extract, network_embedder
 from unlabeled.engine.method import build_method
+from unlabeled.engine.passes.features import extract, network_embedder
 from unlabeled.evaluation.vectors import few_labels, knn, linear, logistic
 
 every_variant = pytest.mark.parametrize(("method", "variant"), VARIANTS, ids=["-".join(v) for v in VARIANTS])

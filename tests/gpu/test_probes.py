@@ -13,8 +13,8 @@ from torch import Tensor
 from unlabeled.config.protocols.vectors import FewLabels, Linear, Logistic
 from unlabeled.data.streams import open_streams
 from unlabeled.engine import build
-from unlabeled.engine.features import Features, extract, network_embedder
 from unlabeled.engine.method import build_method
+from unlabeled.engine.passes.features import Features, extract, network_embedder
 from unlabeled.evaluation.vectors import few_labels, linear, logistic
 from unlabeled.ops.measures import knn
 from unlabeled.ops.measures.health import health

@@ -14,8 +14,8 @@ import torch
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.subset import Part
-from unlabeled.engine.features import Embedder, Features, extract, network_embedder
 from unlabeled.engine.launch import pick_precision
+from unlabeled.engine.passes.features import Embedder, Features, extract, network_embedder
 from unlabeled.engine.plan import Plan
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method

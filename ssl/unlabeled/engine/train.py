@@ -21,9 +21,9 @@ from unlabeled.data.batch import Batch
 from unlabeled.data.streams import OpenStream, open_streams
 from unlabeled.engine import build, launch
 from unlabeled.engine.exports.networks import write_exports
-from unlabeled.engine.features import gather_names
 from unlabeled.engine.journal import Journal
 from unlabeled.engine.method import build_method
+from unlabeled.engine.passes.features import gather_names
 from unlabeled.engine.plan import Plan, describe, make_plan
 from unlabeled.engine.restore import load_state
 from unlabeled.engine.run.checkpoint import SaveClock, vanished

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
-from unlabeled.ops.distributed import rank, world
+from unlabeled.ops.distributed import meeting_place, rank, world
 
 PATIENCE = 600.0
 _ENDED = "ended"
@@ -78,8 +78,7 @@ class Watch:
     def _tell(self) -> None:
         beats, host = 0, socket.gethostname()
         try:
-            store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
-                                  wait_for_workers=False, timeout=datetime.timedelta(seconds=self.patience))
+            store = meeting_place(self.patience)
             while True:
                 beats += 1
                 ending = self._ending.is_set()

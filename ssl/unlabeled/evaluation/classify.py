@@ -8,8 +8,8 @@ import torch
 
 from unlabeled.config.protocols.vectors import Protocol
 from unlabeled.data.sources.base import Source
-from unlabeled.engine.features import Features, extract, network_embedder
 from unlabeled.engine.launch import pick_precision
+from unlabeled.engine.passes.features import Features, extract, network_embedder
 from unlabeled.errors import UserError
 from unlabeled.evaluation.vectors.scores import Score, accuracy
 from unlabeled.methods.base import Method

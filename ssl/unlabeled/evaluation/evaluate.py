@@ -21,9 +21,9 @@ from unlabeled.config.read import read_protocol
 from unlabeled.config.tables import PROTOCOLS
 from unlabeled.data.sources.open import Source
 from unlabeled.engine.exports.networks import open_residuals
-from unlabeled.engine.features import Features, extract, network_embedder
-from unlabeled.engine.kept_features import KeptFeatures
 from unlabeled.engine.launch import pick_precision
+from unlabeled.engine.passes.features import Features, extract, network_embedder
+from unlabeled.engine.passes.kept_features import KeptFeatures
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cautions import cautions

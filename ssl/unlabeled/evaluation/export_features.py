@@ -13,8 +13,8 @@ from unlabeled.config.recipe import Precision
 from unlabeled.data.sources.base import with_reason
 from unlabeled.data.sources.files.lists import write_lines
 from unlabeled.data.sources.open import open_source
-from unlabeled.engine.features import extract, network_embedder
 from unlabeled.engine.launch import pick_precision
+from unlabeled.engine.passes.features import extract, network_embedder
 from unlabeled.engine.restore import load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.setup import own_levels, pick_device, pick_export

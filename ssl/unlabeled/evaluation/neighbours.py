@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from unlabeled.data.sources.open import Source
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.ops.measures.health import thin
 from unlabeled.ops.measures.knn import neighbors
 from unlabeled.report.sheet import neighbour_sheet

@@ -9,7 +9,7 @@ import torch
 
 from unlabeled.config.protocols.vectors import Trained
 from unlabeled.config.recipe import Data, Eval, Recipe, StreamData, Train
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError

@@ -6,6 +6,8 @@ so a gather must pass gradients back as a sum over ranks (checked against one pr
 
 from __future__ import annotations
 
+import datetime
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -105,12 +107,27 @@ def broadcast_buffers(tensors: list[Tensor]) -> None:
 
 
 def raise_together(problem: Exception | None, device: torch.device) -> None:
-    """Raise `problem` where a rank has one, and UserError on the others; call it on all ranks at once."""
+    """Raise `problem` where a rank has one, and UserError, with its words, on the others; call it on all ranks at once.
+    """
     failed = int(max_over_ranks(torch.tensor(problem is not None, dtype=torch.int64, device=device)))
+    if not failed:
+        return
+    words = [str(problem) if isinstance(problem, UserError) else ""]
+    if world() > 1:
+        mine, words = words[0], [""] * world()
+        dist.all_gather_object(words, mine)
     if problem is not None:
         raise problem
-    if failed:
-        raise UserError("another process could not do its part; it says why")
+    raise UserError(next(filter(None, words), "another process could not do its part; it says why"))
+
+
+def meeting_place(patience: float) -> dist.Store:
+    """Return the store in which the processes of a launch leave messages for one another; patience: seconds.
+
+    Raises RuntimeError if nobody keeps it.
+    """
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
+                         wait_for_workers=False, timeout=datetime.timedelta(seconds=patience))
 
 
 def on_rank0(work: Callable[[], T]) -> T:

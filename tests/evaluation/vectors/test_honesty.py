@@ -9,7 +9,7 @@ from tests.evaluation.dense.fakes import Blocks, Painted, painted
 
 from unlabeled.config.protocols.dense import SegmentationLinear
 from unlabeled.config.protocols.vectors import FewLabels, Linear, Logistic
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.evaluation.dense import segmentation_linear
 from unlabeled.evaluation.dense.segmentation_linear import Maps
 from unlabeled.evaluation.vectors import few_labels, linear, logistic

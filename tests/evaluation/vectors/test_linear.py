@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from unlabeled.config.protocols.vectors import Linear
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.errors import UserError
 from unlabeled.evaluation.vectors import linear
 from unlabeled.evaluation.vectors.scores import Scale

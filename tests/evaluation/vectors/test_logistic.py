@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from unlabeled.config.protocols.vectors import Logistic
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.evaluation.vectors.logistic import run
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from unlabeled.config.protocols.vectors import FewLabels, Linear, Logistic
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.evaluation.vectors import few_labels, linear, logistic
 from unlabeled.evaluation.vectors.scores import Scale, accuracy, plain
 

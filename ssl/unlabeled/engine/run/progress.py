@@ -87,12 +87,13 @@ class ProgressBar:
 class LongPass:
     """Tell how far a long pass is, how fast and for how long: in a bar on a terminal, else in a line now and then.
 
-    Use it as a context, which takes the bar away. A short pass is not told of. unit: what is counted.
+    Use it as a context, which takes the bar away. A short pass is not told of. unit: what is counted. start: how many
+    of `total` were finished before.
     """
 
-    def __init__(self, what: str, total: int, shown: bool, unit: str = "images") -> None:
+    def __init__(self, what: str, total: int, shown: bool, unit: str = "images", start: int = 0) -> None:
         self.what, self.total, self.shown, self.unit = what, total, shown, unit
-        self._done = 0
+        self._start = self._done = start
         self._begin = time.perf_counter()
         self._last: float | None = None
         self._bar: Progress | None = None
@@ -112,8 +113,9 @@ class LongPass:
         if not self.shown or done >= self.total or seconds < PASS_AFTER:
             return
         text = f"{done} of {self.total} {self.unit}"
-        if done:
-            text += f", {_rate(done / seconds)} {self.unit}/s, {duration((self.total - done) * seconds / done)} left"
+        if fresh := done - self._start:
+            left = duration((self.total - done) * seconds / fresh)
+            text += f", {_rate(fresh / seconds)} {self.unit}/s, {left} left"
         if sys.stdout.isatty():
             self._show(text)
         elif self._last is None or now - self._last >= LINE_EVERY:
@@ -135,6 +137,13 @@ class LongPass:
 
 def _rate(per_second: float) -> str:
     return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
+def volume(size: float) -> str:
+    """Write a number of bytes as people say it: 2.4 kB, 0.3 MB, 12.0 GB."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def duration(seconds: float) -> str:

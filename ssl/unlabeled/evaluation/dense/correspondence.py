@@ -14,7 +14,7 @@ from unlabeled.augment.photometric import Drawn, Jitter, draw_jitter, render
 from unlabeled.config.protocols.dense import Correspondence
 from unlabeled.data.pairs import fixed_crops
 from unlabeled.data.sources.open import Source, open_source
-from unlabeled.engine.features import gather_names, refuse_corrupt, refuse_nonfinite
+from unlabeled.engine.passes.features import gather_names, refuse_corrupt, refuse_nonfinite
 from unlabeled.engine.restore import Restored
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError

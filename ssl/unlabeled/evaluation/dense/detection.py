@@ -18,7 +18,7 @@ from unlabeled.data.loader import batches, own_units
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.subset import Part
 from unlabeled.engine.exports.networks import open_residuals
-from unlabeled.engine.features import gather_names, refuse_corrupt
+from unlabeled.engine.passes.features import gather_names, refuse_corrupt
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.engine.steps import seed_everything

@@ -20,9 +20,9 @@ from unlabeled.data.sources.files.levels import Levels
 from unlabeled.data.sources.folder import FolderSource
 from unlabeled.data.sources.open import Source, open_source
 from unlabeled.data.sources.subset import Part
-from unlabeled.engine.features import refuse_nonfinite
 from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.maps import last_map
+from unlabeled.engine.passes.features import refuse_nonfinite
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError

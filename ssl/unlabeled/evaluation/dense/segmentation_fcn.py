@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from unlabeled.config.protocols.dense import SegmentationFcn
 from unlabeled.data.segmentation_batches import JointCrop, training_crops, whole_images
 from unlabeled.data.sources.dense.masks import IGNORED
-from unlabeled.engine.features import gather_names, refuse_corrupt
 from unlabeled.engine.maps import LastMap
+from unlabeled.engine.passes.features import gather_names, refuse_corrupt
 from unlabeled.engine.restore import Restored
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError

@@ -22,7 +22,7 @@ from unlabeled.config.protocols.dense import SegmentationLinear
 from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.sources.dense.masks import IGNORED, read_mask
 from unlabeled.data.sources.open import Source
-from unlabeled.engine.features import gather_names, gather_rows, refuse_corrupt, refuse_nonfinite
+from unlabeled.engine.passes.features import gather_names, gather_rows, refuse_corrupt, refuse_nonfinite
 from unlabeled.engine.restore import Restored
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError

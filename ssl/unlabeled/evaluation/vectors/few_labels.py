@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.config.protocols.vectors import FewLabels
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.evaluation.vectors.scores import Scale, Score, accuracy, plain
 from unlabeled.ops.random import permutation

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.config.protocols.vectors import Knn
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.evaluation.vectors.scores import Score, accuracy, plain
 from unlabeled.ops.measures import knn

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.config.protocols.vectors import Linear
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.evaluation.vectors.scores import Scale, Score, accuracy
 from unlabeled.ops.distributed import rank

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from unlabeled.config.protocols.vectors import Logistic
-from unlabeled.engine.features import Features
+from unlabeled.engine.passes.features import Features
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.evaluation.vectors.few_labels import logistic, predict
 from unlabeled.evaluation.vectors.linear import hold_out

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unlabeled.augment.photometric import to_float
 from unlabeled.data.sources.open import Source
-from unlabeled.engine.features import Embedder
+from unlabeled.engine.passes.features import Embedder
 
 PIXELS = 32  # side to which raw pixels are reduced at most: a baseline needs no more, and memory no less
 

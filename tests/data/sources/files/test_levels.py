@@ -21,7 +21,7 @@ from unlabeled.data.sources.decode import decode
 from unlabeled.data.sources.files.levels import eight_bits
 from unlabeled.data.sources.open import open_source
 from unlabeled.data.stream import BatchShare, TrainStream
-from unlabeled.engine.features import refuse_corrupt
+from unlabeled.engine.passes.features import refuse_corrupt
 from unlabeled.errors import UserError
 
 RAMP = np.array([[0, 255, 256, 4095, 32768, 65535]], np.uint16)

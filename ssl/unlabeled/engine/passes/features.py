@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,16 +14,18 @@ from torch import Tensor
 from unlabeled.augment.geometry import EvalCrop
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.sizes import refuse_images
-from unlabeled.data.evaluation import eval_batches
-from unlabeled.data.loader import split_evenly
+from unlabeled.data.batch import Batch
+from unlabeled.data.evaluation import ImageMaker
+from unlabeled.data.loader import own_units, split_evenly
 from unlabeled.data.sources.base import too_many, with_reason
 from unlabeled.data.sources.open import Source
-from unlabeled.engine.kept_features import Identity, KeptFeatures, Rows, network_digest
+from unlabeled.engine.passes.kept_features import Identity, KeptFeatures, Rows, network_digest
+from unlabeled.engine.passes.walk import walk
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
 from unlabeled.ops.distributed import max_over_ranks, on_rank0, raise_together, rank, sum_over_ranks, world
-from unlabeled.ops.precision import Resolved, autocast, full_precision
+from unlabeled.ops.precision import Resolved, autocast
 
 _GATHERED = 1 << 14  # rows per message between processes
 _LOOKED_AT = 1 << 11  # rows whose copies are in memory at once
@@ -160,22 +163,24 @@ def _extract_part(
     """Return the features of this process's part of the split."""
     bounds = split_evenly(len(source), world())
     filled = {name: _Filled(bounds[rank() + 1] - bounds[rank()]) for name in embedders}
-    index: list[Tensor] = []
+    index: list[np.ndarray] = []
     corrupt: list[str] = []
     seen = 0
-    what = f"features of '{source.split}' of '{source.name}'"
-    with full_precision(device), LongPass(what, len(source), rank() == 0) as progress:
-        for part in eval_batches(source, EvalCrop(size), rank(), world(), batch, workers):
-            corrupt += part.corrupt
-            seen += len(part.index) + len(part.corrupt)
-            progress.advance(min(len(source), seen * world()))
-            if len(part.index) == 0:
-                continue
-            crops = part.crops[0].to(device, non_blocking=True)
-            index.append(part.index)
+
+    def take(batch: Batch, readable: np.ndarray) -> None:
+        nonlocal seen
+        seen += len(readable) + len(batch.corrupt)
+        progress.advance(min(len(source), seen * world()))
+        corrupt.extend(batch.corrupt)
+        index.append(readable)
+        if len(readable):
             for name, embedder in embedders.items():
-                filled[name].append(embedder.embed(crops).float())
-    places = torch.cat(index) if index else torch.empty(0, dtype=torch.int64)
+                filled[name].append(embedder.embed(batch.crops[0]).float())
+
+    with LongPass(f"features of '{source.split}' of '{source.name}'", len(source), rank() == 0) as progress:
+        walk(ImageMaker(source, [EvalCrop(size)]), own_units(len(source), rank(), world(), batch), take, source=source,
+             workers=workers, device=device)
+    places = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *index]))
     label = None if source.labels is None else torch.from_numpy(source.labels)[places]
     return {name: Features(each.rows(), places, label, corrupt) for name, each in filled.items()}
 

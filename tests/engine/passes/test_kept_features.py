@@ -20,9 +20,9 @@ from torch import nn
 from unlabeled.config.card import Card
 from unlabeled.data.sources.arrays import ArraySource
 from unlabeled.data.sources.open import open_source
-from unlabeled.engine import kept_features as module
-from unlabeled.engine.features import Embedder, extract, network_embedder
-from unlabeled.engine.kept_features import LIMIT, KeptFeatures, network_digest
+from unlabeled.engine.passes import kept_features as module
+from unlabeled.engine.passes.features import Embedder, extract, network_embedder
+from unlabeled.engine.passes.kept_features import LIMIT, KeptFeatures, network_digest
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input
 

@@ -27,6 +27,7 @@ import unlabeled
 from unlabeled.data.sources.base import CorruptKey, CorruptSample, Source
 from unlabeled.data.sources.files.kept import cache_folder, keep
 from unlabeled.data.sources.fingerprint import digest
+from unlabeled.engine.run.progress import volume
 from unlabeled.errors import UserError
 
 Identity = Callable[[], str]  # gives a digest of all that features depend on beside the images
@@ -76,10 +77,10 @@ class KeptFeatures:
             if place is None:
                 return
             if size > self.limit:
-                raise OSError(0, f"{_bytes(size)} are more than {LIMIT}={self.limit / 1e9:g} allows")
+                raise OSError(0, f"{volume(size)} are more than {LIMIT}={self.limit / 1e9:g} allows")
             place.parent.mkdir(0o700, parents=True, exist_ok=True)  # they tell something of the images
             if shutil.disk_usage(place.parent).free < 2 * size:
-                raise OSError(0, f"the disk has less room than twice their {_bytes(size)}")
+                raise OSError(0, f"the disk has less room than twice their {volume(size)}")
             self._make_room(place, size)
             refused = keep([place], functools.partial(_fill, rows=rows))
         except Exception as error:  # whatever it is, the features are worth more
@@ -94,7 +95,7 @@ class KeptFeatures:
     def report(self) -> None:
         """Say what was written since the last report."""
         if self.written:
-            print(f"features kept for other protocols: {_bytes(sum(self.written))} in {self.folder} "
+            print(f"features kept for other protocols: {volume(sum(self.written))} in {self.folder} "
                   "(keep_features=false keeps none)", flush=True)
         self.written = []
 
@@ -132,7 +133,7 @@ class KeptFeatures:
             dropped.append(each)
         if dropped:
             day = time.strftime("%Y-%m-%d", time.localtime(newest))
-            print(f"{_bytes(sum(dropped))} of kept features that were last used until {day} made room for new "
+            print(f"{volume(sum(dropped))} of kept features that were last used until {day} made room for new "
                   f"ones ({LIMIT}={self.limit / 1e9:g})", flush=True)
 
 
@@ -257,6 +258,3 @@ def _readable_again(source: Source, index: Tensor) -> bool:
         return True
     return False
 
-
-def _bytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
