@@ -17,6 +17,7 @@ ROOMS = {
     "methods": [{""}, {"probe"}],
     "engine": [{"optim"}, {"run"}, {"exports"}, {"passes"}, {""}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
+    "passes": [{""}, {"mining"}],
 }
 TIER = {package: number for number, packages in enumerate(TIERS) for package in packages}
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "numpy", "sklearn", "webdataset", "PIL", "matplotlib", "rich"}

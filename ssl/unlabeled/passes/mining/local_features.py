@@ -6,13 +6,11 @@ The constants are those of the method text beside arXiv 2103.05959, which publis
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from unlabeled.errors import UserError
 
 LONGEST = 512  # pixels of the longest side; smaller images are enlarged, for what is large in them is found too
 _KEYPOINTS = 1000  # of an image at most
@@ -46,15 +44,16 @@ def gray(image: np.ndarray) -> Tensor:
 
 
 class LocalFeatures:
-    """SIFT as kornia computes it, in scale space, on the device. Raises UserError if kornia is missing."""
+    """SIFT as kornia computes it, in scale space, on the device."""
 
     def __init__(self, device: torch.device) -> None:
-        kornia = _kornia()
+        from kornia.feature import SIFTFeatureScaleSpace, match_smnn  # 2 s that only this pays
+        from kornia.geometry.ransac import RANSAC
+
         self.device = device
-        self.sift = kornia.feature.SIFTFeatureScaleSpace(_KEYPOINTS, rootsift=False, device=device,
-                                                         descriptor_backend="pyramid")
-        self.match = kornia.feature.match_smnn
-        self.ransac = kornia.geometry.ransac.RANSAC("affine", inl_th=_REACH, score_type="msac")
+        self.sift = SIFTFeatureScaleSpace(_KEYPOINTS, rootsift=False, device=device, descriptor_backend="pyramid")
+        self.match = match_smnn
+        self.ransac = RANSAC("affine", inl_th=_REACH, score_type="msac")
 
     def keypoints(self, images: Sequence[Tensor]) -> list[Keypoints]:
         """Return the features of gray images, uint8 [1, h, w]; those of one shape are computed together."""
@@ -87,12 +86,3 @@ class LocalFeatures:
         _, agreeing = self.ransac(one.places[matches[:, 0]], other.places[matches[:, 1]])
         return len(matches), int(agreeing.sum())
 
-
-def _kornia() -> Any:
-    try:
-        import kornia.feature
-        import kornia.geometry.ransac
-    except ImportError:
-        raise UserError("mining compares local features with kornia, which is not installed: pip install kornia"
-                        ) from None
-    return kornia

@@ -31,7 +31,7 @@ class Pairs(Source):
         return f"{self.against.key(one)} = {self.pool.key(other)}"
 
     def image(self, index: int) -> np.ndarray:
-        """Return both images, side by side in no way: the one of the pool. Raises CorruptSample if either is damaged."""
+        """Return the image of the pool, uint8 [H, W, 3]. Raises CorruptSample if either of the two cannot be read."""
         one, other = self.pairs[["against", "pool"]][index].tolist()
         self.against.image(one)
         return self.pool.image(other)

@@ -1,5 +1,4 @@
-"""What the teacher says of every image, and by what near copies are found: one pass over the pool, one over the test set.
-"""
+"""What the teacher says of every image, and by what its copies are found: a pass over the pool and the test set."""
 
 from __future__ import annotations
 
@@ -67,7 +66,7 @@ class Teacher:
                         "it to find near copies by; take another teacher")
 
     def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Return probabilities, float64 [b, C], and embeddings of length 1, float32 [b, D], of crops uint8 [b, 3, S, S].
+        """Return probabilities, float64 [b, C], and unit-length embeddings, float32 [b, D], of crops uint8 [b, 3, S, S].
 
         In float64 the probabilities of a confident teacher are still ranked: in float32 many are equal to 1.
         """

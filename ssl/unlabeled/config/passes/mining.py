@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from unlabeled.config.marks import Free
-from unlabeled.config.passes import PassSettings
+from unlabeled.config.passes.shared import PassSettings
 
 _SET = "CARD, CARD:SPLIT or a folder of images"
 
@@ -26,7 +26,7 @@ class MineSettings(PassSettings):
     per_class: int = Field(4000, gt=0, description="images of every class at most")
     multi_class_top_p: int = Field(1, gt=0, description="classes that one image may serve: its most probable ones")
     cosine: float = Field(0.8, gt=0, le=1, description="of the teacher's features, from which on local features decide")
-    candidates: int = Field(20, gt=0, description="images of the pool that are compared with an evaluation image at most")
+    candidates: int = Field(20, gt=0, description="images of the pool that an evaluation image is compared with")
     hash_bits: int = Field(
         32, ge=0, le=255, description="bits of 256 in which the hashes of one picture may differ; 0: equal hashes only")
     inliers: int = Field(25, ge=4, description="matching local features that make a pair of duplicates")
