@@ -15,7 +15,7 @@ ROOMS = {
     "ops": [{"machine"}, {""}, {"measures"}],
     "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense", "records"}, {""}, {"packing"}],
     "methods": [{""}, {"probe"}],
-    "engine": [{"optim"}, {"run"}, {"exports"}, {"passes"}, {""}],
+    "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {"passes"}, {""}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
     "passes": [{""}, {"mining"}],
 }

@@ -11,6 +11,7 @@ from torch import nn
 from unlabeled.backbones.options import constructor_options, written
 from unlabeled.config.base.objects import is_dotted, load_object, refuse_unknown_options
 from unlabeled.config.recipe import RESERVED_OPTIONS, Backbone
+from unlabeled.config.sources import public
 from unlabeled.config.tables import BACKBONE_OPTIONS, BACKBONES
 from unlabeled.config.yaml.explain import show
 from unlabeled.errors import UserError, did_you_mean, nearest
@@ -32,18 +33,27 @@ def build_backbone(cfg: Backbone) -> nn.Module:
         raise UserError(_blame(cfg, error)) from error
     avoid_broken_kernels(model)
     if cfg.grad_checkpointing:
-        try:
-            model.set_grad_checkpointing()
-        except (AttributeError, AssertionError) as error:  # it is missing, or refuses, as timm's do
-            raise UserError(
-                f"backbone.grad_checkpointing: '{cfg.name}' cannot recompute activations; leave it false"
-            ) from error
+        recompute_activations(model, cfg.name)
     return model
+
+
+def recompute_activations(network: Any, name: str) -> None:
+    """Let a network recompute its activations in the backward pass. Raises UserError if it cannot."""
+    try:
+        network.set_grad_checkpointing()
+    except (AttributeError, AssertionError) as error:  # it is missing, or refuses, as timm's do
+        raise UserError(f"backbone.grad_checkpointing: '{name}' cannot recompute activations; leave it false"
+                        ) from error
 
 
 def loading_lines(cfg: Backbone, weights: str) -> str:
     """Return the Python lines that load exported `weights`; timm's networks and one's own load without this
     package."""
+    if (named := public(cfg.name)) is not None:
+        from unlabeled.backbones import torchvision_networks
+
+        loading = f'model.load_state_dict(load_file("{weights}"))'
+        return torchvision_networks.torchvision_lines(named.name, written(cfg), loading)
     if is_dotted(cfg.name):
         module, _, builder = cfg.name.partition(":")
         return (
@@ -71,6 +81,10 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
 
 
 def _build(cfg: Backbone) -> nn.Module:
+    if (named := public(cfg.name)) is not None:
+        from unlabeled.backbones import torchvision_networks
+
+        return torchvision_networks.build_torchvision(named.name, constructor_options(cfg))
     if is_dotted(cfg.name):
         return _own(cfg)
     if cfg.name not in BACKBONES:

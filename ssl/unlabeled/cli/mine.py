@@ -21,8 +21,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "CARD, CARD:SPLIT or a folder of images, with pool_root=, against_root=, known_root= for a card's data; "
         "out=FOLDER, where the same command goes on. per_class=4000, multi_class_top_p=1 (classes that an image may "
         "serve). Copies: hash_bits=32 (of 256), cosine=0.8, candidates=20, inliers=25, inlier_share=0.3. Pass: "
-        "batch=256, workers=4, precision=auto, max_corrupt=0.001, part=3/16 (one of sixteen jobs; give the command again "
-        "when all are done)",
+        "batch=256, workers=4, precision=auto, max_corrupt=0.001, part=3/16 (one of sixteen jobs; give it again when "
+        "all are done)",
     )
 
 

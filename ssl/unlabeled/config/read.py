@@ -20,9 +20,9 @@ from unlabeled.config.card import Card
 from unlabeled.config.files import find, shown
 from unlabeled.config.protocols.all import AnyProtocol
 from unlabeled.config.protocols.vectors import Protocol
-from unlabeled.config.recipe import MethodConfig, Recipe
-from unlabeled.config.sources import copy_of, split_source
-from unlabeled.config.tables import BACKBONES, METHODS
+from unlabeled.config.recipe import Backbone, MethodConfig, Recipe
+from unlabeled.config.sources import Public, copy_of, public, split_source
+from unlabeled.config.tables import BACKBONE_OPTIONS, BACKBONES, METHODS
 from unlabeled.config.yaml import former
 from unlabeled.config.yaml.explain import Problem, Roots, explain, show
 from unlabeled.config.yaml.lines import Key, dotted, parse, parse_file
@@ -257,6 +257,8 @@ def _inherit_backbone(value: dict[str, Any], check: bool, run: Path | None) -> l
     block = value.get("backbone")
     if not isinstance(block, dict) or not isinstance(block.get("init"), str):
         return []
+    if (named := public(block["init"])) is not None:
+        return _public_backbone(block, named, check, run)
     file = split_source(block["init"])[0] / "recipe.yaml"
     kept = None if run is None else copy_of(block["init"], run) / "recipe.yaml"
     if kept is not None and kept.is_file():
@@ -275,6 +277,26 @@ def _inherit_backbone(value: dict[str, Any], check: bool, run: Path | None) -> l
          f"{show(theirs.get(key))}; leave it out to take that run's")
         for key in others if check
     ]
+
+
+def _public_backbone(block: dict[str, Any], named: Public, check: bool, run: Path | None) -> list[Problem]:
+    """Name the backbone of a recipe that starts from public weights; check: also what else is said of it, and the file.
+
+    Its `options` are the recipe's own. The file may be gone if `run` has begun: it keeps a copy.
+    """
+    problems: list[Problem] = []
+    block.setdefault("name", named.backbone)
+    if check and block["name"] != named.backbone:
+        problems.append((("backbone", "name"), f"backbone.name is {show(block['name'])}, but {block['init']} is "
+                         f"{show(named.backbone)}; leave it out to take that"))
+    for key in BACKBONE_OPTIONS:
+        if check and key in block and block[key] != Backbone.model_fields[key].default:
+            problems.append((("backbone", key), f"backbone.{key} is {show(block[key])}, but {block['init']} is the "
+                             "published network, without it; leave it out"))
+    kept = run is not None and copy_of(block["init"], run).is_dir()
+    if check and named.file is not None and not kept and not named.file.is_file():
+        problems.append((("backbone", "init"), f"'{block['init']}': there is no file {named.file}"))
+    return problems
 
 
 def _mismatches(value: dict[str, Any], config: type[MethodConfig]) -> list[Problem]:
@@ -300,7 +322,7 @@ def _unknown_objects(value: dict[str, Any]) -> list[Problem]:
     problems: list[Problem] = []
     for block in ("backbone", "optim"):
         name = value[block].get("name") if isinstance(value.get(block), dict) else None
-        if is_dotted(name):
+        if is_dotted(name) and public(name) is None:
             try:
                 load_object(name)
             except UserError as error:

@@ -23,6 +23,7 @@ from unlabeled.config.base.curve import CountFrom, Decay, Every, Portion, Shape,
 from unlabeled.config.base.objects import is_dotted
 from unlabeled.config.base.strict import Strict
 from unlabeled.config.marks import Free
+from unlabeled.config.sources import public
 from unlabeled.config.tables import BACKBONE_OPTIONS, NOT_TIMMS
 
 
@@ -56,10 +57,11 @@ class MethodConfig(Strict):
 class Backbone(Strict):
     """The network that is trained and exported."""
 
-    name: str = Field(description="a name of the backbone table, any timm model, or module:object of one's own; with "
-                      "init that run's, if not given")
+    name: str = Field(description="a name of the backbone table, any timm model, torchvision:NAME, or module:object of "
+                      "one's own; with init that network's, if not given")
     init: str | None = Field(
-        None, description="start from the network of an earlier run: RUN or RUN:EXPORT, such as runs/x:backbone+head1"
+        None, description="start from the network of an earlier run, RUN or RUN:EXPORT, such as runs/x:backbone+head1, "
+        "or from public weights: timm:NAME, timm:NAME@FILE, torchvision:NAME or torchvision:NAME@FILE"
     )
     init_weights: bool = Field(True, description="false: that network at random initialisation, as a baseline")
     width: float = Field(1, gt=0, description="factor on every channel count (timm ResNets only)")
@@ -86,6 +88,14 @@ class Backbone(Strict):
                 raise ValueError(f"'{key}' has no effect with {self.name}; it belongs to {', '.join(names)}")
         if self.avg_after_block3 and self.blocks == 3:
             raise ValueError("'avg_after_block3' has no effect with 3 blocks; use 4 or 5, or leave it false")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_come_with_init(self) -> Backbone:
+        named = public(self.name)
+        if named is not None and self.name != named.backbone:
+            raise ValueError(f"'name' is {self.name}; write name: {named.backbone} for random weights, or init: "
+                             f"{self.name} for published ones")
         return self
 
     @model_validator(mode="after")

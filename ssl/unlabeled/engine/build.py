@@ -56,15 +56,15 @@ def make_info(recipe: Recipe, opened: dict[str, OpenStream]) -> Info:
             len(stream.source), recipe.data.streams()[name].batch, None if labels is None else torch.as_tensor(labels),
             stream.source.records_about(),
         )
-    classes = (labelled or [clock])[0].source.classes
-    count = len(classes) if classes else None
-    return Info(recipe.train.seed, rank(), world(), count, streams, clock.card.mean, clock.card.std)
+    names = tuple((labelled or [clock])[0].source.classes or ()) or None
+    count = len(names) if names else None
+    return Info(recipe.train.seed, rank(), world(), count, streams, clock.card.mean, clock.card.std, names)
 
 
 def info_record(info: Info) -> dict[str, Any]:
     """Return what `run.json` keeps of `info`, so that the method can be built again without its data."""
     streams = {name: {"samples": s.samples, "batch": s.batch, "records": s.records} for name, s in info.streams.items()}
-    return {"classes": info.classes, "streams": streams, "mean": info.mean, "std": info.std}
+    return {"classes": info.classes, "streams": streams, "mean": info.mean, "std": info.std, "names": info.names}
 
 
 def stored_info(run: Path, recipe: Recipe) -> Info:
@@ -81,4 +81,5 @@ def info_from_record(record: dict[str, Any], seed: int) -> Info:
     """Undo `info_record`, for one process and without labels."""
     streams = {name: StreamInfo(**s) for name, s in record["streams"].items()}
     mean, std = (tuple(x) if x else None for x in (record["mean"], record["std"]))
-    return Info(seed, 0, 1, record["classes"], streams, mean, std)
+    names = record.get("names")  # older runs do not have them
+    return Info(seed, 0, 1, record["classes"], streams, mean, std, tuple(names) if names else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,14 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unlabeled.backbones.build import build_backbone
+from unlabeled.backbones.build import build_backbone, recompute_activations
 from unlabeled.backbones.drops import draw_for_the_global_batch
 from unlabeled.backbones.sizes import refuse_images, try_image
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
-from unlabeled.config.sources import split_source
+from unlabeled.config.sources import public, split_source
 from unlabeled.engine.build import method_class, stored_info
 from unlabeled.engine.exports.networks import find_export, inner, open_residuals
+from unlabeled.engine.public.networks import BACKBONE, CLASSIFIER, open_public
 from unlabeled.engine.run.sources import adopt, refuse_bad_export
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
@@ -38,7 +39,7 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
     sizes = {} if trained else _crop_sizes(recipe)
     backbones: list[BackboneModule] = []
 
-    def make_backbone(source: str | None = None) -> BackboneModule:
+    def make_backbone(source: str | None = None, *, features: bool = False) -> BackboneModule:
         if source is None and recipe.backbone.init is None:
             network = cast(BackboneModule, build_backbone(recipe.backbone))
             network.input = network.gives = None
@@ -48,10 +49,17 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
         else:
             as_trained = weights and (source is not None or recipe.backbone.init_weights)
             origin = source or recipe.backbone.init or ""
-            export = load_export(origin if run is None else adopt(origin, run), weights=as_trained)
+            named = origin if run is None else adopt(origin, run)
+            ours = recipe.backbone if source is None and public(origin) is not None else None  # its options count
+            if source is None:
+                export = load_export(named, weights=as_trained, options=ours.options if ours else None)
+            else:
+                export = load_teacher(named, weights=weights, features=features)
             export = export if as_trained else open_residuals(export)
             network = cast(BackboneModule, export.build().train().requires_grad_(True))
-            refuse_images(network, sizes, f"'{origin}'")
+            if ours is not None and ours.grad_checkpointing:
+                recompute_activations(network, ours.name)
+            refuse_images(network, sizes, f"'{origin}'", ours)
             network.input, network.gives = export.input, export.gives
             seed_everything(info.seed, "init", len(backbones))  # what follows does not depend on how it was built
         backbones.append(network)
@@ -110,19 +118,45 @@ def _refuse_no_vector(network: BackboneModule, name: str, size: int) -> None:
                         "numbers; leave backbone.options.global_pool and the like out, or choose another network")
 
 
-def load_export(source: str, *, weights: bool = True) -> Export:
-    """Return an export of a run, RUN or RUN:EXPORT, with the weights that the run handed out at its end.
+def load_export(source: str, *, weights: bool = True, options: Mapping[str, Any] | None = None) -> Export:
+    """Return an export of a run, RUN[:EXPORT[.BLOCK]], as it was handed out at the end, or a public network.
 
-    weights: False leaves it at random. Raises UserError if there is no run or no such export, if it has not finished,
-    and if the file of the export is damaged.
+    Public ones are timm:NAME[@FILE] and torchvision:NAME[@FILE], without their classifier. weights: False leaves it at
+    random. options: of a public network's constructor. Raises UserError if there is no such run, export, network or
+    file, if the run has not finished, and if weights are damaged or of another network.
+    """
+    named = public(source)
+    if named is not None:
+        return _held(open_public(named, weights=weights, options=options).exports[BACKBONE])
+    return _of_run(source, weights=weights)
+
+
+def load_teacher(source: str, *, weights: bool = True, features: bool = False) -> Export:
+    """Return the network that a source names for a teacher: with its classifier, if it has one.
+
+    Of a run that is the export named, else its first that gives logits, else its default. features: without a
+    classifier. Raises UserError as `load_export` does, and for a classifier that does not fit its network.
+    """
+    named = public(source)
+    if named is not None:
+        exports = open_public(named, weights=weights).exports
+        return _held(exports[BACKBONE] if features else exports.get(CLASSIFIER, exports[BACKBONE]))
+    return _of_run(source, weights=weights, logits=not features)
+
+
+def _of_run(source: str, *, weights: bool, logits: bool | None = None) -> Export:
+    """Return an export of a run; logits: whether one that gives them is taken where none is named, None: the default.
     """
     run, name = split_source(source)
     if not (run / "recipe.yaml").exists():
         raise UserError(f"{run} is no run: {run / 'recipe.yaml'} is missing; give RUN or RUN:EXPORT, such as "
-                        "runs/simclrv2-s0:backbone+head1")
+                        "runs/simclrv2-s0:backbone+head1, or timm:NAME or timm:NAME@FILE")
     recipe = read_recipe(run / "recipe.yaml")
     method = build_method(recipe, stored_info(run, recipe), run, weights=False, trained=True)
-    name, block, export = find_export(method.exports(), name)
+    exports = method.exports()
+    if name is None and logits is not None:
+        name = next((name for name, export in exports.items() if (export.gives == "logits") == logits), None)
+    name, block, export = find_export(exports, name)
     network = export.build()
     if weights:
         file = refuse_bad_export(run, name)
@@ -133,6 +167,12 @@ def load_export(source: str, *, weights: bool = True) -> Export:
                             "command of that run again, which writes it from its last checkpoint") from error
     whole = replace(export, build=lambda: network)
     return whole if block is None else inner(whole, block)
+
+
+def _held(export: Export) -> Export:
+    """Return an export that is built once."""
+    network = export.build()
+    return replace(export, build=lambda: network)
 
 
 def _first_line(error: Exception) -> str:

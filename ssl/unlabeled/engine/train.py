@@ -156,7 +156,8 @@ class Trainer:
                 if self.saved < self.done:  # the data have ended the run
                     self._save()
                 if self.done == self.plan.total:
-                    exported = on_rank0(lambda: write_exports(self.folder, self.recipe, method, self.done))
+                    names = self.record["info"]["names"]
+                    exported = on_rank0(lambda: write_exports(self.folder, self.recipe, method, self.done, names))
                     journal.measure(self.done, method)
                     heard = self._heard(signals)  # in the last update, or since
         finally:

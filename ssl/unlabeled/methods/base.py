@@ -29,9 +29,13 @@ class BackboneModule(nn.Module):
 
 
 class MakeBackbone(Protocol):
-    """Makes the recipe's backbone, trainable; or the network of an earlier run (RUN or RUN:EXPORT), for a teacher."""
+    """Makes the recipe's backbone, trainable, or the network that a source names, for a teacher.
 
-    def __call__(self, source: str | None = None) -> BackboneModule:
+    A source is RUN[:EXPORT[.BLOCK]], timm:NAME[@FILE] or torchvision:NAME[@FILE]. features: without its classifier;
+    otherwise with it, where there is one and no export is named.
+    """
+
+    def __call__(self, source: str | None = None, *, features: bool = False) -> BackboneModule:
         """Return a new network. Raises UserError for a bad source."""
 
 
@@ -50,7 +54,10 @@ class StreamInfo:
 
 @dataclass(frozen=True)
 class Info:
-    """What a method may know of the run when it is built; mean and std are those of the clock stream's card."""
+    """What a method may know of the run when it is built; mean and std are those of the clock stream's card.
+
+    classes, names: how many classes there are, and what they are called; None without labels.
+    """
 
     seed: int
     rank: int
@@ -59,6 +66,7 @@ class Info:
     streams: dict[str, StreamInfo]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    names: tuple[str, ...] | None = None
 
     def share(self, rows: int) -> Share:
         """Return this process's share of a global batch in which every process has `rows`.

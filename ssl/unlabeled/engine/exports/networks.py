@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from safetensors.torch import save
 from torch import nn
@@ -13,18 +13,21 @@ from torch import nn
 from unlabeled.backbones.build import loading_lines
 from unlabeled.backbones.intermediate import Intermediate
 from unlabeled.config.recipe import Recipe
+from unlabeled.engine.exports.classes import class_names
 from unlabeled.engine.exports.preparation import preparation, preparing_lines
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError, did_you_mean, nearest
 from unlabeled.methods.base import Export, Method
 
 
-def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int) -> str:
+def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int,
+                  classes: Sequence[str] | None = None) -> str:
     """Write `export/NAME.safetensors` and `.json` for every export; return the lines that load the backbone.
 
-    They also prepare images for it, as it was evaluated.
+    They also prepare images for it, as it was evaluated. classes: their names, which the files of classifiers state.
     """
     exports = method.exports()
+    names = class_names(recipe, classes, folder.path)
     for name, export in exports.items():
         state = {key: value.detach().cpu().contiguous() for key, value in export.build().state_dict().items()}
         content = save(state)
@@ -37,6 +40,7 @@ def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int
             "preparation": preparation(export.input),
             "update": update,
             "seed": recipe.train.seed,
+            **({"classes": names} if names and export.gives == "logits" else {}),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         folder.write(f"export/{name}.json", json.dumps(about, indent=1))

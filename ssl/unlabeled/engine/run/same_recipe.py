@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from unlabeled.config.marks import Mark, covers, marked
 from unlabeled.config.read import read_recipe, recipe_from
 from unlabeled.config.recipe import Recipe
-from unlabeled.config.sources import copy_of, split_source
+from unlabeled.config.sources import copy_of, public, split_source
 from unlabeled.config.yaml.lines import parse_file
-from unlabeled.engine.run.sources import digests
+from unlabeled.engine.run.sources import digests, kept_public, public_digest
 from unlabeled.errors import UserError
 
 
@@ -56,7 +56,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], run: Path, *, place
 
 
 def same(old: Any, new: Any, run: Path) -> bool:
-    """Return whether two values mean the same: they are equal, or name the same file or the same finished run.
+    """Return whether two values mean the same: they are equal, or name the same file, finished run or public weights.
 
     A run is the same if its path leads to the same folder, or if it holds the same exported networks, for it may have
     been moved: those of `old` are looked for in the copies that `run` keeps.
@@ -65,6 +65,8 @@ def same(old: Any, new: Any, run: Path) -> bool:
         return True
     if not isinstance(old, str) or not isinstance(new, str) or not old or not new:
         return False
+    if public(old) is not None or public(new) is not None:
+        return _same_weights(old, new, run)
     (before, export), (now, other) = split_source(old), split_source(new)
     if export != other:
         return False
@@ -75,6 +77,16 @@ def same(old: Any, new: Any, run: Path) -> bool:
         return False
     theirs = digests(now)
     return bool(theirs) and theirs == (digests(copy_of(old, run)) or digests(before))
+
+
+def _same_weights(old: str, new: str, run: Path) -> bool:
+    """Return whether two names of public networks mean the same bytes; those of `old` may be left in a copy alone."""
+    before, now = public(old), public(new)
+    if before is None or now is None or (before.library, before.name) != (now.library, now.name):
+        return False
+    kept = kept_public(before, copy_of(old, run)) or before
+    digest = public_digest(now)
+    return digest is not None and digest == public_digest(kept)
 
 
 def _places(old: Any, new: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The earlier runs that a run starts from: their exports checked by hash, and the copies that the run keeps of them."""
+"""The networks that a run starts from: exports checked by hash, and the copies that the run keeps of them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from unlabeled.config.sources import copy_of, split_source
+from unlabeled.config.sources import Public, copy_of, public, split_source
+from unlabeled.engine.public.files import CONFIG_FILE
+from unlabeled.engine.public.networks import published_file
 from unlabeled.engine.run.checkpoint import anew
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0
 from unlabeled.ops.machine.files import disk_error, sha256, temporary
 
 _SUMS = "SHA256SUMS"  # of a copy; it is written last
+_WEIGHTS = "weights"  # name of a copied file of weights, without its suffix
 _AGAIN = "give the command of that run again, which writes it from its last checkpoint"
 
 
@@ -81,32 +85,52 @@ def _about(run: Path, name: str) -> dict[str, Any]:
     return about
 
 
-def adopt(source: str, run: Path) -> str:
-    """Copy what `load_export` needs of a finished run into RUN/sources, once, and return the copy as a source.
+def public_digest(named: Public) -> str | None:
+    """Return the hash of a public network's file, None if there is none. Equal ones mean the same weights."""
+    try:
+        return None if named.file is None else sha256(named.file)
+    except OSError:
+        return None
 
-    A copy is checked; a damaged or incomplete one is made anew. A source that is no finished run is returned as it is,
-    for `load_export` to refuse. Raises UserError if a copy is damaged and cannot be made anew.
+
+def kept_public(named: Public, copy: Path) -> Public | None:
+    """Return a public network as the copy holds it, None if it holds none."""
+    file = next((file for file in sorted(copy.glob(f"{_WEIGHTS}.*")) if file.is_file()), None)
+    return None if file is None else Public(named.library, named.name, file)
+
+
+def adopt(source: str, run: Path) -> str:
+    """Copy what `load_export` needs of a finished run or of public weights into RUN/sources, once.
+
+    Returns the copy as a source. A copy is checked; a damaged or incomplete one is made anew. A source that is no
+    finished run, or a file that is not there, is returned as it is, for `load_export` to refuse. Raises UserError if a
+    copy is damaged and cannot be made anew, and if published weights cannot be had.
     """
+    copy, named = copy_of(source, run), public(source)
+    if named is not None:
+        there = named.file is None or named.file.is_file()
+        made = on_rank0(lambda: _copied(str(named.file or source), copy, there, lambda into: _fill_public(named, into)))
+        return str(kept_public(named, copy)) if made else source
     origin, name = split_source(source)
-    copy = copy_of(source, run)
-    if on_rank0(lambda: _copied(origin, copy)):
+    done = (origin / "DONE").exists()  # one that is not finished is not copied, for it would stay unfinished
+    if on_rank0(lambda: _copied(str(origin), copy, done, lambda into: _fill_run(origin, into))):
         return str(copy) if name is None else f"{copy}:{name}"
     return source
 
 
-def _copied(origin: Path, copy: Path) -> bool:
-    """Return whether a good copy is there; an unfinished run is not copied, for it would stay unfinished."""
-    there = copy.exists() or copy.is_symlink()  # a link that leads nowhere stands in the way too
-    problem = _copy_problem(copy) if there else None
-    if there and problem is None:
+def _copied(origin: str, copy: Path, there: bool, fill: Callable[[Path], None]) -> bool:
+    """Return whether a good copy is there, made by `fill` if need be; there: whether there is something to copy."""
+    stands = copy.exists() or copy.is_symlink()  # a link that leads nowhere stands in the way too
+    problem = _copy_problem(copy) if stands else None
+    if stands and problem is None:
         return True
-    if not (origin / "DONE").exists():
+    if not there:
         if problem is None:
             return False
-        raise UserError(f"the copy {copy} of an earlier run is incomplete or damaged ({problem}), and {origin} is not "
-                        f"there to copy it again: bring that run back there, or {anew(copy.parents[1])}")
+        raise UserError(f"the copy {copy} of {_kind(copy)} is incomplete or damaged ({problem}), and {origin} is not "
+                        f"there to copy it again: bring it back there, or {anew(copy.parents[1])}")
     try:
-        _copy(origin, copy)
+        _copy(copy, fill)
     except OSError as error:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and problem is None:
             return False  # a run that is only read: the origin will do
@@ -114,17 +138,35 @@ def _copied(origin: Path, copy: Path) -> bool:
     return True
 
 
-def _copy(origin: Path, copy: Path) -> None:
+def _kind(copy: Path) -> str:
+    return "public weights" if next(copy.glob(f"{_WEIGHTS}.*"), None) else "an earlier run"
+
+
+def _fill_run(origin: Path, into: Path) -> None:
     for name in sorted(file.stem for file in (origin / "export").glob("*.safetensors")):
         refuse_bad_export(origin, name)
+    for file in ("recipe.yaml", "run.json"):
+        shutil.copyfile(origin / file, into / file)
+    for folder in ("export", "sources"):
+        if (origin / folder).is_dir():
+            shutil.copytree(origin / folder, into / folder)
+
+
+def _fill_public(named: Public, into: Path) -> None:
+    """Write the file of weights as it is, with what timm says beside it, or one of those that the library has."""
+    if named.file is None:
+        (into / f"{_WEIGHTS}.safetensors").write_bytes(published_file(named))
+        return
+    shutil.copyfile(named.file, into / f"{_WEIGHTS}{named.file.suffix or '.pth'}")
+    if (named.file.parent / CONFIG_FILE).is_file():
+        shutil.copyfile(named.file.parent / CONFIG_FILE, into / CONFIG_FILE)
+
+
+def _copy(copy: Path, fill: Callable[[Path], None]) -> None:
     partial = temporary(copy)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for file in ("recipe.yaml", "run.json"):
-        shutil.copyfile(origin / file, partial / file)
-    for folder in ("export", "sources"):
-        if (origin / folder).is_dir():
-            shutil.copytree(origin / folder, partial / folder)
+    fill(partial)
     files = sorted(file for file in partial.rglob("*") if file.is_file())
     sums = "".join(f"{sha256(file)}  {file.relative_to(partial).as_posix()}\n" for file in files)
     with open(partial / _SUMS, "w") as stream:

@@ -66,7 +66,7 @@ class Teacher:
                         "it to find near copies by; take another teacher")
 
     def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Return probabilities, float64 [b, C], and unit-length embeddings, float32 [b, D], of crops uint8 [b, 3, S, S].
+        """Return probabilities, float64 [b, C], and embeddings of length 1, [b, D], of crops uint8 [b, 3, S, S].
 
         In float64 the probabilities of a confident teacher are still ranked: in float32 many are equal to 1.
         """
