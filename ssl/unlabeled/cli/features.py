@@ -4,52 +4,50 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import cast, get_args
 
-from unlabeled.cli.arguments import existing, take
-from unlabeled.errors import UserError, did_you_mean, nearest
+from unlabeled.cli.arguments import existing
+from unlabeled.cli.passes import settings_help
 
-SUMMARY = "Write the features of every image in a folder, with their keys."
+SUMMARY = "Write the features of every image in a folder or a data card, with their keys; the same command goes on."
 EXAMPLES = [
     "unlabeled features runs/cifar10-simclrv2-s0 photos out=photos.npy",
     "unlabeled features runs/cifar10-simclrv2-s0 photos export=backbone.layer3",
+    "unlabeled features runs/imagenet-simclrv2-s0 imagenet split=train root=/data/imagenet part=3/16",
 ]
+_OWN = (
+    "out=FILE, .npy or .safetensors (default features/FOLDER.npy or CARD-SPLIT.npy in the run's folder; with another "
+    "export FOLDER-EXPORT.npy); the keys of the images, paths below the folder, go into a .txt beside it, one per "
+    "line, in which a backslash and characters that would break a line are written as in Python; export=EXPORT or "
+    "EXPORT.BLOCK, such as backbone.layer3 (default: the method's first export of features); split=SPLIT, root=FOLDER "
+    "(of a card)"
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or a checkpoint")
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of images, flat or nested")
-    parser.add_argument(
-        "settings", metavar="key=value", nargs="*",
-        help="out=FILE, .npy or .safetensors (default features/FOLDER.npy in the run's folder; with another export "
-        "FOLDER-EXPORT.npy); the paths of the images go into a .txt beside it, one per line, in which a backslash and "
-        "characters that would break a line are written as in Python. export=EXPORT or EXPORT.BLOCK, such as "
-        "backbone.layer3 (default: the method's first export of features). precision=fp32, bf16 or fp16, in which the "
-        "network runs (default auto: bf16 on GPUs and on CPUs with AMX, else fp32)",
-    )
+    parser.add_argument("images", metavar="FOLDER|CARD", help="folder of images, flat or nested; or a data card")
+    parser.add_argument("settings", metavar="key=value", nargs="*",
+                        help=settings_help(_OWN, max_corrupt=1.0, split=False))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Embed the folder with the run's default export, or the one that is named."""
-    unknown, own = take(arguments.settings, {"out": None, "export": None, "precision": "auto"})
-    if unknown:
-        known = ("out", "export", "precision")
-        question = did_you_mean(nearest(unknown[0], known), "Known: out=FILE, export=EXPORT, precision=PRECISION")
-        raise UserError(f"unlabeled features: unknown setting '{unknown[0]}'.{question}")
-    from unlabeled.config.recipe import Precision
+    """Embed the images with the run's default export, or the one that is named."""
+    from unlabeled.config.passes.features import FeatureSettings, folder_or_card
+    from unlabeled.config.read import read_settings
 
-    precision, allowed = own["precision"], get_args(Precision)
-    if precision not in allowed:
-        raise UserError(f"unlabeled features: precision={precision}: allowed are {', '.join(allowed)}")
-    run, folder, export = arguments.run, arguments.folder, own["export"]
+    run, images = arguments.run, arguments.images
     existing(run)
-    existing(folder)
+    settings = read_settings("unlabeled features", FeatureSettings, arguments.settings)
+    of_card = folder_or_card(images, settings.split, settings.root)
     home = run if run.is_dir() else run.parent.parent  # of a checkpoint
-    name = folder.resolve().name + (f"-{export}" if export else "")
-    out = Path(own["out"]).expanduser() if own["out"] else home / "features" / f"{name}.npy"
+    name = Path(images).expanduser().resolve().name if of_card is None else of_card[0]
+    file = f"{name}-{settings.export}.npy" if settings.export else f"{name}.npy"
+    out = Path(settings.out).expanduser() if settings.out else home / "features" / file
 
     from unlabeled.evaluation.export_features import export_features
 
-    export_features(run, folder, out, export=export, precision=cast(Precision, precision))
+    export_features(run, images, out, export=settings.export, precision=settings.precision, batch=settings.batch,
+                    workers=settings.workers, max_corrupt=settings.max_corrupt, part=settings.share,
+                    split=settings.split, root=settings.root)
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from unlabeled.cli.passes import settings_help
+
 SUMMARY = "Choose the images of a pool that a teacher is surest of, class by class, without copies of a test set."
 EXAMPLES = [
     "unlabeled mine runs/teacher pool=photos against=imagenet:val known=imagenet out=mined per_class=4000",
@@ -17,12 +19,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         "torchvision:NAME[@FILE]")
     parser.add_argument(
         "settings", metavar="key=value", nargs="*",
-        help="pool=, against= (evaluation set, whose copies are left out) and known= (training set, left out too): "
-        "CARD, CARD:SPLIT or a folder of images, with pool_root=, against_root=, known_root= for a card's data; "
-        "out=FOLDER, where the same command goes on. per_class=4000, multi_class_top_p=1 (classes that an image may "
-        "serve). Copies: hash_bits=32 (of 256), cosine=0.8, candidates=20, inliers=25, inlier_share=0.3. Pass: "
-        "batch=256, workers=4, precision=auto, max_corrupt=0.001, part=3/16 (one of sixteen jobs; give it again when "
-        "all are done)",
+        help=settings_help(
+            "pool=, against= (evaluation set, whose copies are left out) and known= (training set, left out too): CARD, "
+            "CARD:SPLIT or a folder of images, with pool_root=, against_root=, known_root= for a card's data; out=FOLDER, "
+            "where the same command goes on; per_class=4000; multi_class_top_p=1 (classes that an image may serve); what "
+            "is a copy: hash_bits=32 (of 256), cosine=0.8, candidates=20, inliers=25, inlier_share=0.3", split=False),
     )
 
 

@@ -35,6 +35,14 @@ def join() -> PartialState:
     return state
 
 
+def pick_device(accelerator: Accelerator | None = None) -> torch.device:
+    """Join the processes of the launch, if any, and return this one's device."""
+    device: torch.device = (accelerator or join()).device
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
 def start(train: Train) -> Accelerator:
     """Join the other processes of the launch and set the precision.
 

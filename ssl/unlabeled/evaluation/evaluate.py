@@ -21,7 +21,7 @@ from unlabeled.config.read import read_protocol
 from unlabeled.config.tables import PROTOCOLS
 from unlabeled.data.sources.open import Source
 from unlabeled.engine.exports.networks import open_residuals
-from unlabeled.engine.launch import pick_precision
+from unlabeled.engine.launch import pick_device, pick_precision
 from unlabeled.engine.passes.features import Features, extract, network_embedder
 from unlabeled.engine.passes.kept_features import KeptFeatures
 from unlabeled.engine.restore import Restored, load_run
@@ -29,7 +29,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.cautions import cautions
 from unlabeled.evaluation.classify import score_classifiers
 from unlabeled.evaluation.neighbours import draw_neighbours
-from unlabeled.evaluation.setup import Splits, open_splits, other_cards, pick_device, pick_export
+from unlabeled.evaluation.setup import Splits, open_splits, other_cards, pick_export
 from unlabeled.evaluation.trained import train_and_score
 from unlabeled.evaluation.vectors.pixels import drop_equal_channels, pixel_embedder
 from unlabeled.evaluation.vectors.scores import Score

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import torch
 
 from unlabeled.config.card import Card
 from unlabeled.config.protocols.vectors import Classify, Knn, Protocol
@@ -16,11 +14,9 @@ from unlabeled.data.overlap import twins
 from unlabeled.data.sources.files.levels import Levels
 from unlabeled.data.sources.open import Source, open_source
 from unlabeled.engine.exports.networks import find_export, inner
-from unlabeled.engine.launch import join
 from unlabeled.engine.restore import Restored
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Method
-from unlabeled.ops.machine.memory import keep_freed_memory
 
 SCORED = ("test", "val")  # splits that are scored where a protocol names none
 
@@ -57,14 +53,6 @@ class Splits:
         if self.twins is None or self.test is None or self.test.labels is None or isinstance(cfg, Classify):
             return 0
         return int(((self.twins >= 0) & (self.test.labels >= 0)).sum())
-
-
-def pick_device(accelerator: Any = None) -> torch.device:
-    """Join the processes of the launch, if any, and return this one's device."""
-    device: torch.device = (accelerator or join()).device
-    if device.type == "cpu":
-        keep_freed_memory()
-    return device
 
 
 def pick_export(method: Method, name: str | None, size: int | None = None) -> tuple[str, Export]:

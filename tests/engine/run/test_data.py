@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.toy_stores import write_store
 from tests.engine.tiny_runs import older, rotnet
 
 from unlabeled.config.recipe import Recipe
+from unlabeled.data.streams import open_streams
 from unlabeled.engine.run.record import read_record
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
@@ -76,6 +78,26 @@ def test_a_replaced_file_and_an_edited_card_are_refused(photos: Path, tmp_path: 
     Image.new("RGB", (12, 12)).save(photos / "007.png")
     with pytest.raises(UserError, match=r"30 samples; other images \(sizes of files"):
         train(recipe, run)
+
+
+def test_another_store_and_other_weights_of_a_mix_are_refused(tmp_path: Path) -> None:
+    source = open_streams(rotnet())["train"].source
+    rows = {"x": np.arange(len(source))}
+    first, second = (write_store(tmp_path / name, source, "kept", rows, teacher=name) for name in "ab")
+    run = tmp_path / "run"
+    begun(rotnet(f"data.train.records={{kept: {first}}}"), run)
+    with pytest.raises(UserError, match=r"data.train: 1297 samples; another store of kept rows"):
+        train(rotnet(f"data.train.records={{kept: {second}}}"), run)
+    moved = first.rename(tmp_path / "moved")
+    assert train(rotnet(f"data.train.records={{kept: {moved}}}"), run).finished, "a store may move"
+
+    def mixed(weight: int) -> Recipe:
+        sets = f"[{{card: digits, weight: 1}}, {{card: digits, split: val, weight: {weight}}}]"
+        return rotnet(f"data.train={{batch: 24, mix: {sets}}}")
+
+    begun(mixed(1), tmp_path / "mixed")
+    with pytest.raises(UserError, match=r"weights \[1.0, 1.0\] when the run began, \[1.0, 2.0\] now"):
+        train(mixed(2), tmp_path / "mixed")
 
 
 def test_runs_that_kept_only_counts_are_held_to_them(photos: Path, tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from unlabeled.config.passes.shared import WHOLE, Part
 from unlabeled.data.batch import Batch
-from unlabeled.data.records.store import Header, Store, write_block
+from unlabeled.data.records.store import HEADER, Header, Store, write_block
 from unlabeled.data.sources.base import CorruptKey, Source
 from unlabeled.data.sources.files.lists import write_lines
 from unlabeled.data.workers import Maker
 from unlabeled.engine.passes.features import refuse_corrupt
 from unlabeled.engine.passes.folder import begin, block_there, finished, header_of
 from unlabeled.engine.passes.queue import Queue
+from unlabeled.engine.passes.source import refuse_streamed
 from unlabeled.engine.passes.walk import walk
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
@@ -59,9 +60,7 @@ def run_pass(work: Work, source: Source, out: Path, *, part: Part = WHOLE, batch
     Raises UserError, on all processes, for a streamed split, a folder that holds something else, a disk that is full or
     will be, unreadable images above `max_corrupt` (over all blocks) and results that are NaN or infinite.
     """
-    if not source.random_access:
-        raise UserError(f"data card '{source.name}', split '{source.split}', is streamed: its samples have no places "
-                        "to keep rows for; take a card with random access (copied shards have it: kind shards)")
+    refuse_streamed(source)
     header = header_of(work.kind, work.fields, work.about, source)
     header, missing, unreadable = on_rank0(lambda: begin(out, header, source, part, more))
     queue = Queue(missing)
@@ -125,6 +124,9 @@ class _Pass:
     def _units(self, batch: int) -> Iterator[np.ndarray]:
         """Yield the places of batch after batch, cut inside of blocks."""
         for number in self.queue:
+            if not (self.out / HEADER).exists():
+                raise UserError(f"{self.out} was removed meanwhile, perhaps by another job that finished; look for its "
+                                "result, or give the command again")
             if block_there(self.out, self.header, number):  # another job was faster
                 self.progress.advance(self.queue.finish(len(self.header.places(number))))
                 continue

@@ -20,14 +20,14 @@ from unlabeled.data.sources.files.levels import Levels
 from unlabeled.data.sources.folder import FolderSource
 from unlabeled.data.sources.open import Source, open_source
 from unlabeled.data.sources.subset import Part
-from unlabeled.engine.launch import pick_precision
+from unlabeled.engine.launch import pick_device, pick_precision
 from unlabeled.engine.maps import last_map
 from unlabeled.engine.passes.features import refuse_nonfinite
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.evaluation.dense.networks import Network
-from unlabeled.evaluation.setup import find_card, own_levels, pick_device, pick_export, scored_split
+from unlabeled.evaluation.setup import find_card, own_levels, pick_export, scored_split
 from unlabeled.ops.boxes import CropBox
 from unlabeled.ops.cells import centres, coordinates, distances
 from unlabeled.ops.machine.files import refuse_unwritable

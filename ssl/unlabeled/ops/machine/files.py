@@ -58,7 +58,7 @@ def _os_error(error: BaseException | None) -> OSError | None:
 def disk_error(path: Path, error: OSError) -> UserError:
     """Return the message for a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        cure = "the disk is full; free some space and run the same command again, it goes on from the last checkpoint"
+        cure = "the disk is full; free some space and run the same command again, it goes on from what was saved"
     else:
         cure = error.strerror or str(error)
     return UserError(f"cannot write {path}: {cure}")

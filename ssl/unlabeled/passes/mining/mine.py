@@ -16,12 +16,11 @@ from unlabeled.config.passes.mining import MineSettings
 from unlabeled.data.records.store import Store
 from unlabeled.data.sources.base import CorruptKey, with_reason
 from unlabeled.engine.exports.classes import export_classes
-from unlabeled.engine.launch import join, pick_precision
+from unlabeled.engine.launch import pick_device, pick_precision
 from unlabeled.engine.passes.run import run_pass
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0, rank
 from unlabeled.ops.machine.files import refuse_unwritable
-from unlabeled.ops.machine.memory import keep_freed_memory
 from unlabeled.ops.selection import Selection, top_per_class
 from unlabeled.passes.mining.candidates import PAIR, columns, readable
 from unlabeled.passes.mining.duplicates import REASONS, Judged, judge
@@ -42,9 +41,7 @@ def mine(teacher: str, cfg: MineSettings) -> Path | None:
     Call it on all processes of a launch. Raises UserError for bad input: a teacher without logits or of other classes,
     an empty pool, a pool that is the evaluation set.
     """
-    device = join().device
-    if device.type == "cpu":
-        keep_freed_memory()
+    device = pick_device()
     out = Path(cfg.out).expanduser()
     if rank() == 0:
         refuse_unwritable(out / LIST, "name a folder elsewhere with out=FOLDER")
