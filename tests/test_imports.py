@@ -18,6 +18,7 @@ ROOMS = {
     "methods": [{""}, {"feature_distil", "probe", "reinforcement", "relabel", "ssld"}],
     "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {"passes"}, {""}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
+    "passes": [{""}, {"mining"}],
 }
 TIER = {package: number for number, packages in enumerate(TIERS) for package in packages}
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "numpy", "sklearn", "webdataset", "PIL", "matplotlib", "rich"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import teacher
 
-from unlabeled.augment.plain_crops import Squash
+from unlabeled.augment.plain_crops import Whole
 from unlabeled.cli.main import main
 from unlabeled.config.passes.labelmaps import LabelmapSettings
 from unlabeled.config.read import read_card
@@ -46,7 +46,7 @@ def dense_maps(source, places: np.ndarray) -> torch.Tensor:
     known = open_teacher(str(teacher()), CPU, "fp32", SIZE)
     images = torch.from_numpy(source.images[places]).permute(0, 3, 1, 2)
     large = torch.nn.functional.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True)
-    squash = Squash(SIZE)
+    squash = Whole(SIZE)
     crops = squash.apply_batch(images, squash.draw(np.zeros((len(places), 0)), np.full((len(places), 2), 8)))
     assert (crops.int() - large.int()).abs().max() <= 1
     mean, std = (torch.tensor(x)[:, None, None] for x in (known.input.mean, known.input.std))
@@ -137,7 +137,7 @@ def test_more_classes_than_two_bytes_tell_apart_are_refused(tmp_path: Path, sour
 
 
 def test_wide_images_are_squashed_whole() -> None:
-    squash = Squash(8)
+    squash = Whole(8)
     image = np.zeros((4, 32, 3), np.uint8)
     image[:, 24:] = 255
     box = squash.draw(np.zeros((1, 0)), np.array([[4, 32]]))

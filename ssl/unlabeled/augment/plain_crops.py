@@ -1,6 +1,5 @@
-"""Crops that one draw always gives: a place in the padded image, a square of fixed share, an area that fits its aspect.
-
-See `data.batch.Geometry`.
+"""Crops that one draw always gives: a place in the padded image, a square of fixed share, an area that fits its aspect,
+or all of it (see `data.batch.Geometry`).
 """
 
 from __future__ import annotations
@@ -172,7 +171,7 @@ class RandomBoundCrop:
 
 
 @dataclass(frozen=True)
-class Squash:
+class Whole:
     """The whole image, resized to a square whatever its aspect; parameters are boxes [n, 7].
 
     Shares of the image's sides are then shares of the square's, as ReLabel's maps need it (arXiv 2101.05022).

@@ -19,6 +19,7 @@ from unlabeled.cli import (
     features,
     labelmaps,
     look,
+    mine,
     pack,
     pretrain,
     recipes,
@@ -30,8 +31,8 @@ from unlabeled.cli.output import safe_streams
 from unlabeled.errors import UserError, did_you_mean, nearest
 
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "chain": chain, "features": features, "export": export,
-            "look": look, "pack": pack, "labelmaps": labelmaps, "reinforce": reinforce, "convert": convert,
-            "recipes": recipes, "schema": schema}
+            "look": look, "pack": pack, "labelmaps": labelmaps, "reinforce": reinforce, "mine": mine,
+            "convert": convert, "recipes": recipes, "schema": schema}
 
 PRINTING = {"recipes", "schema", "--print", "--help", "-h", "--version"}  # what they print is all that they do
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.augment.photometric import to_input
-from unlabeled.augment.plain_crops import Squash
+from unlabeled.augment.plain_crops import Whole
 from unlabeled.backbones.sizes import refuse_images
 from unlabeled.config.passes.labelmaps import LabelmapSettings
 from unlabeled.data.batch import Batch
@@ -135,7 +135,7 @@ def write_labelmaps(source: Source, teacher: str, settings: LabelmapSettings, de
 
 def work_of(teacher: Teacher, source: Source, k: int, device: torch.device) -> Work:
     """Return what the pass computes of the images of a split."""
-    shape, squash = _shape(teacher, device), Squash(teacher.input.size)
+    shape, squash = _shape(teacher, device), Whole(teacher.input.size)
     weights = bytes(weights_digest(teacher.network).tolist()).hex()
     about = describe(teacher.linear.out_features, teacher.names, (k, *shape), {
         "teacher": teacher.source, "teacher_sha256": weights, "size": squash.size,
@@ -188,7 +188,7 @@ def check(store: Store, source: Source, teacher: Teacher, device: torch.device) 
     """
     readable = np.setdiff1d(np.arange(len(source)), list(store.unreadable))
     places = readable[np.linspace(0, len(readable) - 1, min(_ASKED, len(readable))).astype(int)]
-    batch = ImageMaker(source, [Squash(teacher.input.size)]).make(places)
+    batch = ImageMaker(source, [Whole(teacher.input.size)]).make(places)
     rows = store.rows(batch.index.numpy())
     logit, index = (torch.from_numpy(np.ascontiguousarray(rows[field])) for field in ("logit", "index"))
     mapped = pool(logit, index, whole(logit), teacher.linear.out_features).argmax(1)

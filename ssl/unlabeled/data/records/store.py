@@ -26,7 +26,8 @@ from unlabeled.ops.machine.files import write_atomically
 
 HEADER = "header.json"
 # kind of rows -> the command that makes them
-COMMANDS = {"labelmap": "unlabeled labelmaps", "reinforcement": "unlabeled reinforce", "features": "unlabeled features"}
+COMMANDS = {"labelmap": "unlabeled labelmaps", "reinforcement": "unlabeled reinforce", "features": "unlabeled features",
+            "mining": "unlabeled mine", "pairs": "unlabeled mine"}
 _LISTED = 5
 _LENGTH = 8  # bytes that hold the length of a block's last line
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlabeled.augment.plain_crops import Whole
 from unlabeled.config.look import OF_THE_PAIR, LookSettings
 from unlabeled.data.batch import Geometry
 from unlabeled.data.pairs import fixed_crops
@@ -25,7 +26,7 @@ from unlabeled.engine.passes.features import refuse_nonfinite
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
-from unlabeled.evaluation.dense.networks import Network, Whole
+from unlabeled.evaluation.dense.networks import Network
 from unlabeled.evaluation.setup import find_card, own_levels, pick_export, scored_split
 from unlabeled.ops.boxes import CropBox
 from unlabeled.ops.cells import centres, coordinates, distances
