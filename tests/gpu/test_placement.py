@@ -12,6 +12,7 @@ from tests.gpu.pretended import CPU, CUDA, Elsewhere, pretended_cuda
 from tiny import BATCH, VARIANTS, tiny_recipe, tiny_run
 
 from unlabeled.config.protocols.vectors import FewLabels, Knn, Linear, Logistic
+from unlabeled.data import loader
 from unlabeled.data.sources.subset import Part
 from unlabeled.data.streams import open_streams
 from unlabeled.engine import build
@@ -75,6 +76,7 @@ def test_losses_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_features_and_probes_are_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_pin", lambda batch, device: batch)  # in a thread, where nothing is pretended
     recipe = tiny_recipe("simclrv2", "plain")
     opened = open_streams(recipe)
     method = build_method(recipe, build.make_info(recipe, opened))
