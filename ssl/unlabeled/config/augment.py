@@ -1,4 +1,4 @@
-"""Options of crops, shared by all methods; `augment.geometry.build` makes the geometry from them."""
+"""Options of crops and RandAugment, shared by all methods; `augment.geometry.build` makes the geometry from them."""
 
 from __future__ import annotations
 
@@ -80,6 +80,13 @@ class PaddleCrop(Strict):
     aspect: AspectRange = (3 / 4, 4 / 3)
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+class RandAugment(Strict):
+    """RandAugment (arXiv 1909.13719) as torchvision has it."""
+
+    operations: int = Field(2, gt=0, description="operations per image")
+    magnitude: int = Field(9, ge=0, le=30, description="bin of 31")
 
 
 def kind(value: Any) -> Any:

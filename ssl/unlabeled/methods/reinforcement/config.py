@@ -6,9 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from unlabeled.config.augment import StorableCrop, StoredResizedCrop
+from unlabeled.config.augment import RandAugment, StorableCrop, StoredResizedCrop
 from unlabeled.config.recipe import MethodConfig
-from unlabeled.methods.finetune_config import RandAugment
 
 
 class ReinforcementConfig(MethodConfig):
