@@ -57,7 +57,7 @@ def main(words: list[str] | None = None) -> int:
     rows = [[name, *(f"{one[name]:.1f}" for one in seeds), f"{statistics.mean(one[name] for one in seeds):.1f}", line]
             for name, line in _lines(seeds).items()]
     report.table(["%", *(f"seed {seed}" for seed in range(given.seeds)), "mean", "bar"], rows)
-    report.say(f"Teacher: width {TEACHER}, {given.updates} updates of 64 on {LABELLED} labels per class of CIFAR-10's "
+    report.say(f"Teacher: width {TEACHER}, {given.updates} updates of 128 on {LABELLED} labels per class of CIFAR-10's "
                f"training images. Pool: {POOL} others of every class, as many rendered scenes of 1 to 5 objects, noise "
                f"and shuffled 8-pixel tiles of further ones together, and {COPIES} copies of test images. Mined: "
                f"{PER_CLASS} per class, against those {COPIES} test images and as many others, candidates=2. Seeds: of "
@@ -80,7 +80,7 @@ def _seed(given: argparse.Namespace, seed: int) -> dict[str, float]:
     teacher = folder / "teacher"
     rule = f"{{per_class: {LABELLED}, seed: {seed}}}"
     settings = [f"method={{name: finetune, crop: {CROP}}}", f"backbone={PLAIN.format(width=TEACHER)}",
-                f"data.train.subset={rule}", "data.train.batch=64", f"train.updates={given.updates}",
+                f"data.train.subset={rule}", "data.train.batch=128", f"train.updates={given.updates}",
                 f"train.seed={seed}", "data.train.epoch_samples=4000"]
     train(read_recipe("cifar10/finetune-cpu", [*COMMON, *settings]), teacher)
     found = {"teacher": _accuracy(teacher)}
@@ -193,7 +193,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mining", description=QUESTION)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-mining"), help="folder of runs and pools")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=1600, help="of the teacher, 64 images each (default 1600)")
+    parser.add_argument("--updates", type=int, default=3000, help="of the teacher, 128 images each (default 3000)")
     parser.add_argument("--student-updates", type=int, default=800, help="of every student; 0: none (default 800)")
     parser.add_argument("--out", type=Path, help="also write the result into this Markdown file")
     return parser.parse_args(words)
