@@ -206,8 +206,7 @@ def test_numbers_of_images_are_compared(tmp_path: Path) -> None:
 
 
 def test_labels_tell_files_in_another_order(tmp_path: Path) -> None:
-    folder, source = tmp_path / "published", Pictures(30)
-    source._images = [np.zeros((100, 100, 3), np.uint8)] * 30
+    folder, source = tmp_path / "published", Pictures(30, in_memory=True)
     publish(folder, source, ALL)
     source.labels = (source.labels + 2) % CLASSES
     with pytest.raises(UserError, match="the label of 0 of 30 images only: they are of other images, or of files or"):

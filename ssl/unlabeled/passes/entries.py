@@ -35,33 +35,39 @@ class EntryMaker:
 
     def make(self, unit: np.ndarray) -> Batch:
         """Return the entries of the readable samples at the places `unit`."""
-        samples, readable, corrupt = [], [], []
+        images, readable, corrupt = [], [], []
         for place in unit.tolist():
             try:
-                samples.append(self._sample(place))
+                images.append(self._image(place))
                 readable.append(place)
             except CorruptSample as error:
                 corrupt.append(error.key)
         index = torch.tensor(readable, dtype=torch.int64)
-        if not samples:
+        if not readable:
             return Batch([], [], index, corrupt=corrupt)
-        crops = [torch.from_numpy(np.stack(cuts)) for cuts in zip(*(cuts for cuts, _ in samples), strict=True)]
-        rows = {name: torch.from_numpy(np.stack([row[name] for _, row in samples])) for name in samples[0][1]}
-        return Batch(crops, [None] * len(crops), index, corrupt=corrupt, records={KIND: rows})
-
-    def _sample(self, place: int) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-        image, which = self._image(place), numbers(place, self.entries)
-        cut, row = self._view([image] * self.entries, which, second=False)
-        if not self.law.mix:
-            return [cut], row
-        mixing = draw_mixing(self.law, len(self.source), which, self.seed)
-        others = [self._partner(int(number), mixing, entry) for entry, number in enumerate(which)]
-        second, other_row = self._view([image if other is None else other for other in others], which, second=True)
-        return [cut, second], {**row, **mixing, **{f"{name}2": value for name, value in other_row.items()}}
+        which = np.concatenate([numbers(place, self.entries) for place in readable])
+        own = [image for image in images for _ in range(self.entries)]
+        crop, rows = self._view(own, which, second=False)
+        crops = [crop]
+        if self.law.mix:
+            mixing = draw_mixing(self.law, len(self.source), which, self.seed)
+            partners = [self._partner(row, number, mixing) for row, number in enumerate(which.tolist())]
+            others = [image if other is None else other for image, other in zip(own, partners, strict=True)]
+            second, other_rows = self._view(others, which, second=True)
+            crops.append(second)
+            rows |= {**mixing, **{f"{name}2": value for name, value in other_rows.items()}}
+        shape = len(readable), self.entries
+        return Batch(
+            [torch.from_numpy(crop).unflatten(0, shape) for crop in crops],
+            [None] * len(crops),
+            index,
+            corrupt=corrupt,
+            records={KIND: {name: torch.from_numpy(value).unflatten(0, shape) for name, value in rows.items()}},
+        )
 
     def _view(self, images: Sequence[np.ndarray], which: np.ndarray, *, second: bool,
               ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Cut one crop of each image and draw the rest: uint8 [entries, 3, S, S] and fields [entries, ...]."""
+        """Cut one crop of each image and draw the rest: uint8 [n, 3, S, S] and fields [n, ...]."""
         name = f"{KIND}{2 if second else ''}"
         sizes = np.array([image.shape[:2] for image in images])
         crop = StoredCrop(self.crop)
@@ -70,19 +76,19 @@ class EntryMaker:
         cuts = np.stack([crop.apply(image, box) for image, box in zip(images, boxes, strict=True)])
         return cuts, {"crop": places, "flip": flipped, **draw(self.law, which, self.seed, second)}
 
-    def _partner(self, number: int, mixing: dict[str, np.ndarray], entry: int) -> np.ndarray | None:
+    def _partner(self, row: int, number: int, mixing: dict[str, np.ndarray]) -> np.ndarray | None:
         """Return the image that is mixed into an entry, or None; one that cannot be read gives way to others."""
         for attempt in range(_PARTNERS):
-            place = int(mixing["partner"][entry])
+            place = int(mixing["partner"][row])
             if place < 0:
                 return None
             try:
                 return self._image(place)
             except CorruptSample:
                 again = uniforms(np.array([number]), 1, self.seed, KIND, "partner", attempt)[0, 0]
-                mixing["partner"][entry] = int(again * len(self.source))
+                mixing["partner"][row] = int(again * len(self.source))
         for name, values in unmixed(1).items():
-            mixing[name][entry] = values[0]
+            mixing[name][row] = values[0]
         return None
 
     def _image(self, place: int) -> np.ndarray:
