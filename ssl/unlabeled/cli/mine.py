@@ -20,10 +20,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "settings", metavar="key=value", nargs="*",
         help=settings_help(
-            "pool=, against= (evaluation set, whose copies are left out) and known= (training set, left out too): CARD, "
-            "CARD:SPLIT or a folder of images, with pool_root=, against_root=, known_root= for a card's data; out=FOLDER, "
-            "where the same command goes on; per_class=4000; multi_class_top_p=1 (classes that an image may serve); what "
-            "is a copy: hash_bits=32 (of 256), cosine=0.8, candidates=20, inliers=25, inlier_share=0.3", split=False),
+            "pool=, against= (evaluation set, whose copies are left out) and known= (training set, left out too): "
+            "CARD, CARD:SPLIT or a folder of images, with pool_root=, against_root=, known_root= for a card's data; "
+            "out=FOLDER, where the same command goes on; per_class=4000; multi_class_top_p=1 (classes that an image "
+            "may serve); what is a copy: hash_bits=32 (of 256), cosine=0.8, candidates=20, inliers=25, "
+            "inlier_share=0.3", split=False),
     )
 
 

@@ -8,12 +8,11 @@ plain image with its label.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlabeled.augment import operations
 from unlabeled.augment.photometric import to_input
@@ -24,7 +23,7 @@ from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.records.rows import Record
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of
-from unlabeled.methods.finetune import Classifier
+from unlabeled.methods.classifier import Classifier
 from unlabeled.methods.reinforcement.config import ReinforcementConfig
 from unlabeled.ops.labels import known, known_accuracy, likeliest, one_hot
 from unlabeled.ops.machine.memory import to_device
@@ -116,17 +115,7 @@ class Reinforcement(Method):
 
     def exports(self) -> dict[str, Export]:
         """The classifier, and the network without it."""
-
-        def classifier() -> nn.Module:
-            return copy.deepcopy(self.classifier).eval()
-
-        def network() -> nn.Module:
-            return copy.deepcopy(self.classifier.network).eval()
-
-        return {
-            "classifier": Export(classifier, "logits", self.input),
-            "backbone": Export(network, "vector", self.input),
-        }
+        return self.classifier.exports(self.input)
 
 
 def refuse_other_views(cfg: ReinforcementConfig, about: dict[str, Any]) -> None:

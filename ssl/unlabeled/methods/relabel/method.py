@@ -7,10 +7,8 @@ cell of every image; the crop's target is pooled from that inside its box. `targ
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlabeled.augment import geometry, lighting, photometric, regularise
 from unlabeled.data.batch import Batch, Stream
@@ -18,7 +16,7 @@ from unlabeled.data.records.labelmaps import KIND, classes_of, edges, pool, whol
 from unlabeled.data.records.rows import Record
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of
-from unlabeled.methods.finetune import Classifier
+from unlabeled.methods.classifier import Classifier
 from unlabeled.methods.relabel.config import RelabelConfig
 from unlabeled.ops.labels import known, known_accuracy, known_soft_cross_entropy, likeliest, one_hot
 
@@ -102,17 +100,7 @@ class Relabel(Method):
 
     def exports(self) -> dict[str, Export]:
         """The classifier, and the network without it."""
-
-        def classifier() -> nn.Module:
-            return copy.deepcopy(self.classifier).eval()
-
-        def network() -> nn.Module:
-            return copy.deepcopy(self.classifier.network).eval()
-
-        return {
-            "classifier": Export(classifier, "logits", self.input),
-            "backbone": Export(network, "vector", self.input),
-        }
+        return self.classifier.exports(self.input)
 
 
 def _classes(cfg: RelabelConfig, info: Info) -> int:
