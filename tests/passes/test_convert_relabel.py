@@ -176,8 +176,8 @@ def test_files_that_run_code_are_not_run(card: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["format=relabel"], "unlabeled convert: format=relabel: allowed: relabel-pt"),
-    ([], "unlabeled convert: say which format it is, format=FORMAT: relabel-pt"),
+    (["format=relabel"], "unlabeled convert: format=relabel: allowed: relabel-pt, ml-dr. Did you mean 'relabel-pt'?"),
+    ([], "unlabeled convert: say which format it is, format=FORMAT: relabel-pt, ml-dr"),
     (["format=relabel-pt"], "nobody published which axis of the maps is which: give teacher=TEACHER"),
     (["format=relabel-pt", "orientation=hw", "teacher=x"], "or orientation=hw (rows first) or wh, but not both"),
     (["format=relabel-pt", "orientation=xy"], "'orientation' is 'xy'; allowed: hw, wh"),

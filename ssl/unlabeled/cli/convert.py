@@ -14,6 +14,7 @@ EXAMPLES = [
     "unlabeled convert imagenet_efficientnet_l2_sz475_top5 format=relabel-pt card=imagenet out=maps/l2 "
     "teacher=timm:resnet50",
     "unlabeled convert relabel_maps format=relabel-pt card=imagenet root=/data/imagenet out=maps/l2 orientation=hw",
+    "unlabeled convert ImageNetPlus format=ml-dr card=imagenet out=reinforced",
 ]
 
 
@@ -23,8 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "settings", metavar="key=value", nargs="*",
         help=settings_help("format=relabel-pt (ReLabel's label maps, CLASS/IMAGE.pt): teacher=TEACHER (tells by test "
-                           "which axis is which) or orientation=hw (rows first) or wh, classes=N (if the card names "
-                           "none)"),
+                           "which axis is which) or orientation=hw (rows first) or wh; format=ml-dr (reinforced sets, "
+                           "<index>.pth.tar): size=PIXELS (of the views, where its config does not say it); of both: "
+                           "classes=N (if the card names none)"),
     )
 
 

@@ -14,6 +14,7 @@ Orientation = Literal["hw", "wh"]
 # format -> (its settings, what converts a folder or file by them), as module:object
 FORMATS: dict[str, tuple[str, str]] = {
     "relabel-pt": ("unlabeled.config.passes.convert:RelabelFiles", "unlabeled.passes.convert_relabel:convert"),
+    "ml-dr": ("unlabeled.config.passes.convert_ml_dr:MlDrFiles", "unlabeled.passes.convert_ml_dr:convert"),
 }
 
 
