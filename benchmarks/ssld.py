@@ -18,8 +18,6 @@ QUESTION = ("what does a student learn from a teacher without any label, beside 
             "them, at equal updates and views?")
 OVER_25, OVER_100 = 14, 7  # bars, in points; and above all labels in the mean
 CROP = "{kind: padded, size: 32, pad: 4}"
-PLAIN = "{{name: 'benchmarks.plain_network:plain', options: {{width: {width}}}}}"
-TEACHER, STUDENT = 32, 16  # width of the first of four pairs of layers
 COMMON = ["train.precision=fp32", "train.checkpoint_every=1000", "eval={every: 0, at_end: []}", "data.workers=0"]
 SUPERVISED = [f"method={{name: finetune, crop: {CROP}}}", "optim.exclude_decay=[]", "optim.nesterov=false"]
 # what differs from the method's defaults, in rows of their own
@@ -33,17 +31,18 @@ def main(words: list[str] | None = None) -> int:
     given = _arguments(words)
     measure.one_thread()
     report = measure.Report("ssld", "SSLD without labels on CIFAR-10, small plain networks on a CPU", QUESTION)
-    runs = Runs(given.runs, given.updates, given.batch)
-    teacher = runs.supervised("teacher", TEACHER, "null", 0, [f"train.updates={given.teacher_updates}"])
+    runs = Runs(given.runs, given.width, given.updates, given.batch)
+    teacher = runs.supervised("teacher", "null", 0, [f"train.updates={given.teacher_updates}",
+                                                     network(given.teacher_width)])
     rows: dict[str, list[float]] = {}
     variants = {"SSLD": [], **(VARIANTS if given.variants else {})}
     for seed in range(given.seeds):
         for name, more in variants.items():
             rows.setdefault(name, []).append(runs.ssld(name, more, seed))
         for name, part in LABELS.items():
-            rows.setdefault(name, []).append(runs.supervised(name, STUDENT, part.replace("%d", str(seed)), seed))
-    report.say(f"Teacher: width {TEACHER}, {given.teacher_updates} updates of {given.batch} on all labels, "
-               f"{teacher:.1f} % of the test images. Students: width {STUDENT}, {given.updates} updates of "
+            rows.setdefault(name, []).append(runs.supervised(name, part.replace("%d", str(seed)), seed))
+    report.say(f"Teacher: width {given.teacher_width}, {given.teacher_updates} updates of {given.batch} on all labels, "
+               f"{teacher:.1f} % of the test images. Students: width {given.width}, {given.updates} updates of "
                f"{given.batch}, the last one scored.")
     report.table(["accuracy, %", *(f"seed {seed}" for seed in range(given.seeds)), "mean"],
                  [[name, *(f"{value:.1f}" for value in values), f"{statistics.mean(values):.1f}"]
@@ -67,30 +66,34 @@ def _margins(rows: dict[str, list[float]]) -> list[list[str]]:
     return found
 
 
+def network(width: int) -> str:
+    """Return the setting of a plain network, by the channels of the first of its four pairs of layers."""
+    return f"backbone={{name: 'benchmarks.plain_network:plain', options: {{width: {width}}}}}"
+
+
 class Runs:
     """Runs of the engine in one folder, each scored when it has finished."""
 
-    def __init__(self, folder: Path, updates: int, batch: int) -> None:
+    def __init__(self, folder: Path, width: int, updates: int, batch: int) -> None:
         # an epoch of 4,000 images for all, within which small sets repeat
-        self.folder, self.updates, self.data = folder, updates, [f"data.train.batch={batch}",
-                                                                 "data.train.epoch_samples=4000"]
+        self.folder = folder
+        self.settings = [*COMMON, network(width), f"train.updates={updates}", f"data.train.batch={batch}",
+                         "data.train.epoch_samples=4000"]
 
-    def supervised(self, name: str, width: int, subset: str, seed: int, more: Sequence[str] = ()) -> float:
+    def supervised(self, name: str, subset: str, seed: int, more: Sequence[str] = ()) -> float:
         """Train on the labels of a subset, null for all, and return the accuracy."""
         settings = [*SUPERVISED, f"data.train.subset={subset}", "optim.warmup_epochs=0.5", "optim.lr.base=0.1"]
-        return self._run("cifar10/finetune-cpu", name, width, seed, [*settings, *more])
+        return self._run("cifar10/finetune-cpu", name, seed, [*settings, *more])
 
     def ssld(self, name: str, more: Sequence[str], seed: int) -> float:
         """Distil the teacher without labels and return the accuracy."""
         teacher = self.folder / "teacher-s0"
         settings = [f"method.teacher={teacher}", "optim.warmup_epochs=0.5"]
-        return self._run("cifar10/ssld-cpu", name, STUDENT, seed, [*settings, *more])
+        return self._run("cifar10/ssld-cpu", name, seed, [*settings, *more])
 
-    def _run(self, recipe: str, name: str, width: int, seed: int, more: Sequence[str]) -> float:
+    def _run(self, recipe: str, name: str, seed: int, more: Sequence[str]) -> float:
         run = self.folder / f"{name.replace(' ', '-').replace(',', '').replace(':', '')}-s{seed}"
-        settings = [*COMMON, f"backbone={PLAIN.format(width=width)}", f"train.updates={self.updates}",
-                    f"train.seed={seed}", *self.data, *more]
-        train(read_recipe(recipe, settings), run)
+        train(read_recipe(recipe, [*self.settings, f"train.seed={seed}", *more]), run)
         (scored,) = evaluate_many(["classify"], run)
         (number,) = (number for number in scored.numbers if number.name == "classifier")
         return float(number.network["value"])
@@ -100,6 +103,8 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ssld", description=QUESTION)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-ssld"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=16, help="of a student's first layers (default 16)")
+    parser.add_argument("--teacher-width", type=int, default=32)
     parser.add_argument("--updates", type=int, default=800, help="of every student (default 800)")
     parser.add_argument("--teacher-updates", type=int, default=2000)
     parser.add_argument("--variants", action="store_true", help="also the teacher's running statistics, and soft_ce")
