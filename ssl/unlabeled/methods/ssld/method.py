@@ -87,7 +87,7 @@ def refuse_other_classes(teacher: str, classes: int, names: Sequence[str] | None
     if info.classes not in (None, classes):
         other = f"knows {classes} classes, the data card {info.classes}"
     elif names is not None and info.names is not None and not (public(teacher) and set(names).isdisjoint(info.names)):
-        place = next((i for i, pair in enumerate(zip(names, info.names, strict=True)) if len(set(pair)) > 1), None)
+        place = next((i for i, pair in enumerate(zip(names, info.names, strict=False)) if len(set(pair)) > 1), None)
         if place is not None:
             other = f"calls class {place} '{names[place]}', the data card '{info.names[place]}'"
     if other:
