@@ -92,7 +92,8 @@ def refuse_other_classes(teacher: str, classes: int, names: Sequence[str] | None
             other = f"calls class {place} '{names[place]}', the data card '{info.names[place]}'"
     if other:
         raise UserError(f"method.teacher '{teacher}' {other}; name a teacher of that set or, to take its images as "
-                        "unlabelled ones, leave its labels out: data.train.mix=[{card: NAME, labels: false}]")
+                        "unlabelled ones, leave its labels out: data.train={mix: [{card: NAME, labels: false}], "
+                        f"batch: {info.streams['train'].batch}}}")
 
 
 def make_student(network: BackboneModule, classes: int) -> Classifier:
