@@ -14,9 +14,11 @@ ROOMS = {
     "config": [{"yaml", "base"}, {"", "protocols", "passes"}],
     "ops": [{"machine"}, {""}, {"measures"}],
     "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense", "records"}, {""}, {"packing"}],
-    "methods": [{""}, {"probe", "ssld"}],
+    "augment": [{""}, {"replay"}],
+    "methods": [{""}, {"feature_distil", "probe", "reinforcement", "relabel", "ssld"}],
     "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {"passes"}, {""}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
+    "passes": [{""}, {"mining"}],
 }
 TIER = {package: number for number, packages in enumerate(TIERS) for package in packages}
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "numpy", "sklearn", "webdataset", "PIL", "matplotlib", "rich"}

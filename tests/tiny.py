@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 
+import tiny_stores
 import torch
+from tiny_maps import labelmaps
 
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
@@ -38,6 +41,10 @@ _DISTIL = "name: distil, teacher: '@teacher', crop: {kind: padded, size: 8}"
 
 _SSLD = "name: ssld, teacher: '@teacher', crop: {kind: paddle, size: 8, area: [0.5, 1.0]}"
 _BLOCKS = ["data.train.batch=64", "train.blocks=4"]  # of 16 images, the fewest that a teacher's statistics need
+# crops of 16 pixels, whose last map has 2 x 2 cells
+_FEATURE_DISTIL = "name: feature-distil, teacher: '@teacher:backbone', crop: {size: 16, area: [0.5, 1.0]}"
+_REINFORCEMENT = "name: reinforcement, crop: {kind: padded, size: 8, flip: 0.5}"
+_ENTRIES = [*_DIGITS, "data.train.records={reinforcement: '@entries'}"]
 
 # two batch sizes; a bank of three updates, which six updates fill twice; confident enough for every image
 _SIMMATCHV2 = ["data.labeled.batch=12", "method.bank=72", "method.topn=7", "method.threshold=0.1"]
@@ -50,6 +57,9 @@ _PIXPRO = [
     "method.dim=12",
     "method.crop={kind: resized, size: 32, area: [0.3, 1.0]}",
 ]
+
+_RELABEL = "name: relabel, crop: {size: 8, area: [0.2, 1.0]}"
+_MAPS = ["data.train.records={labelmap: '@labelmaps'}"]
 
 # random depth and dropout of a ViT of two blocks, whose tokens are rows of 4
 DROPS = (
@@ -67,6 +77,21 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
                 *_DIGITS,
                 f"method={{{_DISTIL}, temperature: 2.0, alpha: 0.7, labels: {{share: 0.5}}}}",
             ],
+        ),
+    },
+    "feature-distil": {
+        "pooled": ("cifar10/rotnet-cpu", [*_DIGITS, f"method={{{_FEATURE_DISTIL}}}"]),
+        "cells": (
+            "cifar10/rotnet-cpu",
+            [
+                *_DIGITS,
+                f"method={{{_FEATURE_DISTIL}, pooled: 0.0, cells: 1.0, loss: {{kind: smooth_l1}}}}",
+                f"backbone={DROPS.replace('img_size: 8', 'img_size: 16')}",
+            ],
+        ),
+        "both": (
+            "cifar10/rotnet-cpu",
+            [*_DIGITS, f"method={{{_FEATURE_DISTIL}, cells: 0.5, standardise: vectors}}"],
         ),
     },
     "finetune": {
@@ -109,6 +134,36 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
                 "conv: {kind: conv, block: layer1}}}",
             ],
         )
+    },
+    "reinforcement": {
+        "plain": ("cifar10/rotnet-cpu", [*_ENTRIES, f"method={{{_REINFORCEMENT}, replay: 0.6}}"]),
+        "mixed": (
+            "cifar10/rotnet-cpu",
+            [
+                *_DIGITS,
+                "data.train.records={reinforcement: '@mixed-entries'}",
+                "method={name: reinforcement, mix: true, crop: {size: 8, flip: 0.0, interpolation: bilinear}, "
+                "replay: 1.0}",
+            ],
+        ),
+        "label": ("cifar10/rotnet-cpu", [*_ENTRIES, f"method={{{_REINFORCEMENT}, targets: label}}"]),
+        "none": ("cifar10/rotnet-cpu", [*_DIGITS, f"method={{{_REINFORCEMENT}, replay: 0.0, randaugment: null}}"]),
+    },
+    "relabel": {
+        "plain": ("cifar10/rotnet-cpu", [*_DIGITS, f"method={{{_RELABEL}, cutmix: {{off_last_epochs: 0}}}}", *_MAPS]),
+        "whole": (
+            "cifar10/rotnet-cpu",
+            [
+                *_DIGITS,
+                f"method={{{_RELABEL}, pooling: whole, cutmix: {{p: 0.5, beta: 0.7, off_last_epochs: 0}}}}",
+                *_MAPS,
+                "optim={name: adamp, lr: {base: 0.01}, nesterov: true, weight_decay: 0.01}",
+            ],
+        ),
+        "labels": (
+            "cifar10/rotnet-cpu",
+            [*_DIGITS, f"method={{{_RELABEL}, targets: label, smoothing: 0.1, cutmix: {{off_last_epochs: 0}}}}"],
+        ),
     },
     "rotnet": {
         "all": ("cifar10/rotnet-cpu", [*_DIGITS, "method.crop={kind: padded, size: 8, pad: 1}"]),
@@ -176,7 +231,7 @@ class Case:
     """What the checks of the battery run on: a recipe by name or path, at tiny size.
 
     batch: images per update of every stream, None being the recipe's. dtype: in which exactness is asked. processes:
-    how many share an update. In overrides @teacher stands for a run that a method may start from.
+    how many share an update. In overrides @teacher and the like stand for what a method may start from (`_MADE`).
     """
 
     name: str
@@ -188,7 +243,7 @@ class Case:
 
     def read(self, more: Sequence[str] = ()) -> Recipe:
         """Read the recipe with its overrides, and `more` of them."""
-        own = [text.replace("@teacher", str(teacher())) if "@teacher" in text else text for text in self.overrides]
+        own = [_placed(text) for text in self.overrides]
         if self.batch is None:
             return read_recipe(self.recipe, [*_SMALL, *own, *more])
         streams = read_recipe(self.recipe, [*_SMALL, *own, *more]).data.streams()
@@ -222,6 +277,20 @@ def teacher() -> Path:
     (run / "run.json").write_text(json.dumps({"info": build.info_record(info)}))
     write_exports(RunFolder(run), recipe, method, 0, info.names)
     return run
+
+
+# what overrides may name -> what makes it
+_MADE: dict[str, Callable[[], Path]] = {
+    "@teacher": teacher,
+    "@labelmaps": labelmaps,
+    "@entries": functools.partial(tiny_stores.reinforcement, mix=False),
+    "@mixed-entries": functools.partial(tiny_stores.reinforcement, mix=True),
+}
+
+
+def _placed(text: str) -> str:
+    """Return an override with the places of what it names."""
+    return re.sub(r"@[\w-]+", lambda name: str(_MADE[name[0]]()), text)
 
 
 @dataclass

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["augment", "before_after", "data", "evaluation", "pixpro_share", "soak", "startup", "throughput"]
+NAMES = ["augment", "before_after", "data", "evaluation", "passes", "pixpro_share", "relabel", "relabel_share", "soak",
+         "startup", "throughput"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

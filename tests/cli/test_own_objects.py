@@ -272,7 +272,7 @@ MISTAKES = [
     ("backbone.options={widht: 3}", "backbone.options.widht: 'my_toys:net' has no such option. Did you mean 'width'?"),
     ("backbone.stem=cifar", "'stem' has no effect with my_toys:net"),
     ("optim.name=my_toys:Sing", "my_toys has no 'Sing'. Did you mean 'Sign'?"),
-    ("optim.name=lasr", "'optim.name' is 'lasr'; allowed: lars, sgd, adamw. Did you mean 'lars'?"),
+    ("optim.name=lasr", "'optim.name' is 'lasr'; allowed: lars, sgd, adamw, adamp. Did you mean 'lars'?"),
     ("optim.name=sgd", "'options' has no effect with sgd"),
     ("optim.momentum=0.9", "'momentum' has no effect with my_toys:Sign; it belongs to lars and sgd"),
     ("optim.options={scael: 1}", "optim.options.scael: 'my_toys:Sign' has no such option. Did you mean 'scale'?"),
@@ -319,7 +319,8 @@ def test_a_wrong_card_or_protocol_is_one_line_with_the_cure(
 
 def test_the_schema_allows_names_of_ones_own() -> None:
     name = recipe_schema()["$defs"]["Optim"]["properties"]["name"]
-    assert {"enum": ["lars", "sgd", "adamw"]} in name["anyOf"] and {"type": "string", "pattern": ":"} in name["anyOf"]
+    for allowed in ({"enum": ["lars", "sgd", "adamw", "adamp"]}, {"type": "string", "pattern": ":"}):
+        assert allowed in name["anyOf"]
 
 
 def test_a_module_that_is_there_and_lacks_another_is_no_missing_module(

@@ -63,7 +63,8 @@ class FakeRuns:
     split: str = "train"
     loads: int = 0
 
-    def __call__(self, path: Path, *, random_init: bool = False, device: Any = "cpu") -> Restored:
+    def __call__(self, path: Path, *, random_init: bool = False, device: Any = "cpu", out: Path | None = None,
+                 ) -> Restored:
         self.loads += 1
         method = FakeMethod(3 if random_init else 32, self.size)
         return Restored(recipe(self.card, self.split), method, 0 if random_init else 12, self.run)

@@ -1,6 +1,7 @@
 """Embeddings of a user's own folder."""
 
 import os
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,9 @@ from safetensors.numpy import load_file
 from tests.evaluation.fakes import FakeRuns
 
 from unlabeled.cli.main import main
+from unlabeled.config.passes.shared import Part
+from unlabeled.config.read import read_card
+from unlabeled.data.sources.open import open_source
 from unlabeled.engine.exports.preparation import preparation, preparing_lines
 from unlabeled.errors import UserError
 from unlabeled.evaluation import export_features as module
@@ -126,3 +130,97 @@ def test_deep_images_are_read_as_the_runs_card_says(monkeypatch, tmp_path):
     network = FakeRuns("digits", tmp_path)(tmp_path).method.exports()["backbone"].build()
     seen = torch.from_numpy(np.rint(deep * (255 / 4095)).astype(np.float32) / 255).expand(1, 3, -1, -1)
     np.testing.assert_allclose(np.load(tmp_path / "x.npy")[0], network(seen)[0].numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "load_run", FakeRuns("digits", tmp_path / "run"))
+    return tmp_path / "run"
+
+
+def test_a_card_gives_one_of_its_splits(run, tmp_path, capsys):
+    run.mkdir()
+    assert main(["features", str(run), "digits", "split=val", "precision=fp32"]) == 0
+    source = open_source(read_card("digits"), "val")
+    network = FakeRuns("digits", run)(run).method.exports()["backbone"].build()
+    expected = network(torch.from_numpy(source.images).permute(0, 3, 1, 2) / 255)
+    np.testing.assert_allclose(np.load(run / "features" / "digits-val.npy"), expected.numpy(), rtol=1e-4, atol=1e-4)
+    keys = (run / "features" / "digits-val.txt").read_text().splitlines()
+    assert keys == [source.key(i) for i in range(500)]
+    assert "500 images, 96.0 kB in 8 blocks" in capsys.readouterr().out
+    assert main(["features", str(run), "digits"]) == 0
+    assert len(np.load(run / "features" / "digits-train.npy")) == 1297
+
+
+def test_parts_leave_the_file_to_the_last_one(run, tmp_path, capsys):
+    out = tmp_path / "x.npy"
+    assert module.export_features(run, "digits", out, precision="fp32", part=Part(1, 2)) is None
+    assert not out.exists() and sorted(path.name for path in (tmp_path / "x.rows").iterdir())[:2] == [
+        "header.json", "rows-000000"]
+    assert "11 of 21 blocks are missing yet" in capsys.readouterr().out
+    assert module.export_features(run, "digits", out, precision="fp32", part=Part(2, 2)) == 1297
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "run") == ["x.npy", "x.txt"]
+    assert module.export_features(run, "digits", tmp_path / "y.npy", precision="fp32") == 1297
+    assert out.read_bytes() == (tmp_path / "y.npy").read_bytes()
+
+
+@pytest.mark.parametrize(("changed", "words"), [
+    ({"export": "poor"}, "export backbone there, poor now; network "), ({"split": "val"}, "rows 1297 there, 500 now"),
+    ({"precision": "bf16"}, "network "), ({"images": "photos"}, "card digits there, photos now")])
+def test_rows_of_another_network_or_set_are_not_taken(run, folder, tmp_path, changed, words):
+    out = tmp_path / "x.npy"
+    module.export_features(run, "digits", out, precision="fp32", part=Part(1, 2))
+    known = {"images": "digits", "precision": "fp32", **changed}
+    images = folder if known.pop("images") == "photos" else "digits"
+    with pytest.raises(UserError, match="holds the rows of another pass") as caught:
+        module.export_features(run, images, out, **known)
+    assert words in str(caught.value)
+
+
+def test_another_part_that_finishes_at_the_same_time(run, tmp_path, monkeypatch):
+    out, real = tmp_path / "x.npy", module._write
+
+    def late(*arguments):
+        monkeypatch.setattr(module, "_write", real)
+        assert module.export_features(run, "digits", out, precision="fp32") == 1297  # takes the rows away
+        real(*arguments)
+
+    monkeypatch.setattr(module, "_write", late)
+    assert module.export_features(run, "digits", out, precision="fp32") == 1297
+    assert np.load(out).shape == (1297, 48)
+    assert not (tmp_path / "x.rows").exists()
+
+
+def test_unreadable_images_count_against_max_corrupt(folder, tmp_path):
+    for number in range(11):
+        (folder / f"bad{number}.png").write_bytes(b"no image")
+    assert main(["features", str(tmp_path), str(folder), f"out={tmp_path / 'x.npy'}", "max_corrupt=0.5"]) == 2
+    assert len((tmp_path / "x.rows" / "unreadable.txt").read_text().splitlines()) == 12
+    assert main(["features", str(tmp_path), str(folder), f"out={tmp_path / 'x.npy'}"]) == 0
+    assert len(np.load(tmp_path / "x.npy")) == 3
+
+
+def test_neither_folder_nor_card(run, tmp_path):
+    (tmp_path / "a.jpg").touch()
+    for images, words in ((tmp_path / "photo", "is not a folder: it does not exist. Did you mean '.*/photos'"),
+                          (tmp_path / "a.jpg", "is not a folder of images, nor a data card"),
+                          ("digitz", "no folder 'digitz', and no data card 'digitz'. Did you mean 'digits'?")):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=words):
+            module.export_features(run, images, tmp_path / "x.npy")
+
+
+def test_the_file_is_written_without_all_rows_in_memory(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_TOGETHER", 64)
+    monkeypatch.setattr(module, "_finish", lambda *arguments: held.extend(arguments))
+    held = []
+    module.export_features(run, "digits", tmp_path / "x.npy", precision="fp32")
+    store, _, readable, *_ = held
+    tracemalloc.start()
+    try:
+        with open(tmp_path / "y.npy", "wb") as file:
+            module._write(file, store, readable, ".npy")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < (tmp_path / "y.npy").stat().st_size / 2

@@ -20,7 +20,7 @@ from unlabeled.config.recipe import Backbone
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Info, StreamInfo
-from unlabeled.methods.finetune import Classifier
+from unlabeled.methods.classifier import Classifier
 from unlabeled.methods.ssld.config import SSLDConfig
 from unlabeled.methods.ssld.method import (
     divergences,

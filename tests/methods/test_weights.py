@@ -30,8 +30,10 @@ LAMBDAS = [[f"method.lambda_{name}={value}" for name, value in zip(("nn", "ee", 
 @pytest.mark.parametrize(("method", "variant", "low", "high", "factors"), [
     ("pixpro", "instance", [BYOL.format(1.0)], [BYOL.format(2.5)], {"instance": 2.5}),
     ("distil", "labels", ["method.alpha=0.8"], ["method.alpha=0.4"], {"teacher": 0.5, "labels": 3.0}),
+    ("feature-distil", "both", ["method.cells=0.5"], ["method.cells=2.0", "method.pooled=3.0"],
+     {"cells": 4.0, "pooled": 3.0}),
     ("simmatchv2", "plain", *LAMBDAS, {"node_node": 0.3, "edge_edge": 0.5, "edge_node": 0.7}),
-], ids=["instance", "alpha", "lambdas"])  # fmt: skip
+], ids=["instance", "alpha", "features", "lambdas"])  # fmt: skip
 def test_a_weight_scales_its_term_and_no_other(method, variant, low, high, factors) -> None:
     before, after = (terms(method, variant, overrides) for overrides in (low, high))
     assert before.keys() == after.keys() >= factors.keys()

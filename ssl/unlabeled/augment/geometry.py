@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from unlabeled.augment import affine
-from unlabeled.augment.plain_crops import RandomBoundCrop, RandomPaddedCrop, RandomSquareCrop
+from unlabeled.augment.plain_crops import RandomBoundCrop, RandomPaddedCrop, RandomSquareCrop, ResizedFirst
 from unlabeled.augment.resample import Interpolation, crop_resize, crop_resize_batch
 from unlabeled.config.augment import AffineCrop, Crop, PaddedCrop, PaddleCrop, SquareCrop
 from unlabeled.ops.boxes import crop_boxes
@@ -132,12 +132,15 @@ class RandomAffine:
         return affine.warp(images, parameters, self.size)
 
 
-def build(cfg: Crop) -> RandomResizedCrop | RandomPaddedCrop | RandomSquareCrop | RandomBoundCrop | RandomAffine:
+def build(cfg: Crop) -> (
+    RandomResizedCrop | RandomPaddedCrop | ResizedFirst | RandomSquareCrop | RandomBoundCrop | RandomAffine
+):
     """Make the geometry that a recipe describes."""
     if isinstance(cfg, AffineCrop):
         return RandomAffine(cfg.size, cfg.degrees, cfg.translate, cfg.scale, cfg.shear)
     if isinstance(cfg, PaddedCrop):
-        return RandomPaddedCrop(cfg.size, cfg.pad, cfg.flip, cfg.border == "reflect")
+        padded = RandomPaddedCrop(cfg.size, cfg.pad, cfg.flip, cfg.border == "reflect")
+        return padded if cfg.resize is None else ResizedFirst(padded, cfg.resize)
     if isinstance(cfg, SquareCrop):
         return RandomSquareCrop(cfg.size, cfg.proportion, cfg.flip, cfg.interpolation)
     if isinstance(cfg, PaddleCrop):

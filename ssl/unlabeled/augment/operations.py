@@ -5,6 +5,7 @@ Drawing is apart from applying, as in `augment.photometric`; what is computed is
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -140,6 +141,7 @@ OPERATIONS: dict[str, Operation] = {
 RAND_AUGMENT = [name for name in OPERATIONS if name != "Invert"]
 
 
+@functools.cache
 def _strengths(magnitude: int, side: int) -> tuple[Tensor, Tensor]:
     """Return the sizes of RandAugment's magnitudes, float64 [14], and whether they take a sign, bool [14].
 

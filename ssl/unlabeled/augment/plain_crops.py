@@ -1,6 +1,5 @@
-"""Crops that one draw always gives: a place in the padded image, a square of fixed share, an area that fits its aspect.
-
-See `data.batch.Geometry`.
+"""Crops that one draw always gives: a place in the padded image, a square of fixed share, an area that fits its aspect,
+or all of it (see `data.batch.Geometry`).
 """
 
 from __future__ import annotations
@@ -63,6 +62,42 @@ class RandomPaddedCrop:
         columns = torch.where(box.flipped > 0, columns.flip(1), columns)
         chosen = images[torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
         return chosen.permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass(frozen=True)
+class ResizedFirst:
+    """The whole image resized to a square of `side` pixels, then `crop`; boxes [n, 7] in pixels of the square."""
+
+    crop: RandomPaddedCrop
+    side: int
+    interpolation: Interpolation = "bilinear"
+    boxes: ClassVar[bool] = True
+
+    @property
+    def size(self) -> int:
+        """Return the side of the view, pixels."""
+        return self.crop.size
+
+    @property
+    def draws(self) -> int:
+        """Return how many uniform numbers a crop takes."""
+        return self.crop.draws
+
+    def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn uniforms [n, draws] into boxes [n, 7]; of image sizes [n, 2] only the number counts."""
+        return self.crop.draw(uniforms, np.full_like(sizes, self.side))
+
+    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
+        whole = np.array([0, 0, *image.shape[:2], *image.shape[:2], 0])
+        square = crop_resize(image, whole, self.side, self.interpolation)
+        return self.crop.apply(square.transpose(1, 2, 0), parameters)
+
+    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
+        """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
+        n, (height, width) = len(images), images.shape[2:]
+        whole = np.tile(np.array([0.0, 0, height, width, height, width, 0]), (n, 1))
+        return self.crop.apply_batch(crop_resize_batch(images, whole, self.side, self.interpolation), parameters)
 
 
 @dataclass(frozen=True)
@@ -132,6 +167,34 @@ class RandomBoundCrop:
 
     def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
         """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
+        return crop_resize_batch(images, parameters, self.size, self.interpolation)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The whole image, resized to a square whatever its aspect; parameters are boxes [n, 7].
+
+    Shares of the image's sides are then shares of the square's, as ReLabel's maps need it (arXiv 2101.05022).
+    """
+
+    size: int
+    interpolation: Interpolation = "bilinear"
+    draws: ClassVar[int] = 0
+    boxes: ClassVar[bool] = True
+
+    def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn image sizes [n, 2] into boxes [n, 7]; `uniforms` [n, 0] is not looked at."""
+        sizes = sizes.astype(np.float64)
+        return crop_boxes(np.zeros_like(sizes), sizes, sizes, np.zeros(len(sizes)))
+
+    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Resize one uint8 image [H, W, 3] to uint8 [3, size, size]."""
+        return crop_resize(image, parameters, self.size, self.interpolation)
+
+    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
+        """Resize equally large uint8 images [n, 3, H, W] to uint8 [n, 3, size, size]."""
+        if tuple(images.shape[2:]) == (self.size, self.size):
+            return images.contiguous()
         return crop_resize_batch(images, parameters, self.size, self.interpolation)
 
 

@@ -67,7 +67,7 @@ def give_map(network: Any) -> None:
     """
     for kind, features in _MAPS.items():
         if isinstance(network, kind) and not hasattr(network, "forward_features"):
-            network.forward_features = MethodType(features, network)
+            vars(network)["forward_features"] = MethodType(features, network)
 
 
 def classifier_of(network: nn.Module) -> str:

@@ -74,6 +74,30 @@ def existing(path: Path) -> None:
     raise UserError(f"'{path}' does not exist.{question}")
 
 
+def existing_network(source: Path) -> None:
+    """Raise UserError if a network is named by a run, a checkpoint or a file that does not exist."""
+    from unlabeled.config.sources import public
+
+    named = public(str(source))
+    if named is None:
+        existing(source)
+    elif named.file is not None:
+        existing(named.file)
+
+
+def home(source: Path) -> Path:
+    """Return the folder for what is made of a network: a run's own, or that of a public network's results."""
+    from unlabeled.config.sources import public
+
+    named = public(str(source))
+    if named is None:
+        return source if source.is_dir() else source.parent.parent  # of a checkpoint
+
+    from unlabeled.engine.restore import results_of
+
+    return results_of(named)
+
+
 def first_process() -> bool:
     """Return whether this is the one process of a launch that talks."""
     return os.environ.get("RANK", "0") == "0"

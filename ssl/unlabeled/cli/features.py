@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from unlabeled.cli.arguments import existing
+from unlabeled.cli.arguments import existing_network, home
 from unlabeled.cli.passes import settings_help
 
 SUMMARY = "Write the features of every image in a folder or a data card, with their keys; the same command goes on."
@@ -13,6 +13,7 @@ EXAMPLES = [
     "unlabeled features runs/cifar10-simclrv2-s0 photos out=photos.npy",
     "unlabeled features runs/cifar10-simclrv2-s0 photos export=backbone.layer3",
     "unlabeled features runs/imagenet-simclrv2-s0 imagenet split=train root=/data/imagenet part=3/16",
+    "unlabeled features timm:resnet50@weights.safetensors photos out=photos.npy",
 ]
 _OWN = (
     "out=FILE, .npy or .safetensors (default features/FOLDER.npy or CARD-SPLIT.npy in the run's folder; with another "
@@ -25,7 +26,8 @@ _OWN = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or a checkpoint")
+    parser.add_argument("run", metavar="RUN", type=Path,
+                        help="folder of a run, a checkpoint, timm:NAME[@FILE] or torchvision:NAME[@FILE]")
     parser.add_argument("images", metavar="FOLDER|CARD", help="folder of images, flat or nested; or a data card")
     parser.add_argument("settings", metavar="key=value", nargs="*",
                         help=settings_help(_OWN, max_corrupt=1.0, split=False))
@@ -37,13 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     from unlabeled.config.read import read_settings
 
     run, images = arguments.run, arguments.images
-    existing(run)
+    existing_network(run)
     settings = read_settings("unlabeled features", FeatureSettings, arguments.settings)
     of_card = folder_or_card(images, settings.split, settings.root)
-    home = run if run.is_dir() else run.parent.parent  # of a checkpoint
     name = Path(images).expanduser().resolve().name if of_card is None else of_card[0]
     file = f"{name}-{settings.export}.npy" if settings.export else f"{name}.npy"
-    out = Path(settings.out).expanduser() if settings.out else home / "features" / file
+    out = Path(settings.out).expanduser() if settings.out else home(run) / "features" / file
 
     from unlabeled.evaluation.export_features import export_features
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from unlabeled.cli.arguments import existing
+from unlabeled.cli.arguments import existing, existing_network
 from unlabeled.errors import UserError
 
 SUMMARY = "Draw what a run's network sees in images: its map in colours and, for PixPro, the pairs of two crops."
@@ -19,7 +19,8 @@ EXAMPLES = [
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.usage = f"{parser.prog} [METHOD] RUN [IMAGE ...] [--pca] [key=value ...]"
-    parser.add_argument("run", metavar="RUN", help="folder of a run, or a checkpoint; a method's name before it, as in "
+    parser.add_argument("run", metavar="RUN", help="folder of a run, a checkpoint, timm:NAME[@FILE] or "
+                        "torchvision:NAME[@FILE]; a method's name before it, as in "
                         "'look pixpro RUN', is compared with the run's")
     parser.add_argument(
         "words", metavar="IMAGE | key=value", nargs="*",
@@ -45,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     written = [word for word in words if "=" in word and not Path(word).exists()]
     images = [Path(word) for word in words if word not in written]
     settings = read_settings("unlabeled look", LookSettings, written)
-    for path in (run, *images):
+    existing_network(run)
+    for path in images:
         existing(path)
     for path in images:
         if path.is_dir():

@@ -11,13 +11,28 @@ import time
 from collections.abc import Sequence
 
 from unlabeled import __version__
-from unlabeled.cli import chain, evaluate, export, features, look, pack, pretrain, recipes, schema
+from unlabeled.cli import (
+    chain,
+    convert,
+    evaluate,
+    export,
+    features,
+    labelmaps,
+    look,
+    mine,
+    pack,
+    pretrain,
+    recipes,
+    reinforce,
+    schema,
+)
 from unlabeled.cli.arguments import Parser, first_process
 from unlabeled.cli.output import safe_streams
 from unlabeled.errors import UserError, did_you_mean, nearest
 
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "chain": chain, "features": features, "export": export,
-            "look": look, "pack": pack, "recipes": recipes, "schema": schema}
+            "look": look, "pack": pack, "labelmaps": labelmaps, "reinforce": reinforce, "mine": mine,
+            "convert": convert, "recipes": recipes, "schema": schema}
 
 PRINTING = {"recipes", "schema", "--print", "--help", "-h", "--version"}  # what they print is all that they do
 

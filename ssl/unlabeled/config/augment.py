@@ -1,4 +1,4 @@
-"""Options of crops, shared by all methods; `augment.geometry.build` makes the geometry from them."""
+"""Options of crops and RandAugment, shared by all methods; `augment.geometry.build` makes the geometry from them."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class PaddedCrop(Strict):
     size: int = Field(32, gt=0, description="side of the view, pixels; images must have at least this less twice pad")
     pad: int = Field(4, ge=0, description="border on every side, pixels")
     border: Literal["black", "reflect"] = Field("black", description="reflect: the image's own pixels, mirrored")
+    resize: int | None = Field(None, gt=0, description="side of the square to which images are resized first, pixels")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
 
 
@@ -81,6 +82,13 @@ class PaddleCrop(Strict):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
 
+class RandAugment(Strict):
+    """RandAugment (arXiv 1909.13719) as torchvision has it."""
+
+    operations: int = Field(2, gt=0, description="operations per image")
+    magnitude: int = Field(9, ge=0, le=30, description="bin of 31")
+
+
 def kind(value: Any) -> Any:
     """Return the kind of a crop; `resized` where none is given, so that `method.crop.size=96` suffices."""
     return value.get("kind", "resized") if isinstance(value, dict) else getattr(value, "kind", None)
@@ -98,5 +106,18 @@ Crop = Annotated[
     | Annotated[SquareCrop, Tag("square")]
     | Annotated[PaddleCrop, Tag("paddle")]
     | Annotated[AffineCrop, Tag("affine")],
+    Discriminator(kind),
+]
+
+
+class StoredResizedCrop(ResizedCrop):
+    """A random resized crop whose place is stored; it is resized as the published entries were."""
+
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+# crops of whole pixels in the image: those whose places can be stored
+StorableCrop = Annotated[
+    Annotated[StoredResizedCrop, Tag("resized")] | Annotated[PaddedCrop, Tag("padded")],
     Discriminator(kind),
 ]

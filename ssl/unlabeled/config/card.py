@@ -15,6 +15,12 @@ from unlabeled.config.recipe import Strict
 from unlabeled.errors import UserError
 
 
+def beside_the_card(place: str, info: ValidationInfo) -> str:
+    """Put the folder of the card's file, if the reader tells it, in the place of $CARD."""
+    folder = (info.context or {}).get("folder")
+    return place if folder is None else re.sub(r"\$(CARD\b|\{CARD\})", lambda _: folder, place)
+
+
 class _Tars(Strict):
     kind: str
     image: tuple[str, ...] = Field(("jpg", "jpeg", "png", "webp", "ppm"), description="extensions of the image member")
@@ -50,6 +56,24 @@ class ClassFolder(Strict):
     """One sub-folder per class, images at any depth below it."""
 
     kind: Literal["classfolder"]
+    order: Literal["name", "number"] = Field(
+        "name", description="of the classes: folders sorted by name, or named 0, 1, 2, ... after their class's number"
+    )
+
+
+class Listed(Strict):
+    """The samples of another card's split that a list names, without labels, such as those that a teacher has mined."""
+
+    kind: Literal["listed"]
+    card: str = Field(description="name or path of the other card; the root of this card overrides its own")
+    split: str = Field("train", description="of the other card")
+    list: str = Field(description="file of keys, one per line; $CARD is the folder of this card")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the list")
+
+    @field_validator("list")
+    @classmethod
+    def _beside_the_card(cls, file: str, info: ValidationInfo) -> str:
+        return beside_the_card(file, info)
 
 
 class Torchvision(Strict):
@@ -158,6 +182,7 @@ class Card(Strict):
         | Annotated[Streamed, Tag("stream")]
         | Annotated[Folder, Tag("folder")]
         | Annotated[ClassFolder, Tag("classfolder")]
+        | Annotated[Listed, Tag("listed")]
         | Annotated[Torchvision, Tag("torchvision")]
         | Annotated[Array, Tag("array")]
         | Annotated[Digits, Tag("digits")]
@@ -233,15 +258,13 @@ class Card(Strict):
         unknown = set(records) - set(info.data.get("splits", records))
         if unknown:
             raise ValueError(f"'records' names the split '{min(unknown)}', which 'splits' does not")
-        return {split: {kind: cls._beside_the_card(folder, info) or folder for kind, folder in stores.items()}
+        return {split: {kind: beside_the_card(folder, info) for kind, folder in stores.items()}
                 for split, stores in records.items()}
 
     @field_validator("root")
     @classmethod
     def _beside_the_card(cls, root: str | None, info: ValidationInfo) -> str | None:
-        """Put the folder of the card's file, if the reader tells it, in the place of $CARD."""
-        folder = (info.context or {}).get("folder")
-        return root if root is None or folder is None else re.sub(r"\$(CARD\b|\{CARD\})", lambda _: folder, root)
+        return None if root is None else beside_the_card(root, info)
 
     def has(self, annotation: str) -> bool:
         """Say whether the images have `masks`, one class per pixel, or `boxes` around objects.

@@ -5,9 +5,18 @@ from __future__ import annotations
 # method name -> (configuration class, method class), as module:object
 METHODS: dict[str, tuple[str, str]] = {
     "distil": ("unlabeled.methods.distil_config:DistilConfig", "unlabeled.methods.distil:Distil"),
+    "feature-distil": (
+        "unlabeled.methods.feature_distil.config:FeatureDistilConfig",
+        "unlabeled.methods.feature_distil.method:FeatureDistil",
+    ),
     "finetune": ("unlabeled.methods.finetune_config:FinetuneConfig", "unlabeled.methods.finetune:Finetune"),
     "pixpro": ("unlabeled.methods.pixpro_config:PixProConfig", "unlabeled.methods.pixpro:PixPro"),
     "probe": ("unlabeled.methods.probe.config:ProbeConfig", "unlabeled.methods.probe.method:Probe"),
+    "reinforcement": (
+        "unlabeled.methods.reinforcement.config:ReinforcementConfig",
+        "unlabeled.methods.reinforcement.method:Reinforcement",
+    ),
+    "relabel": ("unlabeled.methods.relabel.config:RelabelConfig", "unlabeled.methods.relabel.method:Relabel"),
     "rotnet": ("unlabeled.methods.rotnet_config:RotNetConfig", "unlabeled.methods.rotnet:RotNet"),
     "simclrv2": ("unlabeled.methods.simclrv2_config:SimCLRv2Config", "unlabeled.methods.simclrv2:SimCLRv2"),
     "simmatchv2": ("unlabeled.methods.simmatchv2_config:SimMatchV2Config", "unlabeled.methods.simmatchv2:SimMatchV2"),

@@ -15,7 +15,7 @@ from unlabeled.backbones.build import build_backbone, recompute_activations
 from unlabeled.backbones.drops import draw_for_the_global_batch
 from unlabeled.backbones.sizes import refuse_images, try_image
 from unlabeled.config.read import read_recipe
-from unlabeled.config.recipe import Recipe
+from unlabeled.config.recipe import Backbone, Recipe
 from unlabeled.config.sources import public, split_source
 from unlabeled.engine.build import method_class, stored_info
 from unlabeled.engine.exports.classes import export_classes
@@ -40,7 +40,8 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
     sizes = {} if trained else _crop_sizes(recipe)
     backbones: list[BackboneModule] = []
 
-    def make_backbone(source: str | None = None, *, features: bool = False) -> BackboneModule:
+    def make_backbone(source: str | None = None, *, features: bool = False, options: Mapping[str, Any] | None = None,
+                      ) -> BackboneModule:
         if source is None and recipe.backbone.init is None:
             network = cast(BackboneModule, build_backbone(recipe.backbone))
             network.input = network.gives = network.names = None
@@ -51,16 +52,16 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
             as_trained = weights and (source is not None or recipe.backbone.init_weights)
             origin = source or recipe.backbone.init or ""
             named = origin if run is None else adopt(origin, run)
-            ours = recipe.backbone if source is None and public(origin) is not None else None  # its options count
+            built = _built_from(origin, recipe.backbone if source is None else options)
             if source is None:
-                export = load_export(named, weights=as_trained, options=ours.options if ours else None)
+                export = load_export(named, weights=as_trained, options=built.options if built else None)
             else:
-                export = load_teacher(named, weights=weights, features=features)
+                export = load_teacher(named, weights=weights, features=features, options=options)
             export = export if as_trained else open_residuals(export)
             network = cast(BackboneModule, export.build().train().requires_grad_(True))
-            if ours is not None and ours.grad_checkpointing:
-                recompute_activations(network, ours.name)
-            refuse_images(network, sizes, f"'{origin}'", ours)
+            if built is not None and built.grad_checkpointing:
+                recompute_activations(network, built.name)
+            refuse_images(network, sizes, f"'{origin}'", built)
             network.input, network.gives = export.input, export.gives
             network.names = export_classes(named) if source is not None and weights else None
             seed_everything(info.seed, "init", len(backbones))  # what follows does not depend on how it was built
@@ -77,6 +78,17 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
         for network in dict.fromkeys([*backbones, *copies]):  # frozen teachers are no modules of the method
             network.compile()
     return method
+
+
+def _built_from(origin: str, given: Backbone | Mapping[str, Any] | None) -> Backbone | None:
+    """Return what a public network is built from, whose options a user may change; None where nobody may.
+
+    given: the recipe's backbone, or the options that a method offers for its teacher.
+    """
+    named = public(origin)
+    if named is None or given is None:
+        return None
+    return given if isinstance(given, Backbone) else Backbone(name=named.backbone, options=dict(given))
 
 
 def _seed_every_forward(method: Method, info: Info, grad_accum: int, rows: Rows) -> None:
@@ -133,15 +145,16 @@ def load_export(source: str, *, weights: bool = True, options: Mapping[str, Any]
     return _of_run(source, weights=weights)
 
 
-def load_teacher(source: str, *, weights: bool = True, features: bool = False) -> Export:
+def load_teacher(source: str, *, weights: bool = True, features: bool = False,
+                 options: Mapping[str, Any] | None = None) -> Export:
     """Return the network that a source names for a teacher: with its classifier, if it has one.
 
     Of a run that is the export named, else its first that gives logits, else its default. features: without a
-    classifier. Raises UserError as `load_export` does, and for a classifier that does not fit its network.
+    classifier. options: as for `load_export`. Raises UserError as that does, and for a classifier that does not fit.
     """
     named = public(source)
     if named is not None:
-        exports = open_public(named, weights=weights).exports
+        exports = open_public(named, weights=weights, options=options).exports
         return _held(exports[BACKBONE] if features else exports.get(CLASSIFIER, exports[BACKBONE]))
     return _of_run(source, weights=weights, logits=not features)
 

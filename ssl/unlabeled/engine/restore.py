@@ -1,40 +1,88 @@
-"""From a run folder back to its network."""
+"""From a run folder back to its network; or a public network, as if it were one of a run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import hashlib
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unlabeled.config.base.optim import LearningRate, Optim
 from unlabeled.config.read import read_recipe
-from unlabeled.config.recipe import Recipe
+from unlabeled.config.recipe import Data, MethodConfig, Recipe, Train
+from unlabeled.config.sources import Public, public
 from unlabeled.engine.build import stored_info
 from unlabeled.engine.method import build_method
+from unlabeled.engine.public.networks import Opened, open_public
 from unlabeled.engine.run.checkpoint import read_about, read_checkpoint
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.run.same_recipe import differences, kept_recipe
+from unlabeled.engine.run.sources import public_digest
+from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
-from unlabeled.methods.base import Method
+from unlabeled.methods.base import Export, Method
 from unlabeled.ops.distributed import rank
 
 
 @dataclass(frozen=True)
 class Restored:
-    """A method with the weights of `update`, and the run that it comes from."""
+    """A method with the weights of `update`, and the run that it comes from.
+
+    public: the name of a public network, which has no run: `run` is then the folder for what is made of it, and the
+    recipe one without data.
+    """
 
     recipe: Recipe
     method: Method
     update: int
     run: Path
+    public: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the network is called in reports."""
+        return self.public or str(self.run)
+
+    @property
+    def moment(self) -> str:
+        """When in its training the network was taken, to be said behind its export; nothing of a public one."""
+        return "" if self.public else f", update {self.update}"
+
+    @property
+    def train_seed(self) -> int | None:
+        """The seed of its training; None if it is not known."""
+        return None if self.public else self.recipe.train.seed
 
 
-def load_run(path: Path, *, random_init: bool = False, device: torch.device | str = "cpu") -> Restored:
-    """Load a run folder's newest good checkpoint, or the checkpoint file given; random_init: its weights at update 0.
+class PublicNetwork(Method):
+    """What is known of a public network: its exports."""
 
-    Raises UserError if there is no run or no readable checkpoint.
+    def __init__(self, exports: dict[str, Export]) -> None:
+        super().__init__()
+        self._exports = exports
+
+    def exports(self) -> dict[str, Export]:
+        """The network without its classifier and, where there is one, with it."""
+        return self._exports
+
+
+def load_run(path: Path, *, random_init: bool = False, device: torch.device | str = "cpu", out: Path | None = None,
+             ) -> Restored:
+    """Load a run folder's newest good checkpoint, the checkpoint file given, or a public network.
+
+    path: of a run, or timm:NAME[@FILE] or torchvision:NAME[@FILE]. random_init: weights of update 0. out: where results
+    on a public network go, None: evaluations/NAME-HASH. Raises UserError if there is no run or no readable checkpoint,
+    and as `open_public` does.
     """
+    named = public(str(path))
+    if named is not None:
+        opened = open_public(named, weights=not random_init)
+        exports = _drawn_once(opened.exports) if random_init else opened.exports
+        return Restored(_without_data(named, opened), PublicNetwork(exports), 0, out or results_of(named), str(named))
     run = path if path.is_dir() else path.parent.parent
     if not (run / "recipe.yaml").exists():
         file = run / "recipe.yaml"
@@ -47,6 +95,24 @@ def load_run(path: Path, *, random_init: bool = False, device: torch.device | st
     if not random_init:
         update = _load_weights(method, recipe, run, None if path.is_dir() else path)
     return Restored(recipe, method.to(device).eval(), update, run)
+
+
+def results_of(named: Public) -> Path:
+    """Return the folder, below the working one, for what is made of a public network; other weights have another."""
+    digest = public_digest(named) or hashlib.sha256(str(named).encode()).hexdigest()
+    return Path("evaluations") / f"{named.library}-{named.name}-{digest[:8]}"
+
+
+def _drawn_once(exports: dict[str, Export]) -> dict[str, Export]:
+    """Return exports of random weights that are the same in every call and process."""
+    seed_everything(0, "init")
+    return {name: replace(export, build=partial(copy.deepcopy, export.build())) for name, export in exports.items()}
+
+
+def _without_data(named: Public, opened: Opened) -> Recipe:
+    """Return a recipe that says of a public network what is known: who trained it how on which data is not."""
+    return Recipe(method=MethodConfig(name=named.library), backbone=opened.backbone, data=Data(),
+                  optim=Optim(name="sgd", lr=LearningRate(base=1)), train=Train(updates=1))
 
 
 def _load_weights(method: Method, recipe: Recipe, run: Path, checkpoint: Path | None) -> int:

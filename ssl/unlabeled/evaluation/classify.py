@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from unlabeled.config.protocols.vectors import Protocol
+from unlabeled.config.protocols.vectors import Classify, Protocol
 from unlabeled.data.sources.base import Source
 from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.passes.features import Features, extract, network_embedder
 from unlabeled.errors import UserError
+from unlabeled.evaluation.real import RealLabels
 from unlabeled.evaluation.vectors.scores import Score, accuracy
 from unlabeled.methods.base import Method
 from unlabeled.ops.distributed import rank
@@ -22,6 +24,8 @@ def score_classifiers(
     method: Method, cfg: Protocol, test: Source, device: torch.device
 ) -> tuple[dict[str, Score], Features]:
     """Score the exports that give logits, or `cfg.export`, on the test split: top-1 and, of more classes, top-5.
+
+    With `real` of a `Classify` protocol also by all classes that are seen in the images.
 
     Returns scores by name, empty on other ranks than 0, and the test images as they were read. Raises UserError if the
     method exports no classifier.
@@ -36,6 +40,10 @@ def score_classifiers(
     embedders = {name: network_embedder(export, device, precision) for name, export in sized.items()}
     features = extract(embedders, test, batch=cfg.batch, workers=cfg.workers, device=device,
                        max_corrupt=cfg.max_corrupt)
+    for name, logits in features.items():
+        if test.classes and logits.x.shape[1] != len(test.classes):
+            raise UserError(f"classifier '{name}' tells {logits.x.shape[1]} classes apart, but '{test.split}' has "
+                            f"{len(test.classes)}; choose the set that it was trained for, or use knn or linear")
     scores: dict[str, Score] = {}
     if rank() == 0:
         for name, logits in features.items():
@@ -45,4 +53,7 @@ def score_classifiers(
             if known_rows.x.shape[1] > _TOP:
                 near = (known_rows.x.topk(_TOP).indices == known_rows.label[:, None]).any(1)
                 scores[f"{name} top-{_TOP}"] = Score(100.0 * float(near.double().mean()))
+            if isinstance(cfg, Classify) and cfg.real is not None:
+                labels = RealLabels(Path(cfg.real).expanduser(), test, logits.x.shape[1])
+                scores[f"{name} ReaL"] = labels.score(logits.x.argmax(1), logits.index)
     return scores, next(iter(features.values()))

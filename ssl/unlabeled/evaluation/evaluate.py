@@ -59,17 +59,18 @@ class Job:
         return cfg.export, cfg.size, cfg.precision, cfg.card, cfg.root, cfg.train, cfg.test
 
 
-def evaluate(protocol: str | Path, run: Path, overrides: Sequence[str] = (), accelerator: Any = None) -> Report | None:
-    """Evaluate `run` (a run folder or a checkpoint) by a protocol of eval/, by name or path.
+def evaluate(protocol: str | Path, run: Path, overrides: Sequence[str] = (), accelerator: Any = None,
+             out: Path | None = None) -> Report | None:
+    """Evaluate `run` (a run folder, a checkpoint or a public network) by a protocol of eval/, by name or path.
 
     Prints a table, writes RUN/eval/NAME-updateUUUUUUUU.json and returns the report; other ranks than 0 return None.
-    Raises UserError for bad input.
+    out: takes the place of RUN for a public network. Raises UserError for bad input.
     """
-    return next(iter(evaluate_many([protocol], run, overrides, accelerator)), None)
+    return next(iter(evaluate_many([protocol], run, overrides, accelerator, out)), None)
 
 
 def evaluate_many(protocols: Sequence[str | Path], run: Path, overrides: Sequence[str] = (), accelerator: Any = None,
-                  ) -> list[Report]:
+                  out: Path | None = None) -> list[Report]:
     """Evaluate `run` by several protocols, to which all `overrides` apply, and print one table.
 
     Returns the reports on rank 0 and nothing on the others, which are done once their features are delivered. A set
@@ -78,7 +79,7 @@ def evaluate_many(protocols: Sequence[str | Path], run: Path, overrides: Sequenc
     """
     jobs = [_read(protocol, overrides) for protocol in protocols]
     device = pick_device(accelerator)
-    restored = load_run(Path(run), device=device)
+    restored = load_run(Path(run), device=device, out=out)
     if rank() == 0 and any(job.cfg.card is None for job in jobs) and (line := other_cards(restored)):
         print(line)
     work = _Work(restored, Path(run), device, several=len(jobs) > 1)
@@ -136,7 +137,7 @@ class _Work:
         with self._keeping(job):
             pick_precision(job.cfg.precision, self.device.type)
             splits.check(job.cfg)
-            if isinstance(job.cfg, Trained) and not self.run.is_dir():
+            if isinstance(job.cfg, Trained) and not (self.restored.public or self.run.is_dir()):
                 raise UserError(f"protocol '{job.name}' starts from a finished run's export; give the run's folder")
             return True
         return False
@@ -282,7 +283,8 @@ def _numbers(scores: dict[str, dict[str, Score]], test: Features) -> list[Number
     assert label is not None
     chance = 100.0 * float(torch.bincount(label).max()) / len(label)
     names = scores["network"]
-    return [Number(name, chance, **{kind: vars(found[name]) for kind, found in scores.items()}) for name in names]
+    return [Number(name, score.details.get("chance", chance),
+                   **{kind: vars(found[name]) for kind, found in scores.items()}) for name, score in names.items()]
 
 
 def _scored(test: Features) -> Features:
@@ -309,9 +311,9 @@ def _report(job: Job, restored: Restored, splits: Splits, export: str, used: tup
             sheet: Path | None = None) -> Report:
     shared, scored = splits.shared(job.cfg), used[1].n - used[1].unlabelled
     return Report(
-        name=job.name, settings=job.cfg.model_dump(mode="json"), run=str(restored.run),
+        name=job.name, settings=job.cfg.model_dump(mode="json"), run=restored.name,
         method=restored.recipe.method.name, export=export, update=restored.update,
-        train_seed=restored.recipe.train.seed, seed=job.cfg.seed, card=splits.card, classes=len(splits.names) or None,
+        train_seed=restored.train_seed, seed=job.cfg.seed, card=splits.card, classes=len(splits.names) or None,
         train=used[0], test=used[1], numbers=numbers, health=measured,
         warning=collapse_warning(measured["network"]) if measured else None, sheet=str(sheet) if sheet else None,
         shared=shared, precision=pick_precision(job.cfg.precision, device.type),

@@ -68,7 +68,7 @@ def export_features(run: Path, images: str | Path, out: Path, *, export: str | N
     readable = np.setdiff1d(np.arange(len(source)), np.array([*store.unreadable], np.int64))
     if rank() == 0:
         _finish(store, source, readable, rows, out)
-        print(f"{out}: {len(readable)} x {width} float32 of export {name}, update {restored.update}, computed in "
+        print(f"{out}: {len(readable)} x {width} float32 of export {name}{restored.moment}, computed in "
               f"{chosen}; paths in {out.with_suffix('.txt')}")
     return len(readable)
 

@@ -13,7 +13,8 @@ from unlabeled.report.report import Report
 from unlabeled.report.seeds import print_seeds
 
 
-def evaluate_seeds(protocol: str, run: Path, overrides: Sequence[str], seeds: Sequence[int]) -> list[Report]:
+def evaluate_seeds(protocol: str, run: Path, overrides: Sequence[str], seeds: Sequence[int], out: Path | None = None,
+                   ) -> list[Report]:
     """Evaluate `run` once per seed, each with its own table and file, and print the mean with its 95 % interval.
 
     Returns the reports, on other ranks than 0 none. Raises UserError for a protocol that draws nothing, and for
@@ -31,7 +32,7 @@ def evaluate_seeds(protocol: str, run: Path, overrides: Sequence[str], seeds: Se
     keys = ["seed"]
     if isinstance(cfg, Trained) and cfg.data.subset is not None and cfg.data.subset.list is None:
         keys.append("data.subset.seed")
-    found = [evaluate(protocol, run, [*overrides, *(f"{key}={seed}" for key in keys)]) for seed in seeds]
+    found = [evaluate(protocol, run, [*overrides, *(f"{key}={seed}" for key in keys)], out=out) for seed in seeds]
     reports = [report for report in found if report is not None]
     if reports:
         print_seeds({Path(protocol).stem: [[report] for report in reports]}, "protocol")

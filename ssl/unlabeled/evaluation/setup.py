@@ -76,6 +76,9 @@ def scored_stream(restored: Restored) -> tuple[str, SetData]:
     method reads, if its card has a split to score; in a mix the first one that has such a split.
     """
     streams, clock = restored.recipe.data.streams(), type(restored.method).clock
+    if restored.public is not None:
+        raise UserError(f"{restored.public} belongs to no data that is known here; name a set, such as card=folder "
+                        "root=FOLDER or card=imagenet")
     if len({(one.card, one.root) for _, one in _sets(restored)}) > 1:
         read = type(restored.method).streams(restored.recipe.method)
         labelled = [name for name in streams if name in read and read[name].labels]
@@ -134,7 +137,10 @@ def scored_split(wanted: str | None, card: Card, other: str | None = None) -> st
 def open_splits(cfg: Protocol, restored: Restored) -> Splits:
     """Open the splits of a protocol: its own card's, or the run's. Raises UserError if there is nothing to score."""
     card, root, own = find_card(cfg.card, cfg.root, restored)
-    train = open_train(cfg.train, card, root, own)
+    wanted = cfg.train
+    if isinstance(cfg, Classify) and wanted is None and own is None and "train" not in card.splits:
+        wanted = scored_split(cfg.test, card)  # nothing is learned: a card of test images is enough
+    train = open_train(wanted, card, root, own)
     if train.labels is None or not (train.labels >= 0).any():
         return Splits(card.name, train, None, [])
     name = scored_split(cfg.test, card)

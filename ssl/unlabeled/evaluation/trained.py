@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from unlabeled.config.protocols.vectors import Trained
 from unlabeled.config.recipe import Data, Eval, Recipe, StreamData, Train
+from unlabeled.config.sources import public
 from unlabeled.engine.passes.features import Features
+from unlabeled.engine.public.networks import BACKBONE
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
@@ -70,8 +73,8 @@ def protocol_keys(message: str) -> str:
 def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = True) -> Recipe:
     """Return the recipe that trains `cfg` on the run's export, with the labels of `split`; trained: False at random."""
     export, chosen = pick_export(restored.method, cfg.export, cfg.size)
-    _, stream = scored_stream(restored)
-    init = {"init": f"{restored.run.resolve()}:{export}", "init_weights": trained}
+    own = None if cfg.card else scored_stream(restored)[1]
+    init = {"init": _source(restored, export), "init_weights": trained}
     return Recipe(
         method=_sized(cfg, chosen.input.size),
         backbone=restored.recipe.backbone.model_copy(update=init),
@@ -79,8 +82,8 @@ def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = T
             workers=cfg.workers,
             max_corrupt=cfg.max_corrupt,
             train=StreamData(
-                card=cfg.card or stream.card,
-                root=cfg.root or (stream.root if cfg.card is None else None),
+                card=own.card if own else cfg.card,
+                root=cfg.root or (own.root if own else None),
                 split=split,
                 **dict(cfg.data),
             ),
@@ -96,6 +99,16 @@ def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = T
         ),
         eval=Eval(every=0),
     )
+
+
+def _source(restored: Restored, export: str) -> str:
+    """Return the name under which a recipe starts from an export. Raises UserError for a part of a public network."""
+    named = public(restored.public or "")
+    if named is None:
+        return f"{restored.run.resolve()}:{export}"
+    if export != BACKBONE:
+        raise UserError(f"export={export}: what trains on {named} starts from its backbone; leave the export out")
+    return str(replace(named, file=named.file and named.file.resolve()))
 
 
 def _sized(cfg: Trained, size: int) -> Any:

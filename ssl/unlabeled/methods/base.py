@@ -34,10 +34,12 @@ class MakeBackbone(Protocol):
     """Makes the recipe's backbone, trainable, or the network that a source names, for a teacher.
 
     A source is RUN[:EXPORT[.BLOCK]], timm:NAME[@FILE] or torchvision:NAME[@FILE]. features: without its classifier;
-    otherwise with it, where there is one and no export is named.
+    otherwise with it, where there is one and no export is named. options: of a public network's constructor, as
+    `backbone.options`, under which name messages speak of them.
     """
 
-    def __call__(self, source: str | None = None, *, features: bool = False) -> BackboneModule:
+    def __call__(self, source: str | None = None, *, features: bool = False, options: Mapping[str, Any] | None = None,
+                 ) -> BackboneModule:
         """Return a new network. Raises UserError for a bad source."""
 
 

@@ -6,10 +6,8 @@ and 3. The teacher sees the very crop that the student sees. Terms are means ove
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlabeled.augment import geometry
 from unlabeled.augment.photometric import to_input
@@ -17,8 +15,8 @@ from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.sources.subset import choose
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of
+from unlabeled.methods.classifier import Classifier
 from unlabeled.methods.distil_config import DistilConfig
-from unlabeled.methods.finetune import Classifier
 from unlabeled.ops.frozen import Frozen
 from unlabeled.ops.labels import known, known_accuracy, known_cross_entropy
 from unlabeled.ops.precision import at_least_float32
@@ -107,15 +105,5 @@ class Distil(Method):
 
     def exports(self) -> dict[str, Export]:
         """The student as a classifier, and its network."""
-
-        def classifier() -> nn.Module:
-            return copy.deepcopy(self.student).eval()
-
-        def network() -> nn.Module:
-            return copy.deepcopy(self.student.network).eval()
-
-        return {
-            "classifier": Export(classifier, "logits", self.input),
-            "backbone": Export(network, "vector", self.input),
-        }
+        return self.student.exports(self.input)
 

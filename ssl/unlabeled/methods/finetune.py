@@ -7,45 +7,18 @@ transformers need besides: layer-wise learning rates, RandAugment, random erasin
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlabeled.augment import geometry, operations, regularise
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.depth import layer_depths, stages
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
-from unlabeled.methods.base import (
-    BackboneModule,
-    Export,
-    Group,
-    Info,
-    Losses,
-    MakeBackbone,
-    Method,
-    Step,
-    input_of,
-    width_of,
-)
+from unlabeled.methods.base import Export, Group, Info, Losses, MakeBackbone, Method, Step, input_of
+from unlabeled.methods.classifier import Classifier
 from unlabeled.methods.finetune_config import FinetuneConfig
 from unlabeled.ops.labels import known, known_accuracy, known_soft_cross_entropy, likeliest, one_hot
-
-
-class Classifier(nn.Module):
-    """Network and linear classifier: [b, 3, S, S] -> logits [b, classes]."""
-
-    def __init__(self, network: BackboneModule, classes: int) -> None:
-        super().__init__()
-        self.network = network
-        self.linear = nn.Linear(width_of(network), classes)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
-        return self.linear(self.network(x))
 
 
 class Finetune(Method):
@@ -115,14 +88,4 @@ class Finetune(Method):
 
     def exports(self) -> dict[str, Export]:
         """The classifier, and the network without it."""
-
-        def classifier() -> nn.Module:
-            return copy.deepcopy(self.classifier).eval()
-
-        def network() -> nn.Module:
-            return copy.deepcopy(self.classifier.network).eval()
-
-        return {
-            "classifier": Export(classifier, "logits", self.input),
-            "backbone": Export(network, "vector", self.input),
-        }
+        return self.classifier.exports(self.input)

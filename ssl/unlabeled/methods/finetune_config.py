@@ -6,15 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from unlabeled.config.augment import Crop, ResizedCrop
-from unlabeled.config.recipe import MethodConfig, Strict
-
-
-class RandAugment(Strict):
-    """RandAugment (arXiv 1909.13719) as torchvision has it."""
-
-    operations: int = Field(2, gt=0, description="operations per image")
-    magnitude: int = Field(9, ge=0, le=30, description="bin of 31")
+from unlabeled.config.augment import Crop, RandAugment, ResizedCrop
+from unlabeled.config.recipe import MethodConfig
 
 
 class FinetuneConfig(MethodConfig):

@@ -25,6 +25,7 @@ from unlabeled.methods.pixpro_config import Byol, Contrast, Fpn, InfoNce, PixPro
 from unlabeled.ops.cells import coordinates, distances
 from unlabeled.ops.distributed import gather, rank
 from unlabeled.ops.ema import ema_update, rising
+from unlabeled.ops.frozen import freeze_unreached
 from unlabeled.ops.precision import at_least_float32
 
 SMALLEST = 4  # cells along a side of the map below which there is little to compare
@@ -72,10 +73,7 @@ class Encoder(nn.Module):
                 f"method.crop.size {size}; it needs {SMALLEST} x {SMALLEST} or, better, 7 x 7. For small images set "
                 f"backbone.stem=cifar (ResNets); else take larger crops: method.crop.size={SMALLEST * -(-size // side)}"
             )
-        params = [p for p in self.train().parameters() if p.requires_grad]
-        reached = torch.autograd.grad(sum(x.sum() for x in [last, *compared]), params, allow_unused=True)
-        for p, grad in zip(params, reached, strict=True):
-            p.requires_grad_(grad is not None)
+        freeze_unreached(self.train(), [last, *compared])
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the last map [b, C, H, W] and the maps to compare, the finest first."""

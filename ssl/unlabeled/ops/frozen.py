@@ -1,9 +1,9 @@
-"""A network that is never trained, such as a teacher or the backbone under a probe."""
+"""What is never trained: a whole network, such as a teacher or the backbone under a probe, and idle parameters."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class Frozen(nn.Module):
         super().__init__()
         self.source, self.by_batch = source, by_batch
         self.__dict__["_held"] = network.requires_grad_(False).eval()  # past nn.Module, which would register it
-        self.register_buffer("digest", _digest(network))
+        self.register_buffer("digest", weights_digest(network))
         if by_batch:
             for norm in tracking_batchnorms(network):
                 norm.training = True  # and not train(), which would switch on the dropout that is fused with some
@@ -61,7 +61,15 @@ class Frozen(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _digest(network: nn.Module) -> Tensor:
+def freeze_unreached(module: nn.Module, outputs: Iterable[Tensor]) -> None:
+    """Freeze the trainable parameters of `module` that none of its `outputs` depends on."""
+    params = [p for p in module.parameters() if p.requires_grad]
+    reached = torch.autograd.grad([x.sum() for x in outputs], params, allow_unused=True)
+    for p, grad in zip(params, reached, strict=True):
+        p.requires_grad_(grad is not None)
+
+
+def weights_digest(network: nn.Module) -> Tensor:
     """Return the SHA-256 of all names, shapes and values, uint8 [32]."""
     total = hashlib.sha256()
     for name, value in network.state_dict().items():

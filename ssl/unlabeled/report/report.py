@@ -40,7 +40,7 @@ class Report:
     settings: the resolved protocol. Without labels train and test are the same split and classes is None. health:
     label-free measures per network. sheet: file of the neighbour sheet. measure: what the numbers are, in percent.
     shared: how many of the scored test images also stand in the training split. cautions: sentences on what the
-    numbers are not. precision: in which the network ran.
+    numbers are not. train_seed: None for a network that was not trained here. precision: in which the network ran.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Report:
     method: str
     export: str
     update: int
-    train_seed: int
+    train_seed: int | None
     seed: int
     card: str
     classes: int | None

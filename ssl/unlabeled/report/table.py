@@ -18,8 +18,8 @@ def print_reports(reports: Sequence[Report], console: Console | None = None) -> 
     """Print the numbers of reports on one network in one table, and what was measured on."""
     console = console or open_console()
     first = reports[0]
-    print_line(console, f"  {first.method}, export {first.export}, update {first.update}, "
-               f"train seed {first.train_seed}", bold=first.run)
+    trained = "" if first.train_seed is None else f", update {first.update}, train seed {first.train_seed}"
+    print_line(console, f"  {first.method}, export {first.export}{trained}", bold=first.run)
     if any(report.numbers for report in reports):
         print_table(console, numbers_table(reports))
     for line in notes(reports):

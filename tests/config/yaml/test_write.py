@@ -45,4 +45,4 @@ def test_schema_covers_the_methods_and_refuses_unknown_keys():
     text = str(schema["properties"]["method"])
     assert all(name in text for name in METHODS)
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["Optim"]["properties"]["name"]["anyOf"][0]["enum"] == ["lars", "sgd", "adamw"]
+    assert schema["$defs"]["Optim"]["properties"]["name"]["anyOf"][0]["enum"] == ["lars", "sgd", "adamw", "adamp"]

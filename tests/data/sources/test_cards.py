@@ -19,7 +19,7 @@ CARDS = sorted((Path(__file__).resolve().parents[3] / "data").glob("*.yaml"))
 def test_a_card_reads_and_says_what_where_and_under_which_terms(path: Path) -> None:
     card = read_file(path, Card)
     assert card.name == path.stem
-    assert "train" in card.splits
+    assert "train" in card.splits or list(card.splits) == ["test"]  # a set that is only scored on
     assert path.read_text().startswith("# ")
     if card.source.kind not in ("folder", "classfolder"):
         assert "Terms:" in path.read_text()

@@ -75,6 +75,21 @@ def test_class_folders(tmp_path: Path) -> None:
         open_source(CLASSES, "train", str(write(tmp_path, "train/x.jpg")))
 
 
+def test_class_folders_named_by_number(tmp_path: Path) -> None:
+    """Folder 10 is class 10, also where others are missing; sorted by name it would be the second."""
+    card = {"name": "v2", "source": {"kind": "classfolder", "order": "number"}, "splits": {"test": {"path": "."}}}
+    write(tmp_path, "0/a.jpg", "2/b.jpg", "10/c.jpg", "9/d.jpg")
+    source = open_source(Card.model_validate(card), "test", str(tmp_path))
+    assert {source.key(i)[0]: int(label) for i, label in enumerate(source.labels)} == {"0": 0, "1": 10, "2": 2, "9": 9}
+    assert source.classes == [str(i) for i in range(11)]
+    named = Card.model_validate({**card, "classes": list("abcdefghijk")})
+    assert open_source(named, "test", str(tmp_path)).classes == list("abcdefghijk")
+    with pytest.raises(UserError, match=r"10 is no class of card 'v2', whose source.order is number; .* 0 to 4, or"):
+        open_source(Card.model_validate({**card, "classes": list("abcde")}), "test", str(tmp_path))
+    with pytest.raises(UserError, match=r"cat is no class of card 'v2', whose source.order is number"):
+        open_source(Card.model_validate(card), "test", str(write(tmp_path, "cat/e.jpg")))
+
+
 def test_a_truncated_file_is_replaced_and_a_resume_repeats_it(tmp_path: Path) -> None:
     write(tmp_path, *(f"{i}.jpg" for i in range(10)))
     (tmp_path / "4.jpg").write_bytes(jpeg(4)[:-150])

@@ -12,7 +12,7 @@ from processes import run_processes
 from tiny import Tiny, differing, snapshot, tiny_recipe, tiny_run
 from torch import Tensor, nn
 
-from unlabeled.config.recipe import Optim
+from unlabeled.config.base.optim import Optim
 from unlabeled.engine.optim.optimizer import (
     build_optimizer,
     clip_and_norm,
@@ -82,6 +82,19 @@ def adamw(p: Tensor, grads: list[Tensor], decays: tuple[float, ...], betas: tupl
     return p
 
 
+def adamp(p: Tensor, grads: list[Tensor], decays: tuple[float, ...], betas: tuple[float, float], ratio: float,
+          nesterov: bool) -> Tensor:
+    """Follow Heo et al., arXiv 2006.08217 algorithm 2, where every row is scale-invariant; eps is 0.5."""
+    m = v = torch.zeros_like(p)
+    for t, (g, decay) in enumerate(zip(grads, decays, strict=True), 1):
+        m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g * g
+        mean = betas[0] * m + (1 - betas[0]) * g if nesterov else m
+        u = mean / (1 - betas[0] ** t) / ((v / (1 - betas[1] ** t)).sqrt() + 0.5)
+        unit = p / (p.norm(dim=1, keepdim=True) + 0.5)
+        p = p - LR * decay * ratio * p - LR * (u - unit * (unit * u).sum(1, keepdim=True))
+    return p
+
+
 def momentum_sgd(p: Tensor, grads: list[Tensor], decays: tuple[float, ...], momentum: float, nesterov: bool) -> Tensor:
     v = torch.zeros_like(p)
     for g, decay in zip(grads, decays, strict=True):
@@ -111,6 +124,11 @@ CLOSED = {
     "sgd": ("sgd", {"momentum": 0.7}, lambda *x: momentum_sgd(*x, 0.7, False)),
     "sgd-nesterov": ("sgd", {"momentum": 0.7, "nesterov": True}, lambda *x: momentum_sgd(*x, 0.7, True)),
     "adamw": ("adamw", {"betas": (0.8, 0.7)}, lambda *x: adamw(*x, (0.8, 0.7))),
+    "adamp-plain": ("adamp", {"betas": (0.8, 0.7), "adamp": {"delta": 0}}, lambda *x: adamw(*x, (0.8, 0.7))),
+    "adamp": ("adamp", {"betas": (0.8, 0.7), "adamp": {"delta": 9, "wd_ratio": 0.3, "eps": 0.5}},
+              lambda *x: adamp(*x, (0.8, 0.7), 0.3, False)),
+    "adamp-nesterov": ("adamp", {"nesterov": True, "adamp": {"delta": 9, "eps": 0.5}},
+                       lambda *x: adamp(*x, (0.9, 0.999), 0.1, True)),
     "lars": ("lars", {"momentum": 0.7, "lars": {"eta": 0.02}}, lambda *x: lars(*x, 0.7, False, 0.02)),
     "lars-nesterov": ("lars", {"nesterov": True}, lambda *x: lars(*x, 0.9, True)),
     "lars-outside": ("lars", {"lars": {"eta": 0.02, "lr_in_momentum": False, "norm": "sum", "eps": 0.3}},

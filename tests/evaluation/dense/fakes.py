@@ -86,7 +86,8 @@ class MapRuns:
     network: nn.Module
     size: int = 32
 
-    def __call__(self, path: Path, *, random_init: bool = False, device: Any = "cpu") -> Restored:
+    def __call__(self, path: Path, *, random_init: bool = False, device: Any = "cpu", out: Path | None = None,
+                 ) -> Restored:
         network = Clueless(4) if random_init else self.network
         return Restored(recipe("shapes"), FakeMethod(network, self.size), 0 if random_init else 12, self.run)
 

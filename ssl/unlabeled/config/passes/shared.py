@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -38,13 +39,13 @@ class PassSettings(Strict):
     precision: Precision = Field("auto", description="that the network runs in")
     max_corrupt: Free[float] = Field(0.001, ge=0, le=1, description="share of unreadable images that is put up with")
 
-    @field_validator("part")
+    @field_validator("part", mode="before")
     @classmethod
-    def _one_of_several(cls, text: str) -> str:
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    def _one_of_several(cls, value: Any) -> str:
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", str(value))
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise ValueError(f"part is '{text}'; allowed: 1/16 to 16/16 for sixteen jobs, and so on")
-        return text
+            raise ValueError(f"there is no '{value}'; allowed: 1/16 to 16/16 for sixteen jobs, and so on")
+        return found[0]
 
     @property
     def share(self) -> Part:
@@ -55,7 +56,9 @@ class PassSettings(Strict):
 class SplitPassSettings(PassSettings):
     """Of which samples, and where what was computed is kept."""
 
-    card: Free[str | list[str]] = Field(description="name or path of a data card; or [CARD, CARD]: several as one set")
+    card: Free[str | Annotated[list[str], Field(min_length=1)]] = Field(
+        description="name or path of a data card; or [CARD, CARD]: several as one set"
+    )
     split: Free[str] = Field("train", description="of every card")
     root: Free[str | None] = Field(None, description="folder of the data; overrides the card's own")
     out: Free[str] = Field(description="folder of the rows; that of a pass that was cut short goes on")

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from unlabeled.config.base.optim import Optim
 from unlabeled.config.marks import Free, Scoring
-from unlabeled.config.recipe import Optim, Precision, Strict, Subset
+from unlabeled.config.recipe import Precision, Strict, Subset
 from unlabeled.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -125,6 +126,9 @@ class Classify(Protocol):
 
     idle: ClassVar[Mapping[str, str]] = {"seed": "it draws nothing", "keep_features": "it keeps none"}
     protocol: Literal["classify"]
+    real: str | None = Field(
+        None, description="ReaL's labels of ImageNet's validation images, real.json: right is who names one of them"
+    )
     random_init: Literal[False] = False
     raw_pixels: Literal[False] = False
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from unlabeled.ops.machine.files import write_atomically
 
 HEADER = "header.json"
 # kind of rows -> the command that makes them
-COMMANDS = {"labelmap": "unlabeled labelmaps", "reinforcement": "unlabeled reinforce", "features": "unlabeled features"}
+COMMANDS = {"labelmap": "unlabeled labelmaps", "reinforcement": "unlabeled reinforce", "features": "unlabeled features",
+            "mining": "unlabeled mine", "pairs": "unlabeled mine"}
 _LISTED = 5
 _LENGTH = 8  # bytes that hold the length of a block's last line
 
@@ -221,19 +223,20 @@ def open_store(folder: str | Path, source: Source, kind: str) -> Store:
     if header.keys != keys_digest(source):
         raise UserError(f"{folder} was made of {theirs}, whose samples have other names, or another order, than those "
                         f"of {here}; name the store of this split, or make it: {command}")
-    _refuse_other_classes(folder, header, source)
+    refuse_other_classes(str(folder), header.about, source)
     return Store(folder)
 
 
-def _refuse_other_classes(folder: Path, header: Header, source: Source) -> None:
-    names, count = header.about.get("classes"), header.about.get("num_classes")
+def refuse_other_classes(what: str, about: Mapping[str, Any], source: Source) -> None:
+    """Raise UserError if `what` tells other classes apart than the set, or in another order; about: as in `Header`."""
+    names, count = about.get("classes"), about.get("num_classes")
     card = f"data card '{source.name}'"
     if source.classes is None:
         return
     if count is not None and count != len(source.classes):
-        raise UserError(f"{folder} knows {count} classes, but {card} has {len(source.classes)}: take a teacher that "
-                        "was trained on the classes of the card")
+        raise UserError(f"{what} knows {count} classes, but {card} has {len(source.classes)}: the teacher was trained "
+                        "on other classes; take a teacher that was trained on those of the card")
     if names is not None and list(names) != list(source.classes):
         place = next(i for i, (a, b) in enumerate(zip(names, source.classes, strict=True)) if a != b)
-        raise UserError(f"{folder}: class {place} of its teacher is '{names[place]}', that of {card} is "
+        raise UserError(f"{what}: class {place} of the teacher is '{names[place]}', that of {card} is "
                         f"'{source.classes[place]}'; bring the card's classes into the teacher's order, or the reverse")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from unlabeled.config.card import Card
+from unlabeled.config.card import Card, ClassFolder
 from unlabeled.data.sources.base import CorruptSample, Source, unreadable
 from unlabeled.data.sources.decode import decode
 from unlabeled.data.sources.files.listing import class_names, scan
 from unlabeled.data.sources.fingerprint import Names, spread
+from unlabeled.data.sources.labels import HIGHEST
 from unlabeled.errors import UserError
 
 _MEASURED = 10_000  # files whose sizes are part of the fingerprint: on a network disk each may take a millisecond
@@ -102,8 +103,11 @@ def class_folder(card: Card, split: str, root: Path) -> Source:
     folder = root / (card.splits[split].path or split)
     paths = scan(folder)
     first = root / (next(iter(card.splits.values())).path or next(iter(card.splits)))
-    classes = card.classes or class_names(first if first.is_dir() else folder)
-    number = {name: i for i, name in enumerate(classes)}
+    by_number = isinstance(card.source, ClassFolder) and card.source.order == "number"
+    names = [] if card.classes and not by_number else class_names(first if first.is_dir() else folder)
+    number = _numbered(names, folder, card) if by_number else {}
+    classes = card.classes or ([str(i) for i in range(max(number.values()) + 1)] if by_number else names)
+    number = number or {name: i for i, name in enumerate(classes)}
     labels = np.empty(len(paths), np.int64)
     for i, path in enumerate(paths):
         name, slash, _ = path.partition("/")
@@ -116,6 +120,18 @@ def class_folder(card: Card, split: str, root: Path) -> Source:
     source = FolderSource(card.name, split, folder, paths)
     source.labels, source.classes = labels, list(classes)
     return source
+
+
+def _numbered(names: list[str], folder: Path, card: Card) -> dict[str, int]:
+    """Return the class of every folder that is named after its number. Raises UserError for another name."""
+    number = {}
+    for name in names:
+        most = len(card.classes) if card.classes else HIGHEST + 1
+        if not (name.isascii() and name.isdigit() and int(name) < most):
+            raise UserError(f"{folder / name} is no class of card '{card.name}', whose source.order is number; "
+                            f"allowed: folders named 0 to {most - 1}, or leave 'order' out")
+        number[name] = int(name)
+    return number
 
 
 def _other_layout(card: Card, split: str, root: Path, place: str) -> str:

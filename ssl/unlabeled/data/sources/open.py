@@ -16,6 +16,7 @@ _OPENERS = {
     "stream": "unlabeled.data.remote:open_stream",
     "folder": "unlabeled.data.sources.folder:open_folder",
     "classfolder": "unlabeled.data.sources.folder:open_class_folder",
+    "listed": "unlabeled.data.sources.subset:open_listed",
     "torchvision": "unlabeled.data.sources.torchvision_sets:open_torchvision",
     "array": "unlabeled.data.sources.arrays:open_array",
     "digits": "unlabeled.data.sources.arrays:open_digits",

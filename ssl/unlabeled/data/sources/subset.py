@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from unlabeled.config.card import Card
+from unlabeled.config.card import Card, Folder, Listed
+from unlabeled.config.read import read_card
 from unlabeled.config.recipe import Subset
-from unlabeled.data.sources.base import Source
+from unlabeled.data.sources.base import Pixels, Source
+from unlabeled.data.sources.files.listing import check_folder
+from unlabeled.data.sources.files.lists import read_lines
 from unlabeled.data.sources.files.reading import reading
 from unlabeled.data.sources.fingerprint import digest
+from unlabeled.data.sources.folder import FolderSource
+from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.truth import Objects
 from unlabeled.errors import UserError, did_you_mean, nearest
 from unlabeled.ops.random import permutation
@@ -105,6 +111,53 @@ def choose(labels: np.ndarray, rule: Subset, names: list[str] | None = None) -> 
             places = places[permutation(len(places), rule.seed, "subset", number)]
         parts.append(places[:count])
     return np.sort(np.concatenate(parts))
+
+
+def open_listed(card: Card, split: str, root: str | None) -> Part:
+    """Open the samples of another card that a list names, in the order of the list, without labels.
+
+    Of a folder nothing but the list is read. Raises UserError for a list that is missing or another one, and for keys
+    that the other split does not hold once.
+    """
+    assert isinstance(card.source, Listed)
+    other, rule = read_card(card.source.card), card.source
+    root = card.location(root) if root is not None or card.root is not None else None
+    file = Path(os.path.expanduser(os.path.expandvars(rule.list)))
+    if not file.is_file():
+        raise UserError(f"the list of data card '{card.name}' is missing: {file}")
+    with reading(file, "no list of keys"):
+        data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != rule.sha256:
+        raise UserError(f"{file} is not the list of data card '{card.name}': its SHA-256 differs; make both anew")
+    keys = read_lines(data)
+    if isinstance(other.source, Folder) and rule.split in other.splits:
+        folder = other.folder(root) / (other.splits[rule.split].path or rule.split)
+        check_folder(folder)
+        source: Source = FolderSource(card.name, split, folder, keys)
+        source.pixels = Pixels(other.levels, other.upright)
+        return Part(source, np.arange(len(keys)))
+    source = open_source(other, rule.split, root)
+    part = Part(source, places_of(source, keys))
+    part.name, part.split, part.labels, part.classes = card.name, split, None, None
+    return part
+
+
+def places_of(source: Source, keys: list[str]) -> np.ndarray:
+    """Return the place of every key, int64 [n]. Raises UserError for keys that are not there, or there twice."""
+    places = dict.fromkeys(keys, -1)
+    for place in range(len(source)):
+        key = source.key(place)
+        if key in places:
+            if places[key] >= 0:
+                raise UserError(f"split '{source.split}' of data '{source.name}' holds '{key}' twice (places "
+                                f"{places[key]} and {place}), so no list can name it; rename one")
+            places[key] = place
+    missing = [key for key, place in places.items() if place < 0]
+    if missing:
+        raise UserError(f"{len(missing)} of {len(keys)} keys of the list are not in split '{source.split}' of data "
+                        f"'{source.name}', the first: {', '.join(missing[:3])}; its samples are named like "
+                        f"'{source.key(0)}'")
+    return np.array([places[key] for key in keys], np.int64)
 
 
 def read_list(card: Card, name: str, root: str | None = None) -> list[str]:

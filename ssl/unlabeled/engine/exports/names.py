@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import save
@@ -19,6 +21,7 @@ from unlabeled.backbones.build import build_backbone, loading_lines
 from unlabeled.config.base.objects import is_dotted
 from unlabeled.config.recipe import Backbone
 from unlabeled.engine.exports.preparation import preparing_lines
+from unlabeled.engine.public.files import CONFIG
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input
 from unlabeled.ops.machine.files import write_atomically
@@ -34,7 +37,7 @@ class Form:
     """How one library reads weights.
 
     build: makes its own network, as the printed lines do. write: fills a file. read: takes the weights from it as these
-    lines do. lines: what the user is told of the file.
+    lines do. lines: what the user is told of the file. rename: gives a weight its name there.
     """
 
     name: str
@@ -43,20 +46,26 @@ class Form:
     write: Callable[[State, BinaryIO], object]
     read: Callable[[Path], State]
     lines: Callable[[Path], str]
+    rename: Callable[[str], str] = str
 
 
-def write_named(export: Export, backbone: Backbone, form: str, out: Path) -> str:
+def write_named(export: Export, backbone: Backbone, form: str, out: Path, classes: Sequence[str] | None = None) -> str:
     """Write the weights of an exported backbone to `out` as `form` names them; return the lines that load them.
 
-    form: torchvision, timm or detectron2. Raises UserError for a file name of another kind, or for a network that the
+    form: torchvision, timm or detectron2. A file for timm states its input in timm's words, and may be of a classifier,
+    with the names of its `classes`. Raises UserError for a file name of another kind, or for a network that the
     library's class cannot hold or computes otherwise; nothing is written then.
     """
     network = export.build().cpu().float().eval()
-    library = _FORMS[form](network, backbone, export.input)
+    linear = getattr(network, "linear", None)
+    if form == "timm" and export.gives == "logits" and isinstance(linear, nn.Linear):
+        library = _timm_classifier(network.network, linear, backbone, export.input, classes)
+    else:
+        library = _FORMS[form](network, backbone, export.input)
     if out.suffix != library.suffix:
         raise UserError(f"--out {out}: a file for {form} ends in {library.suffix}")
     theirs = library.build().eval()
-    state = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
+    state = {library.rename(name): value.detach().contiguous() for name, value in network.state_dict().items()}
     naming.refuse_other_shapes(state, theirs.state_dict(), library.name)
     trial = out.with_name(f".{out.name}.trial")
     try:
@@ -82,7 +91,7 @@ def _torchvision(network: nn.Module, backbone: Backbone, image: Input) -> Form:
     return Form("torchvision", ".pth", partial(naming.torchvision_network, shape), torch.save, torch.load, lines)
 
 
-def _timm(network: nn.Module, backbone: Backbone, image: Input) -> Form:
+def _timm(network: nn.Module, backbone: Backbone, image: Input, about: Mapping[str, Any] | None = None) -> Form:
     from safetensors.torch import load_file
 
     own = is_dotted(backbone.name)
@@ -95,9 +104,35 @@ def _timm(network: nn.Module, backbone: Backbone, image: Input) -> Form:
         return f"{loading_lines(backbone, str(path))}\n\n{preparing_lines(image)}"
 
     def write(state: State, file: BinaryIO) -> None:
-        file.write(save(state))
+        file.write(save(state, metadata={CONFIG: json.dumps(_timm_config(backbone, image) | dict(about or {}))}))
 
     return Form("timm", ".safetensors", partial(build_backbone, backbone), write, load_file, lines)
+
+
+def _timm_config(backbone: Backbone, image: Input) -> dict[str, Any]:
+    """Return what a file says of its network, as timm's configuration files say it."""
+    card = {"input_size": [3, image.size, image.size], "mean": image.mean or [0, 0, 0], "std": image.std or [1, 1, 1]}
+    return {"architecture": backbone.name, "num_classes": 0, "pretrained_cfg": card}
+
+
+def _timm_classifier(network: Any, linear: nn.Linear, backbone: Backbone, image: Input, classes: Sequence[str] | None,
+                     ) -> Form:
+    """Return timm's form of a backbone with a linear classifier."""
+    count = linear.out_features
+    about = {"num_classes": count, **({"label_names": list(classes)} if classes else {})}
+    plain = _timm(network, backbone, image, about)
+
+    def build() -> nn.Module:
+        whole: Any = plain.build()
+        whole.reset_classifier(count)
+        return whole
+
+    whole: Any = build()
+    place = next(name for name, module in whole.named_modules() if module is whole.get_classifier())
+    return replace(
+        plain, build=build, rename=lambda name: re.sub(r"^linear\.", f"{place}.", name.removeprefix("network.")),
+        lines=lambda path: plain.lines(path).replace("num_classes=0", f"num_classes={count}", 1),
+    )
 
 
 def _detectron2(network: nn.Module, backbone: Backbone, image: Input) -> Form:

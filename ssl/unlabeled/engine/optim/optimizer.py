@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from unlabeled.config.base.curve import CurveRule
 from unlabeled.config.base.objects import is_dotted, load_object, refuse_unknown_options
-from unlabeled.config.recipe import Optim
+from unlabeled.config.base.optim import Optim
+from unlabeled.engine.optim.adamp import AdamP
 from unlabeled.engine.optim.lars import LARS
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Group, Method
@@ -45,6 +46,8 @@ def build_optimizer(method: Method, optim: Optim) -> Optimizer:
             return torch.optim.SGD(split, lr=0.0, momentum=optim.momentum, nesterov=optim.nesterov)
         case "adamw":
             return torch.optim.AdamW(split, lr=0.0, betas=optim.betas)
+        case "adamp":
+            return AdamP(split, betas=optim.betas, nesterov=optim.nesterov, **optim.adamp.model_dump())
 
 
 def _own(optim: Optim, split: list[dict[str, Any]]) -> Optimizer:

@@ -82,6 +82,7 @@ def begin(out: Path, header: Header, source: Source, part: Part, more: int) -> B
             unreadable |= reasons
             continue
         missing.append(number)
+        _remove(block_file(out, number))  # what is there when its turn comes is another job's
     if damaged:
         print(f"{damaged} blocks in {out} are damaged: they are made anew")
     if mended:
@@ -115,6 +116,13 @@ def finished(out: Path, header: Header, part: Part) -> Store | None:
             if rank() == 0 or time.monotonic() - begun > _LATE:
                 raise
             time.sleep(1)
+
+
+def _remove(block: Path) -> None:
+    try:
+        block.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(block, error) from error
 
 
 def _say(out: Path, header: Header, part: Part, missing: list[int], more: int) -> None:

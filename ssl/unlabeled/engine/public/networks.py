@@ -78,9 +78,11 @@ def _fitting(library: Library, content: Weights) -> Match:
         found = match(content.state, wanted, classifier, where)
         if found.fits:
             return found
-        problem = _refusal(library, content, found)
+        below = f" below '{found.prefix}'" if found.prefix else ""
+        problem = (f"{where}: the file{below} does not hold {library.named.architecture}; is it of another network? "
+                   f"Tensors that do not fit: {found.problems()}")
     except UserError as error:
-        problem = error
+        problem = str(error)
     for conversion in library.conversions():
         for container in _CONTAINERS:
             converted = _converted(conversion, content.state, container, library)
@@ -91,7 +93,10 @@ def _fitting(library: Library, content: Weights) -> Match:
                     continue
                 if found.fits:
                     return found
-    raise problem
+    stated = str(content.config.get("architecture", "")).partition(".")[0]
+    if stated not in ("", library.named.architecture):
+        problem = f"{where}: the file says that it is of '{stated}'; give {library.named.library}:{stated}@FILE"
+    raise UserError(problem)
 
 
 def _converted(conversion: Callable[..., Any], state: State, container: str, library: Library) -> State:
@@ -103,15 +108,6 @@ def _converted(conversion: Callable[..., Any], state: State, container: str, lib
     except Exception:  # made for files of one form, it stumbles over all others
         return {}
     return dict(converted) if isinstance(converted, Mapping) else {}
-
-
-def _refusal(library: Library, content: Weights, found: Match) -> UserError:
-    stated = str(content.config.get("architecture", "")).partition(".")[0]
-    other = stated not in ("", library.named.architecture)
-    cure = f"it says that it is of '{stated}'." if other else "is it of another network?"
-    below = f" below '{found.prefix}'" if found.prefix else ""
-    return UserError(f"{library.named}: the file{below} does not hold {library.named.architecture}, {cure} Tensors "
-                     f"that do not fit: {found.problems()}")
 
 
 def _classes(library: Library, found: Match) -> int:

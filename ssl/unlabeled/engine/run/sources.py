@@ -118,13 +118,13 @@ def adopt(source: str, run: Path) -> str:
     return source
 
 
-def _copied(origin: str, copy: Path, there: bool, fill: Callable[[Path], None]) -> bool:
-    """Return whether a good copy is there, made by `fill` if need be; there: whether there is something to copy."""
-    stands = copy.exists() or copy.is_symlink()  # a link that leads nowhere stands in the way too
-    problem = _copy_problem(copy) if stands else None
-    if stands and problem is None:
+def _copied(origin: str, copy: Path, at_hand: bool, fill: Callable[[Path], None]) -> bool:
+    """Return whether a good copy is there, made by `fill` if need be; at_hand: whether there is something to copy."""
+    there = copy.exists() or copy.is_symlink()  # a link that leads nowhere stands in the way too
+    problem = _copy_problem(copy) if there else None
+    if there and problem is None:
         return True
-    if not there:
+    if not at_hand:
         if problem is None:
             return False
         raise UserError(f"the copy {copy} of {_kind(copy)} is incomplete or damaged ({problem}), and {origin} is not "

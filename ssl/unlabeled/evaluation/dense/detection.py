@@ -66,7 +66,7 @@ def run(name: str, cfg: Detection, restored: Restored, run: Path, device: torch.
         seed_everything(cfg.seed, "detection", "heads")
         model = build_detector(chosen.build(), cfg, len(splits.names), chosen.input)
         folder = restored.run / "eval" / (name if trained else f"{name}-random-init")
-        origin = f"{kind}: {export}, update {restored.update}"
+        origin = f"{kind}: {export}{restored.moment}"
         unreadable = sorted(set(train_detector(model, cfg, splits.train, folder, origin)))
         detections, corrupt = detect(model, cfg, splits.test, device)
         if rank() == 0:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlabeled.augment.plain_crops import Whole
 from unlabeled.config.look import OF_THE_PAIR, LookSettings
 from unlabeled.data.batch import Geometry
 from unlabeled.data.pairs import fixed_crops
@@ -25,7 +26,7 @@ from unlabeled.engine.passes.features import refuse_nonfinite
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
-from unlabeled.evaluation.dense.networks import Network, Whole
+from unlabeled.evaluation.dense.networks import Network
 from unlabeled.evaluation.setup import find_card, own_levels, pick_export, scored_split
 from unlabeled.ops.boxes import CropBox
 from unlabeled.ops.cells import centres, coordinates, distances
@@ -84,7 +85,7 @@ def look(path: Path, images: Sequence[Path], settings: LookSettings, *, method: 
         kind, stem = "pairs" if paired else "pca", Path(source.key(image.index)).stem
         files.append(write_figure(figure, folder / f"{image.index + 1}-{stem}-{kind}.png"))
     cells = f"{shape[1]} x {shape[2]} cells of {shape[0]} numbers, computed in {precision}"
-    print(*files, f"export {name}, update {restored.update}, {cells}", sep="\n")
+    print(*files, f"export {name}{restored.moment}, {cells}", sep="\n")
     return files
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from unlabeled.augment.photometric import to_input
-from unlabeled.augment.resample import crop_resize, crop_resize_batch
 from unlabeled.config.card import Card
 from unlabeled.config.protocols.dense import Dense
 from unlabeled.data.sources.open import Source, open_source
@@ -24,7 +22,6 @@ from unlabeled.evaluation.cautions import cautions
 from unlabeled.evaluation.setup import find_card, open_train, pick_export, scored_split
 from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.methods.base import Input
-from unlabeled.ops.boxes import crop_boxes
 from unlabeled.ops.precision import Resolved, autocast
 from unlabeled.report.report import Number, Report, Split
 
@@ -100,30 +97,6 @@ def open_both(cfg: Dense, restored: Restored, need: Literal["masks", "boxes"], e
     return card, train, open_source(card, scored_split(cfg.test, card), root)
 
 
-@dataclass(frozen=True)
-class Whole:
-    """The whole image, resized to a square whatever its shape; parameters are boxes [n, 7] (see `ops.boxes`)."""
-
-    size: int
-    draws: ClassVar[int] = 0
-    boxes: ClassVar[bool] = True
-
-    def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Turn image sizes [n, 2] into boxes [n, 7]; `uniforms` [n, 0] is not looked at."""
-        sizes = sizes.astype(np.float64)
-        return crop_boxes(np.zeros_like(sizes), sizes, sizes, np.zeros(len(sizes)))
-
-    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-        """Resize one uint8 image [H, W, 3] to uint8 [3, size, size]."""
-        return crop_resize(image, parameters, self.size, "bilinear")
-
-    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
-        """Resize equally large uint8 images [n, 3, H, W] to uint8 [n, 3, size, size]."""
-        if tuple(images.shape[2:]) == (self.size, self.size):
-            return images.contiguous()
-        return crop_resize_batch(images, parameters, self.size, "bilinear")
-
-
 def dense_report(name: str, cfg: Dense, restored: Restored, export: str, card: Card, splits: tuple[Split, Split],
                  scores: Mapping[str, Mapping[str, Score]], chance: Mapping[str, float], *, measure: str,
                  classes: int | None = None, shared: int = 0) -> Report:
@@ -134,8 +107,8 @@ def dense_report(name: str, cfg: Dense, restored: Restored, export: str, card: C
     numbers = [Number(number, chance[number], **{kind: vars(found[number]) for kind, found in scores.items()})
                for number in scores["network"]]
     return Report(
-        name=name, settings=cfg.model_dump(mode="json"), run=str(restored.run), method=restored.recipe.method.name,
-        export=export, update=restored.update, train_seed=restored.recipe.train.seed, seed=cfg.seed, card=card.name,
+        name=name, settings=cfg.model_dump(mode="json"), run=restored.name, method=restored.recipe.method.name,
+        export=export, update=restored.update, train_seed=restored.train_seed, seed=cfg.seed, card=card.name,
         classes=classes, train=splits[0], test=splits[1], numbers=numbers, health={}, measure=measure,
         shared=shared, cautions=cautions(cfg, splits[0].split, splits[1].split, shared, splits[1].n),
     )

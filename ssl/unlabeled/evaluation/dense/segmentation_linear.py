@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlabeled.augment.plain_crops import Whole
 from unlabeled.config.protocols.dense import SegmentationLinear
 from unlabeled.data.evaluation import eval_batches
 from unlabeled.data.sources.dense.masks import IGNORED, read_mask
@@ -25,7 +26,7 @@ from unlabeled.engine.passes.features import gather_names, gather_rows, refuse_c
 from unlabeled.engine.restore import Restored
 from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
-from unlabeled.evaluation.dense.networks import MaskedSplits, Network, Whole, dense_report, networks, open_masked
+from unlabeled.evaluation.dense.networks import MaskedSplits, Network, dense_report, networks, open_masked
 from unlabeled.evaluation.dense.segmentation import class_iou, confusion, constant_miou, score, upsampled_classes
 from unlabeled.evaluation.setup import count_twins, pick_export
 from unlabeled.evaluation.vectors.linear import Probe, descend

@@ -7,11 +7,10 @@ is the same method from the first one's classifier, `backbone.init: RUN:classifi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from unlabeled.augment import autoaugment, geometry
@@ -21,7 +20,7 @@ from unlabeled.config.sources import public
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export, Info, Losses, MakeBackbone, Method, Step, input_of
-from unlabeled.methods.finetune import Classifier
+from unlabeled.methods.classifier import Classifier
 from unlabeled.methods.ssld.config import SMALLEST_BLOCK, SSLDConfig
 from unlabeled.ops.frozen import Frozen
 from unlabeled.ops.norms import tracking_batchnorms
@@ -93,7 +92,8 @@ def refuse_other_classes(teacher: str, classes: int, names: Sequence[str] | None
             other = f"calls class {place} '{names[place]}', the data card '{info.names[place]}'"
     if other:
         raise UserError(f"method.teacher '{teacher}' {other}; name a teacher of that set or, to take its images as "
-                        "unlabelled ones, leave its labels out: data.train.mix=[{card: NAME, labels: false}]")
+                        "unlabelled ones, leave its labels out: data.train={mix: [{card: NAME, labels: false}], "
+                        f"batch: {info.streams['train'].batch}}}")
 
 
 def make_student(network: BackboneModule, classes: int) -> Classifier:
@@ -160,17 +160,7 @@ class SSLD(Method):
 
     def exports(self) -> dict[str, Export]:
         """The student as a classifier, from which a second stage starts, and its network."""
-
-        def classifier() -> nn.Module:
-            return copy.deepcopy(self.student).eval()
-
-        def network() -> nn.Module:
-            return copy.deepcopy(self.student.network).eval()
-
-        return {
-            "classifier": Export(classifier, "logits", self.input),
-            "backbone": Export(network, "vector", self.input),
-        }
+        return self.student.exports(self.input)
 
 
 def refuse_small_blocks(info: Info) -> None:

@@ -1,0 +1,202 @@
+"""Label maps of a split: what a classifier says of every cell of every image (arXiv 2101.05022 section 3.2).
+
+The map generator of the paper was never published; this follows its description and its authors' answers. Images are
+resized to a square without a crop, so that shares of the image are shares of the map; the classifier's linear layer
+stands where global pooling was, and of every cell the k largest logits are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled.augment.photometric import to_input
+from unlabeled.augment.plain_crops import Whole
+from unlabeled.backbones.sizes import refuse_images
+from unlabeled.config.passes.labelmaps import LabelmapSettings
+from unlabeled.data.batch import Batch
+from unlabeled.data.evaluation import ImageMaker
+from unlabeled.data.records.labelmaps import KIND, ORIENTATION, RESIZE, pool, whole
+from unlabeled.data.records.store import Store, refuse_other_classes
+from unlabeled.data.sources.base import Source
+from unlabeled.engine.exports.classes import export_classes
+from unlabeled.engine.exports.split import split_classifier
+from unlabeled.engine.launch import pick_precision
+from unlabeled.engine.method import load_teacher
+from unlabeled.engine.passes.run import Work, run_pass
+from unlabeled.errors import UserError
+from unlabeled.methods.base import Input
+from unlabeled.ops.distributed import on_rank0
+from unlabeled.ops.frozen import weights_digest
+from unlabeled.ops.precision import Resolved, autocast, full_precision
+
+MOST_CLASSES = 65_535  # that two bytes tell apart
+_ASKED = 100  # images of the check at the end
+
+
+# ---- the maps
+
+
+def cell_logits(features: Tensor, linear: nn.Linear) -> Tensor:
+    """Return what a classifier says of every cell [b, classes, H, W] of a map of features [b, D, H, W].
+
+    Its linear layer stands where global pooling was: the mean over the cells is what it says of the image.
+    """
+    return F.linear(features.movedim(1, -1), linear.weight, linear.bias).movedim(-1, 1)
+
+
+def strongest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest logits of every cell of [b, classes, H, W], descending, and their classes: [b, k, H, W]."""
+    value, index = logits.topk(k, dim=1)
+    return value, index
+
+
+# ---- the teacher
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A classifier of the form map, mean over its cells, linear layer, on images of its own size and statistics.
+
+    names: of its classes in order, None where nobody states them.
+    """
+
+    source: str
+    network: nn.Module
+    features: nn.Module
+    linear: nn.Linear
+    input: Input
+    names: list[str] | None
+    precision: Resolved
+
+    def map_of(self, crops: Tensor) -> Tensor:
+        """Return the logits, float32 [b, classes, H, W], of the cells of uint8 images [b, 3, S, S]."""
+        with autocast(crops.device, self.precision):
+            features = self.features(self._seen(crops))
+        return cell_logits(features.float(), self.linear)
+
+    def logits(self, crops: Tensor) -> Tensor:
+        """Return what it says of whole uint8 images [b, 3, S, S]: float32 [b, classes]."""
+        with autocast(crops.device, self.precision):
+            logits: Tensor = self.network(self._seen(crops))
+        return logits.float()
+
+    def _seen(self, crops: Tensor) -> Tensor:
+        return to_input(crops, self.input.mean, self.input.std).contiguous(memory_format=torch.channels_last)
+
+
+def open_teacher(source: str, device: torch.device, precision: Resolved, size: int | None = None) -> Teacher:
+    """Open a classifier: RUN[:EXPORT], timm:NAME[@FILE] or torchvision:NAME[@FILE].
+
+    Raises UserError for what is no classifier, or not of the form map, mean, linear layer, and for too many classes.
+    """
+    export = load_teacher(source)
+    if export.gives != "logits":
+        raise UserError(f"'{source}' gives {export.gives} and no logits; label maps need a classifier, such as a "
+                        "fine-tuned run")
+    image = Input(size or export.input.size, export.input.mean, export.input.std)
+    network = export.build()
+    features, linear = split_classifier(network, name=f"'{source}'")
+    if linear.out_features > MOST_CLASSES:
+        raise UserError(f"'{source}' knows {linear.out_features} classes; label maps hold the numbers of "
+                        f"{MOST_CLASSES} at most")
+    refuse_images(network, {image.size: "size"}, f"'{source}'")
+    network = network.to(device).to(memory_format=torch.channels_last).eval()
+    return Teacher(source, network, features, linear, image, export_classes(source), precision)
+
+
+# ---- the pass
+
+
+def write_labelmaps(source: Source, teacher: str, settings: LabelmapSettings, device: torch.device) -> Store | None:
+    """Keep the label maps of all images of `source` in the folder `settings.out`; None while other parts are missing.
+
+    Raises UserError as `open_teacher` and `run_pass` do, for classes that are not those of the set, and if the maps of
+    some images do not say what the teacher says of the images.
+    """
+    known = open_teacher(teacher, device, pick_precision(settings.precision, device.type), settings.size)
+    classes = known.linear.out_features
+    if settings.k > classes:
+        raise UserError(f"unlabeled labelmaps: k={settings.k}, but the teacher knows {classes} classes")
+    refuse_other_classes(f"'{teacher}'", {"classes": known.names, "num_classes": classes}, source)
+    work = work_of(known, source, settings.k, device)
+    store = run_pass(work, source, Path(settings.out).expanduser(), part=settings.share, batch=settings.batch,
+                     workers=settings.workers, device=device, max_corrupt=settings.max_corrupt)
+    if store is not None:
+        on_rank0(lambda: check(store, source, known, device))
+    return store
+
+
+def work_of(teacher: Teacher, source: Source, k: int, device: torch.device) -> Work:
+    """Return what the pass computes of the images of a split."""
+    shape, squash = _shape(teacher, device), Whole(teacher.input.size)
+    weights = bytes(weights_digest(teacher.network).tolist()).hex()
+    about = describe(teacher.linear.out_features, teacher.names, (k, *shape), {
+        "teacher": teacher.source, "teacher_sha256": weights, "size": squash.size,
+        "interpolation": squash.interpolation, "precision": teacher.precision})
+
+    def compute(batch: Batch) -> dict[str, Tensor]:
+        logit, index = strongest(teacher.map_of(batch.crops[0]), k)
+        return {"logit": logit, "index": index}
+
+    return Work(KIND, fields_of((k, *shape)), about, ImageMaker(source, [squash]), compute)
+
+
+def fields_of(shape: tuple[int, int, int]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the fields of rows of maps of `shape` (k, H, W)."""
+    return {"logit": ("<f2", shape), "index": ("<u2", shape)}
+
+
+def describe(classes: int, names: list[str] | None, shape: tuple[int, int, int], more: dict[str, Any],
+             ) -> dict[str, Any]:
+    """Return what a store says of its maps, with `more` on how they came about."""
+    k, height, width = shape
+    return {"classes": names, "num_classes": classes, "k": k, "map_size": [height, width], "orientation": ORIENTATION,
+            "resize": RESIZE, **more}
+
+
+@torch.inference_mode()
+def _shape(teacher: Teacher, device: torch.device) -> tuple[int, int]:
+    """Return height and width of the map. Raises UserError if its mean is not what the teacher says of an image."""
+    side = teacher.input.size
+    crops = torch.randint(256, (1, 3, side, side), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    with full_precision(device):
+        dense, logits = teacher.map_of(crops.to(device)), teacher.logits(crops.to(device))
+    apart = float((dense.mean((2, 3)) - logits).abs().max() / logits.abs().max().clamp_min(1e-12))
+    if apart > (1e-3 if teacher.precision == "fp32" else 0.05):
+        raise UserError(f"'{teacher.source}': at {side} pixels the mean over the cells of its map differs from its "
+                        f"logits by {apart:.1%} of the largest: take its own size, or a classifier of map, mean and "
+                        "linear layer")
+    return dense.shape[2], dense.shape[3]
+
+
+# ---- the check at the end
+
+
+@torch.inference_mode()
+def check(store: Store, source: Source, teacher: Teacher, device: torch.device) -> None:
+    """Print of how many images the pooled map and the teacher name the same class.
+
+    Raises UserError if these are less than a quarter: the maps are then of other images. A map keeps the k best classes
+    of every cell, and others count as 0, so that some images differ, above all those that show several things.
+    """
+    readable = np.setdiff1d(np.arange(len(source)), list(store.unreadable))
+    places = readable[np.linspace(0, len(readable) - 1, min(_ASKED, len(readable))).astype(int)]
+    batch = ImageMaker(source, [Whole(teacher.input.size)]).make(places)
+    rows = store.rows(batch.index.numpy())
+    logit, index = (torch.from_numpy(np.ascontiguousarray(rows[field])) for field in ("logit", "index"))
+    mapped = pool(logit, index, whole(logit), teacher.linear.out_features).argmax(1)
+    with full_precision(device):
+        said = torch.cat([teacher.logits(part.to(device)).argmax(1).cpu() for part in batch.crops[0].split(16)])
+    same = int((mapped == said).sum())
+    print(f"maps and teacher name the same class of {same} of {len(said)} images", flush=True)
+    if 4 * same < len(said):
+        raise UserError(f"{store.folder}: the pooled maps name the teacher's class of {same} of {len(said)} images "
+                        "only. They are of other images or another network, or k is too small: remove the folder and "
+                        "make it anew, with a larger k")

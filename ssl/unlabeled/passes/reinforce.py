@@ -1,0 +1,106 @@
+"""Dataset reinforcement's pass: views of every image, kept as parameters, and what teachers say of them.
+
+Faghri et al., arXiv 2303.08983. Views are rendered from what is stored, as it is stored, on the path on which training
+replays them. Differs: all is drawn by (seed, place, entry), partners over the whole split and not the batch, so that
+neither the order of the pass nor its jobs matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from unlabeled.augment.replay.crops import drawing
+from unlabeled.augment.replay.entries import Law, fields
+from unlabeled.backbones.sizes import refuse_images
+from unlabeled.config.augment import StorableCrop
+from unlabeled.config.passes.reinforce import ReinforceSettings
+from unlabeled.data.records.store import Store, refuse_other_classes
+from unlabeled.data.sources.base import Source
+from unlabeled.engine.exports.classes import export_classes
+from unlabeled.engine.launch import pick_precision
+from unlabeled.engine.method import load_teacher
+from unlabeled.engine.passes.run import Work, run_pass
+from unlabeled.errors import UserError
+from unlabeled.methods.base import BackboneModule, Export
+from unlabeled.ops.frozen import weights_digest
+from unlabeled.passes.entries import KIND, EntryMaker
+from unlabeled.passes.teachers import Teachers, teach
+
+MOST_CLASSES = 65_535  # that two bytes tell apart
+
+
+def reinforce(source: Source, teachers: Sequence[str], settings: ReinforceSettings, device: torch.device,
+              ) -> Store | None:
+    """Keep the entries of all images of `source` in the folder `settings.out`; None while other parts are missing.
+
+    teachers: classifiers, RUN[:EXPORT], timm:NAME[@FILE] or torchvision:NAME[@FILE]. Raises UserError for what is no
+    classifier, for teachers and sets whose classes differ, for images that a teacher does not take, and as `run_pass`.
+    """
+    exports = [_classifier(teacher) for teacher in teachers]
+    crop = _sized(settings.crop, exports[0])
+    networks = [cast(BackboneModule, export.build().to(device).to(memory_format=torch.channels_last).eval())
+                for export in exports]
+    for teacher, network in zip(teachers, networks, strict=True):
+        refuse_images(network, {crop.size: "crop.size"}, f"'{teacher}'")
+    precision = pick_precision(settings.precision, device.type)
+    panel = Teachers(networks, [export.input for export in exports], precision)
+    classes = _classes(teachers, panel, crop.size, source, device)
+    count = classes["num_classes"]
+    if settings.topk > count:
+        raise UserError(f"unlabeled reinforce: topk={settings.topk}, but the teachers know {count} classes")
+    about = {
+        **classes,
+        **settings.model_dump(include={"entries", "topk", "mix", "randaugment", "erasing", "seed"}),
+        "crop": crop.model_dump(),
+        "randaugment_interpolation": "nearest",
+        "teachers": [{"teacher": teacher, "sha256": bytes(weights_digest(network).tolist()).hex()}
+                     for teacher, network in zip(teachers, networks, strict=True)],
+        "precision": precision,
+        "device": device.type,
+    }
+    law = Law(crop.size, settings.randaugment, settings.erasing, settings.mix)
+    maker = EntryMaker(source, drawing(crop), law, settings.entries, settings.seed)
+    work = Work(KIND, fields(settings.entries, settings.topk, settings.mix), about, maker,
+                lambda batch: teach(batch, panel, settings.topk, settings.batch))
+    return run_pass(work, source, Path(settings.out).expanduser(), part=settings.share,
+                    batch=max(1, settings.batch // settings.entries), workers=settings.workers, device=device,
+                    max_corrupt=settings.max_corrupt)
+
+
+def _classifier(teacher: str) -> Export:
+    export = load_teacher(teacher)
+    if export.gives != "logits":
+        raise UserError(f"teacher '{teacher}' gives {export.gives} and no logits; name a network with its classifier, "
+                        "such as a fine-tuned run")
+    return export
+
+
+def _sized(crop: StorableCrop, teacher: Export) -> StorableCrop:
+    """Return a crop of the teacher's own size where none is given."""
+    return crop if "size" in crop.model_fields_set else crop.model_copy(update={"size": teacher.input.size})
+
+
+@torch.inference_mode()
+def _classes(teachers: Sequence[str], panel: Teachers, size: int, source: Source, device: torch.device,
+             ) -> dict[str, Any]:
+    """Return number and names of the classes. Raises UserError unless they are those of all teachers and of the set."""
+    first: dict[str, Any] | None = None
+    black = torch.zeros(1, 3, size, size, device=device)
+    for teacher, network in zip(teachers, panel.networks, strict=True):
+        count, names = network(black).shape[1], export_classes(teacher)
+        about = {"classes": names, "num_classes": count}
+        refuse_other_classes(f"'{teacher}'", about, source)
+        first = first or about
+        if count != first["num_classes"] or (names and first["classes"] and names != first["classes"]):
+            raise UserError(f"teachers '{teachers[0]}' and '{teacher}' know different classes, {first['num_classes']} "
+                            f"and {count}, or in another order: their probabilities cannot be averaged")
+        first["classes"] = first["classes"] or names
+    assert first is not None
+    if first["num_classes"] > MOST_CLASSES:
+        raise UserError(f"'{teachers[0]}' knows {first['num_classes']} classes; entries hold the numbers of "
+                        f"{MOST_CLASSES} at most")
+    return first

@@ -1,0 +1,148 @@
+"""Label maps of a split: what is read back is what the teacher gave, whatever the parts, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import teacher
+
+from unlabeled.augment.plain_crops import Whole
+from unlabeled.cli.main import main
+from unlabeled.config.passes.labelmaps import LabelmapSettings
+from unlabeled.config.read import read_card
+from unlabeled.data.records.labelmaps import pool, whole
+from unlabeled.data.records.store import Store, open_store
+from unlabeled.data.sources.open import open_source
+from unlabeled.errors import UserError
+from unlabeled.passes.labelmaps import open_teacher, write_labelmaps
+
+CPU = torch.device("cpu")
+SIZE = 32  # of which the tiny network makes 4 x 4 cells
+
+
+def settings(out: Path, **own) -> LabelmapSettings:
+    return LabelmapSettings(card="digits", out=str(out), workers=0, precision="fp32", **{"size": SIZE, "k": 4, **own})
+
+
+@pytest.fixture(scope="module")
+def source():
+    return open_source(read_card("digits"), "val")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, source) -> Store:
+    out = tmp_path_factory.mktemp("maps") / "a"
+    written = write_labelmaps(source, str(teacher()), settings(out), CPU)
+    assert written is not None
+    return written
+
+
+@torch.inference_mode()
+def dense_maps(source, places: np.ndarray) -> torch.Tensor:
+    """What the teacher says of the cells, with nothing of the pass but its way to open a network."""
+    known = open_teacher(str(teacher()), CPU, "fp32", SIZE)
+    images = torch.from_numpy(source.images[places]).permute(0, 3, 1, 2)
+    large = torch.nn.functional.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True)
+    squash = Whole(SIZE)
+    crops = squash.apply_batch(images, squash.draw(np.zeros((len(places), 0)), np.full((len(places), 2), 8)))
+    assert (crops.int() - large.int()).abs().max() <= 1
+    mean, std = (torch.tensor(x)[:, None, None] for x in (known.input.mean, known.input.std))
+    features = known.features((crops / 255 - mean) / std)
+    return torch.einsum("bdhw,cd->bchw", features, known.linear.weight) + known.linear.bias[:, None, None]
+
+
+def test_a_map_read_back_is_what_the_teacher_gave(store: Store, source) -> None:
+    assert store.header.fields == {"logit": ("<f2", (4, 4, 4)), "index": ("<u2", (4, 4, 4))}
+    places = np.array([3, 77, 499])
+    rows, expected = store.rows(places), dense_maps(source, places)
+    value, index = expected.topk(4, dim=1)
+    assert np.array_equal(rows["index"], index.numpy())
+    np.testing.assert_allclose(rows["logit"], value.numpy(), rtol=2**-10, atol=1e-4)
+    assert (np.diff(rows["logit"].astype(float), axis=1) <= 0).all()
+
+
+def test_the_header_says_how_the_maps_lie(store: Store, source) -> None:
+    about = store.about
+    assert about["classes"] == source.classes and about["num_classes"] == 10
+    assert (about["orientation"], about["resize"], about["interpolation"]) == ("row_major_HW", "squash", "bilinear")
+    assert (about["size"], about["k"], about["map_size"]) == (32, 4, [4, 4])
+    assert about["teacher"] == str(teacher()) and len(about["teacher_sha256"]) == 64
+    assert open_store(store.folder, source, "labelmap").header == store.header
+
+
+def test_with_all_classes_the_pooled_whole_map_is_the_logits(tmp_path: Path, source, capsys) -> None:
+    written = write_labelmaps(source, str(teacher()), settings(tmp_path / "all", k=10), CPU)
+    assert written is not None
+    assert "maps and teacher name the same class of 100 of 100 images" in capsys.readouterr().out
+    rows = written.rows(np.arange(8))
+    logit, index = torch.from_numpy(rows["logit"].copy()), torch.from_numpy(rows["index"].copy())
+    expected = dense_maps(source, np.arange(8)).mean((2, 3))
+    torch.testing.assert_close(pool(logit, index, whole(logit), 10), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_parts_and_batches_give_the_same_bytes(store: Store, tmp_path: Path, source) -> None:
+    out = tmp_path / "parts"
+    for part, batch in (("2/2", 50), ("1/2", 256)):
+        done = write_labelmaps(source, str(teacher()), settings(out, part=part, batch=batch), CPU)
+    assert done is not None
+    files = sorted(file.name for file in store.folder.glob("rows-*"))
+    assert files and files == sorted(file.name for file in out.glob("rows-*"))
+    whole_rows, parts = (one.rows(np.arange(500)) for one in (store, done))
+    assert np.array_equal(whole_rows["index"], parts["index"])
+    np.testing.assert_allclose(whole_rows["logit"], parts["logit"], rtol=1e-3)
+
+
+def test_maps_of_other_images_are_found_out(store: Store, tmp_path: Path, source, monkeypatch) -> None:
+    """The network looks at images in another order than the keys say: the check at the end stops it."""
+    monkeypatch.setattr("unlabeled.passes.labelmaps.strongest", lambda x, k: x.flip(1).neg().topk(k, dim=1))
+    with pytest.raises(UserError, match=r"name the teacher's class of \d+ of 100 images only.*with a larger k"):
+        write_labelmaps(source, str(teacher()), settings(tmp_path / "wrong"), CPU)
+
+
+def test_the_command_writes_maps_and_goes_on(tmp_path: Path, capsys) -> None:
+    where = ["card=digits", "split=val", f"out={tmp_path / 'maps'}"]
+    words = ["labelmaps", str(teacher()), *where, "size=32", "workers=0"]
+    assert main(words) == 0
+    assert "labelmap of 'val' of 'digits': 500 images" in capsys.readouterr().out
+    next((tmp_path / "maps").glob("rows-*")).unlink()
+    assert main(words) == 0
+    assert "are there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["k=11"], r"k=11, but the teacher knows 10 classes"),
+    (["sise=32"], r"'sise=32': unknown key 'sise'. Did you mean 'size'"),
+    (["card=shapes"], r"class 0 of the teacher is '0', that of data card 'shapes' is 'disc'"),
+])  # fmt: skip
+def test_what_cannot_be_is_one_line(words: list[str], message: str, tmp_path: Path, capsys) -> None:
+    import re
+
+    own = [word for word in ("card=digits",) if not any(given.startswith("card=") for given in words)]
+    assert main(["labelmaps", str(teacher()), *own, f"out={tmp_path / 'x'}", "workers=0", *words]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_teacher_of_vectors_is_refused(tmp_path: Path, source) -> None:
+    with pytest.raises(UserError, match="gives vector and no logits; label maps need a classifier"):
+        write_labelmaps(source, f"{teacher()}:backbone", settings(tmp_path / "x"), CPU)
+
+
+def test_more_classes_than_two_bytes_tell_apart_are_refused(tmp_path: Path, source, monkeypatch) -> None:
+    monkeypatch.setattr("unlabeled.passes.labelmaps.MOST_CLASSES", 9)
+    with pytest.raises(UserError, match="knows 10 classes; label maps hold the numbers of 9 at most"):
+        write_labelmaps(source, str(teacher()), settings(tmp_path / "x"), CPU)
+
+
+def test_wide_images_are_squashed_whole() -> None:
+    squash = Whole(8)
+    image = np.zeros((4, 32, 3), np.uint8)
+    image[:, 24:] = 255
+    box = squash.draw(np.zeros((1, 0)), np.array([[4, 32]]))
+    assert box.tolist() == [[0, 0, 4, 32, 4, 32, 0]]
+    made = squash.apply(image, box[0])
+    assert made.shape == (3, 8, 8) and (made[:, :, 7] == 255).all() and (made[:, :, :5] == 0).all()
+    many = squash.apply_batch(torch.from_numpy(image).permute(2, 0, 1)[None], box)
+    assert (many[0].int() - torch.from_numpy(made).int()).abs().max() <= 1
