@@ -60,12 +60,12 @@ def main(words: list[str] | None = None) -> int:
         cells = [f"{one[name]:.1f}" if name in one else "" for one in seeds]
         rows.append([name, *cells, f"{statistics.mean(values):.1f}", line])
     report.table(["%", *(f"seed {seed}" for seed in range(given.seeds)), "mean", "bar"], rows)
-    report.say(f"Teacher: width {TEACHER}, {given.updates} updates of {BATCH} on {LABELLED} labels per class of CIFAR-10's "
-               f"training images. Pool: {POOL} others of every class, as many rendered scenes of 1 to 5 objects, noise "
-               f"and shuffled 8-pixel tiles of further ones together, and {COPIES} copies of test images. Mined: "
-               f"{PER_CLASS} per class, against those {COPIES} test images and as many others, candidates=2. Seeds: of "
-               f"training, labels and pool. Student: width {STUDENT}, SSLD, {given.student_updates} updates "
-               f"of {BATCH}, the last one scored on 10,000 test images, of seed 0 alone; `random`: as many images of the "
+    report.say(f"Teacher: width {TEACHER}, {given.updates} updates of {BATCH} on {LABELLED} labels per class of "
+               f"CIFAR-10's training images. Pool: {POOL} others of every class, as many rendered scenes of 1 to 5 "
+               f"objects, noise and shuffled 8-pixel tiles of further ones together, and {COPIES} copies of test images. "
+               f"Mined: {PER_CLASS} per class, against those {COPIES} test images and as many others, candidates=2. "
+               f"Seeds: of training, labels and pool. Student: width {STUDENT}, SSLD, {given.student_updates} updates of "
+               f"{BATCH}, the last one scored on 10,000 test images, of seed 0 alone; `random`: as many images of the "
                "pool as were mined.")
     report.finish(given.out)
     return 0
