@@ -62,9 +62,9 @@ def main(words: list[str] | None = None) -> int:
     report.table(["%", *(f"seed {seed}" for seed in range(given.seeds)), "mean", "bar"], rows)
     report.say(f"Teacher: width {TEACHER}, {given.updates} updates of {BATCH} on {LABELLED} labels per class of "
                f"CIFAR-10's training images. Pool: {POOL} others of every class, as many rendered scenes of 1 to 5 "
-               f"objects, noise and shuffled 8-pixel tiles of further ones together, and {COPIES} copies of test images. "
+               f"objects, noise and shuffled 8-pixel tiles of others together, and {COPIES} copies of test images. "
                f"Mined: {PER_CLASS} per class, against those {COPIES} test images and as many others, candidates=2. "
-               f"Seeds: of training, labels and pool. Student: width {STUDENT}, SSLD, {given.student_updates} updates of "
+               f"Seeds: of training, labels, pool. Student: width {STUDENT}, SSLD, {given.student_updates} updates of "
                f"{BATCH}, the last one scored on 10,000 test images, of seed 0 alone; `random`: as many images of the "
                "pool as were mined.")
     report.finish(given.out)
