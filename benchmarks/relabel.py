@@ -76,7 +76,7 @@ def main(words: list[str] | None = None) -> int:
 def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = measure.arguments("relabel", QUESTION, repeats=1)
     parser.add_argument("--seeds", type=int, default=3, help="runs of every kind (default 3)")
-    parser.add_argument("--updates", type=int, default=400, help="of 64 images (default 400)")
+    parser.add_argument("--updates", type=int, default=800, help="of 64 images (default 800)")
     parser.add_argument("--samples", type=int, default=4000, help="scenes (default 4000)")
     parser.add_argument("--folder", type=Path, help="keep the runs here; the same command goes on (default: nowhere)")
     given = parser.parse_args(words)

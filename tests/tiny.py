@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -289,9 +290,7 @@ _MADE: dict[str, Callable[[], Path]] = {
 
 def _placed(text: str) -> str:
     """Return an override with the places of what it names."""
-    for name, make in _MADE.items():
-        text = text.replace(f"{name}'", f"{make()}'") if f"{name}'" in text else text
-    return text
+    return re.sub(r"@[\w-]+", lambda name: str(_MADE[name[0]]()), text)
 
 
 @dataclass

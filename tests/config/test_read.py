@@ -84,7 +84,8 @@ def test_all_errors_at_once_in_the_order_of_the_file(recipe):
         ("temperature: 0.2", "sizes: [1, x]", "r.yaml:4: 'method.sizes[1]' needs a whole number, given 'x'"),
         ("temperature: 0.2", "either: [1]", "r.yaml:4: 'method.either' needs a whole number or text, given [1]"),
         ("temperature: 0.2", "crop: {kind: afine}",
-         "r.yaml:4: 'method.crop.kind' is 'afine'; allowed: resized, padded, square, affine. Did you mean 'affine'?"),
+         "r.yaml:4: 'method.crop.kind' is 'afine'; allowed: resized, padded, square, paddle, affine. Did you mean "
+         "'affine'?"),
         ("temperature: 0.2", "crop: {kind: affine}",
          "r.yaml:4: missing key 'method.crop.size' (side of the view, pixels)"),
         ("temperature: 0.2", "crop: {kind: affine, size: 8, sise: 2}",

@@ -12,7 +12,7 @@ from processes import run_processes
 from tiny import teacher, tiny_recipe
 
 from unlabeled.config.batches import block_problem
-from unlabeled.engine.build import kept_blocks
+from unlabeled.engine.build import info_from_record, info_record, kept_blocks
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.run.record import read_record
 from unlabeled.engine.train import train
@@ -37,6 +37,10 @@ def test_blocks_are_contiguous_parts_of_the_batch_whoever_holds_them(world: int,
                 assert block.number not in blocks
                 blocks[block.number] = rows[block.rows].tolist()
     assert blocks == {number: rows.tolist() for number, rows in enumerate(images.chunk(4))}
+
+
+def test_a_method_that_is_built_again_knows_the_number() -> None:
+    assert info_from_record(json.loads(json.dumps(info_record(info(2, 1)))), 0).block_count == 4
 
 
 def test_what_cannot_be_shared_is_refused() -> None:

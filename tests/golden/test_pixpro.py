@@ -11,7 +11,7 @@ import torch
 from golden_files import Case, close, tensor
 from torch import Tensor, nn
 
-from unlabeled.config.recipe import LearningRate, Optim
+from unlabeled.config.base.optim import LearningRate, Optim
 from unlabeled.engine.optim.lars import LARS
 from unlabeled.engine.plan import learning_rate
 from unlabeled.methods import pixpro

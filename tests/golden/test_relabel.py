@@ -12,8 +12,8 @@ from golden_files import Case, close, tensor
 from torch import Tensor, nn
 
 from unlabeled.augment import regularise
-from unlabeled.config.recipe import AdamP as AdamPOptions
-from unlabeled.config.recipe import LearningRate, Optim
+from unlabeled.config.base.optim import AdamP as AdamPOptions
+from unlabeled.config.base.optim import LearningRate, Optim
 from unlabeled.data.records.labelmaps import edges, pool
 from unlabeled.engine.optim.optimizer import build_optimizer, set_learning_rate
 from unlabeled.engine.plan import learning_rate

@@ -17,7 +17,7 @@ from unlabeled.augment.blur import Blur, blur, default_taps
 from unlabeled.augment.color import OPERATIONS, Chosen, Jitter, gray, jitter
 from unlabeled.augment.geometry import central_boxes
 from unlabeled.augment.resample import resample, resize_weights
-from unlabeled.config.recipe import LearningRate, Optim
+from unlabeled.config.base.optim import LearningRate, Optim
 from unlabeled.engine.optim.lars import LARS
 from unlabeled.engine.plan import learning_rate
 from unlabeled.methods import simclrv2

@@ -12,7 +12,7 @@ from golden_files import Case, close, tensor
 from processes import run_processes
 from torch import Tensor, nn
 
-from unlabeled.config.recipe import LearningRate, Optim
+from unlabeled.config.base.optim import LearningRate, Optim
 from unlabeled.data import order
 from unlabeled.engine.plan import Plan, learning_rate
 from unlabeled.engine.steps import make_step

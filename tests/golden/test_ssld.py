@@ -8,7 +8,7 @@ import pytest
 import torch
 from golden_files import Case, close, tensor
 
-from unlabeled.config.recipe import LearningRate, Optim
+from unlabeled.config.base.optim import LearningRate, Optim
 from unlabeled.engine.plan import learning_rate
 from unlabeled.methods.ssld.method import divergences, js_loss, soft_cross_entropy
 from unlabeled.ops.selection import likeliest_classes, top_per_class

@@ -13,7 +13,8 @@ from tiny import tiny_recipe, tiny_run
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from unlabeled.config.read import read_card
+from unlabeled.config.read import read_card, read_recipe
+from unlabeled.config.yaml.write import to_yaml
 from unlabeled.data.records.labelmaps import cell_weights, classes_of, edges, pool, whole
 from unlabeled.data.sources.open import open_source
 from unlabeled.engine.steps import make_step
@@ -218,6 +219,13 @@ def test_options_without_a_user_are_refused() -> None:
         RelabelConfig(smoothing=0.1)
     with pytest.raises(ValueError, match="'pooling' has no effect with targets: label"):
         RelabelConfig(targets="label", pooling="whole")
+
+
+@pytest.mark.parametrize("case", ["plain", "whole", "labels"])
+def test_a_run_reads_the_recipe_that_it_wrote(case: str, tmp_path: Path) -> None:
+    recipe = tiny_recipe("relabel", case)
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
+    assert read_recipe(tmp_path / "recipe.yaml") == recipe
 
 
 @pytest.mark.parametrize(("key", "value"), [("orientation", "col_major_WH"), ("resize", "crop")])

@@ -10,7 +10,7 @@ from timm.layers.grn import GlobalResponseNorm
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
-from unlabeled.config.recipe import Optim
+from unlabeled.config.base.optim import Optim
 from unlabeled.engine.optim.optimizer import build_optimizer
 from unlabeled.evaluation.dense.detection_train import _groups
 from unlabeled.methods.base import Method

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from unlabeled.config.base.curve import CurveRule, Table, curves
+from unlabeled.config.base.optim import Optim
 from unlabeled.config.batches import block_problem, small_batches
-from unlabeled.config.recipe import Optim, Recipe
+from unlabeled.config.recipe import Recipe
 from unlabeled.errors import UserError
 from unlabeled.ops.curves import Curve, curve_of, table_rate, value_at
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from unlabeled.config.base.optim import LearningRate, Optim
 from unlabeled.config.read import read_recipe
-from unlabeled.config.recipe import Data, LearningRate, MethodConfig, Optim, Recipe, Train
+from unlabeled.config.recipe import Data, MethodConfig, Recipe, Train
 from unlabeled.config.sources import Public, public
 from unlabeled.engine.build import stored_info
 from unlabeled.engine.method import build_method

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unlabeled.config.recipe import Optim
+from unlabeled.config.base.optim import Optim
 from unlabeled.engine.optim.adamp import AdamP
 
 LR, DECAY = 0.1, 0.5

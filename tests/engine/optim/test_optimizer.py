@@ -11,7 +11,7 @@ from tiny import tiny_recipe
 from torch import nn
 
 from unlabeled.config.base.curve import CurveRule
-from unlabeled.config.recipe import LearningRate, Optim
+from unlabeled.config.base.optim import LearningRate, Optim
 from unlabeled.engine.optim.lars import LARS
 from unlabeled.engine.optim.optimizer import build_optimizer, clip_and_norm, set_learning_rate
 from unlabeled.engine.plan import describe, learning_rate, make_plan

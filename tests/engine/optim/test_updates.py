@@ -12,7 +12,7 @@ from processes import run_processes
 from tiny import Tiny, differing, snapshot, tiny_recipe, tiny_run
 from torch import Tensor, nn
 
-from unlabeled.config.recipe import Optim
+from unlabeled.config.base.optim import Optim
 from unlabeled.engine.optim.optimizer import (
     build_optimizer,
     clip_and_norm,

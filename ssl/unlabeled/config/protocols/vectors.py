@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from unlabeled.config.base.optim import Optim
 from unlabeled.config.marks import Free, Scoring
-from unlabeled.config.recipe import Optim, Precision, Strict, Subset
+from unlabeled.config.recipe import Precision, Strict, Subset
 from unlabeled.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]

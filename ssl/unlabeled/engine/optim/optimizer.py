@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from unlabeled.config.base.curve import CurveRule
 from unlabeled.config.base.objects import is_dotted, load_object, refuse_unknown_options
-from unlabeled.config.recipe import Optim
+from unlabeled.config.base.optim import Optim
 from unlabeled.engine.optim.adamp import AdamP
 from unlabeled.engine.optim.lars import LARS
 from unlabeled.errors import UserError

@@ -45,6 +45,6 @@ class RelabelConfig(MethodConfig):
     def _options_have_a_user(self) -> RelabelConfig:
         if self.targets == "labelmap" and self.smoothing:
             raise ValueError("'smoothing' has no effect with targets: labelmap, whose absent classes smooth already")
-        if self.targets == "label" and "pooling" in self.model_fields_set:
+        if self.targets == "label" and self.pooling == "whole":
             raise ValueError("'pooling' has no effect with targets: label, which reads no map")
         return self

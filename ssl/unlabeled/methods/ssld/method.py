@@ -87,12 +87,13 @@ def refuse_other_classes(teacher: str, classes: int, names: Sequence[str] | None
     if info.classes not in (None, classes):
         other = f"knows {classes} classes, the data card {info.classes}"
     elif names is not None and info.names is not None and not (public(teacher) and set(names).isdisjoint(info.names)):
-        place = next((i for i, pair in enumerate(zip(names, info.names, strict=True)) if len(set(pair)) > 1), None)
+        place = next((i for i, pair in enumerate(zip(names, info.names, strict=False)) if len(set(pair)) > 1), None)
         if place is not None:
             other = f"calls class {place} '{names[place]}', the data card '{info.names[place]}'"
     if other:
         raise UserError(f"method.teacher '{teacher}' {other}; name a teacher of that set or, to take its images as "
-                        "unlabelled ones, leave its labels out: data.train.mix=[{card: NAME, labels: false}]")
+                        "unlabelled ones, leave its labels out: data.train={mix: [{card: NAME, labels: false}], "
+                        f"batch: {info.streams['train'].batch}}}")
 
 
 def make_student(network: BackboneModule, classes: int) -> Classifier:
