@@ -1,6 +1,6 @@
 """What stored views and a teacher's probabilities of them teach, beside labels on the same views: CIFAR-10 on a CPU.
 
-    python -m benchmarks.reinforcement OUT [seeds=3] [images=5000] [entries=8] [updates=800] [teacher_updates=1000]
+    python -m benchmarks.reinforcement OUT [seeds=3] [images=5000] [entries=8] [updates=800] [teacher_updates=2500]
 
 A plain network is trained on all labels; it says what it sees in `entries` views of each of `images` training images. A
 plain student learns from replays of these, of which the targets are the teacher's probabilities or the labels; all else
@@ -26,7 +26,7 @@ from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.subset import open_part
 from unlabeled.passes.reinforce import reinforce
 
-DEFAULTS = {"seeds": 3, "images": 5000, "entries": 8, "updates": 800, "teacher_updates": 1000}
+DEFAULTS = {"seeds": 3, "images": 5000, "entries": 8, "updates": 800, "teacher_updates": 2500}
 CROP = "{kind: padded, size: 32, flip: 0.5}"
 PLAIN = "backbone={name: 'benchmarks.plain_network:plain', options: {width: %d}}"
 SHORT = ["data.train.card=cifar10", "train.precision=fp32", "data.train.batch=64", "optim.lr.base=0.05",
