@@ -1,6 +1,6 @@
 """What stored views and a teacher's probabilities of them teach, beside labels on the same views: CIFAR-10 on a CPU.
 
-    python -m benchmarks.reinforcement OUT [seeds=3] [images=5000] [entries=8] [updates=800] [teacher_updates=2500]
+    python -m benchmarks.reinforcement OUT [seeds=3] [images=5000] [entries=8] [updates=800] [teacher_updates=1000]
 
 A plain network is trained on all labels; it says what it sees in `entries` views of each of `images` training images. A
 plain student learns from replays of these, of which the targets are the teacher's probabilities or the labels; all else
@@ -26,9 +26,10 @@ from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.subset import open_part
 from unlabeled.passes.reinforce import reinforce
 
-DEFAULTS = {"seeds": 3, "images": 5000, "entries": 8, "updates": 800, "teacher_updates": 2500}
+DEFAULTS = {"seeds": 3, "images": 5000, "entries": 8, "updates": 800, "teacher_updates": 1000}
 CROP = "{kind: padded, size: 32, flip: 0.5}"
 PLAIN = "backbone={name: 'benchmarks.plain_network:plain', options: {width: %d}}"
+TEACHER, STUDENT = 16, 8  # widths of the first of four pairs of layers
 SHORT = ["data.train.card=cifar10", "train.precision=fp32", "data.train.batch=64", "optim.lr.base=0.05",
          "optim.warmup_epochs=0"]
 
@@ -38,7 +39,7 @@ def run(out: Path, seeds: int, images: int, entries: int, updates: int, teacher_
     teacher, store = out / "teacher", out / "entries"
     started = time.process_time()
     if not (teacher / "export").exists():
-        train(teacher, [PLAIN % 16, "method.replay=0", "method.randaugment=null", "method.erasing=0",
+        train(teacher, [PLAIN % TEACHER, "method.replay=0", "method.randaugment=null", "method.erasing=0",
                         "data.train.records={}", f"train.updates={teacher_updates}", "data.train.batch=128"])
     subset = f"{{per_class: {images // 10}, seed: 0}}"
     card = read_card("cifar10")
@@ -58,7 +59,7 @@ def run(out: Path, seeds: int, images: int, entries: int, updates: int, teacher_
         for name, settings_of in arms.items():
             folder = out / f"{name.replace(', ', '-').replace(' ', '-')}-s{seed}"
             if not (folder / "export").exists():
-                train(folder, [PLAIN % 16, *settings_of, f"data.train.subset={subset}", f"train.seed={seed}",
+                train(folder, [PLAIN % STUDENT, *settings_of, f"data.train.subset={subset}", f"train.seed={seed}",
                                f"train.updates={updates}", f"data.train.records={{reinforcement: '{store}'}}"])
             scores.setdefault(name, []).append(accuracy(folder))
     for name, values in scores.items():
