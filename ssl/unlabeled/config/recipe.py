@@ -186,7 +186,7 @@ class StreamData(SetData):
         if bool(self.card) == bool(self.mix):
             raise ValueError("give either card or mix; where a recipe names a card, the whole block is given anew: "
                              f"{{mix: [{{card: NAME}}, ...], batch: {self.batch}}}")
-        idle = [key for key in ("root", "split", "subset", "records") if key in self.model_fields_set]
+        idle = [key for key in ("root", "split", "subset") if key in self.model_fields_set]
         if self.mix and idle:
             raise ValueError(f"'{idle[0]}' belongs to the sets of 'mix'")
         if len({one.weight is None for one in self.mix}) > 1:

@@ -42,6 +42,8 @@ def _open_stream(name: str, stream: StreamData) -> OpenStream:
             return OpenStream(cards, opened[0][1])
         weights = [one.weight for one in stream.mix if one.weight is not None]
         mixed = Mixed([source for _, source in opened], [one.labels for one in stream.mix], weights or None)
+        for kind, folder in stream.records.items():
+            mixed.stores[kind] = open_store(folder, mixed, kind)
         return OpenStream(cards, mixed)
     except UserError as error:  # sources name the keys of the usual stream
         raise UserError(str(error).replace("data.train.", f"data.{name}.")) from None

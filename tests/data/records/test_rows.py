@@ -92,6 +92,15 @@ def test_parts_and_mixes_read_the_rows_of_their_sets(tmp_path: Path) -> None:
         check(mixed, batch, Numbered(N), np.concatenate([places, np.arange(N)]))
 
 
+def test_a_mix_may_have_a_store_of_its_own(tmp_path: Path) -> None:
+    members = [Part(Numbered(N), np.arange(10)), Part(Numbered(N), np.arange(10, N))]
+    mixed = with_store(Mixed(members, [True, True]), tmp_path, {7: "was broken"})
+    assert mixed.records_about().keys() == mixed.records_digest().keys() == {"kept"}
+    for (batch,) in stream(mixed).updates(0, 6):
+        assert 7 not in batch.index
+        check(mixed, batch, Numbered(N), np.arange(N))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_processes_and_workers_change_nothing(tmp_path: Path, workers: int) -> None:
     source = with_store(Numbered(N, bad=(4,)), tmp_path)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from tests.data.toy_stores import write_store
 from tests.data.toys import Corner, Numbered
 
 from unlabeled.config.read import read_recipe
@@ -101,3 +104,12 @@ def test_bad_mixes_are_refused_with_their_place(given: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
         read_recipe(RECIPE, [f"data.train={given}"], check_files=True)
     assert said in str(refused.value) and "data.train" in str(refused.value)
+
+
+def test_a_recipe_names_a_store_of_the_mix(tmp_path: Path) -> None:
+    whole = open_streams(read_recipe(RECIPE, [MIX]))["train"].source
+    store = write_store(tmp_path, whole, "kept", {"x": np.arange(550)})
+    named = read_recipe(RECIPE, [MIX, f"data.train.records={{kept: {store}}}"])
+    source = open_streams(named)["train"].source
+    assert source.record("kept", np.array([0, 549]))["x"].tolist() == [0, 549]
+    assert named.model_dump(mode="json")["data"]["train"]["records"] == {"kept": str(store)}

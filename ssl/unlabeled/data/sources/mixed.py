@@ -82,11 +82,13 @@ class Mixed(Source):
         return one.raw(place)
 
     def has_record(self, name: str) -> bool:
-        """Return whether every set has a store of this name."""
-        return all(one.has_record(name) for one in self.members)
+        """Return whether there is a store of the mix, or one of every set."""
+        return super().has_record(name) or all(one.has_record(name) for one in self.members)
 
     def record(self, name: str, indices: np.ndarray) -> np.ndarray:
         """Return the stored rows, structured [n], of samples of any of the sets."""
+        if name in self.stores:
+            return super().record(name, indices)
         which = np.searchsorted(self.starts, indices, "right") - 1
         rows = np.empty(len(indices), self.members[0].record(name, indices[:0]).dtype)
         for number in np.unique(which).tolist():
@@ -95,21 +97,27 @@ class Mixed(Source):
         return rows
 
     def without_record(self, name: str) -> dict[int, str]:
-        """Return the samples that have no row in their set's store."""
+        """Return the samples that have no row in the mix's store, or in their set's."""
+        if name in self.stores:
+            return super().without_record(name)
         return {start + place: reason for start, one in zip(self.starts.tolist(), self.members, strict=False)
                 for place, reason in one.without_record(name).items()}
 
     def records_about(self) -> dict[str, dict[str, Any]]:
         """Return what readers of the stored rows of the first set must know: those of the others have the same form."""
-        return {name: about for name, about in self.members[0].records_about().items() if self.has_record(name)}
+        known = self.members[0].records_about()
+        return {**{name: about for name, about in known.items() if self.has_record(name)}, **super().records_about()}
 
     def records_digest(self) -> dict[str, str]:
         """Return what tells the stored rows of all sets from others."""
-        return {f"{name}.{number}": identity for number, one in enumerate(self.members)
-                for name, identity in one.records_digest().items() if self.has_record(name)}
+        known = {f"{name}.{number}": identity for number, one in enumerate(self.members)
+                 for name, identity in one.records_digest().items() if self.has_record(name)}
+        return {**known, **super().records_digest()}
 
     def neighbour(self, name: str, index: int, place: int) -> np.ndarray:
-        """Return an image that a stored row names, of the same set as the sample."""
+        """Return an image that a stored row names: of the same set as the sample, unless the store is of the mix."""
+        if name in self.stores:
+            return super().neighbour(name, index, place)
         one, own = self._place(index)
         return one.neighbour(name, own, place)
 
