@@ -21,7 +21,6 @@ from unlabeled.config.recipe import Recipe
 from unlabeled.config.yaml.write import to_yaml
 from unlabeled.data.batch import Batch
 from unlabeled.data.stream import TrainStream
-from unlabeled.data.streams import open_streams
 from unlabeled.engine import build, launch
 from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.method import build_method
@@ -270,7 +269,7 @@ def teacher() -> Path:
     run = Path(tempfile.mkdtemp(prefix="teacher-"))
     Finalize(None, shutil.rmtree, [run, True], exitpriority=0)  # also runs where a process of multiprocessing ends
     recipe = tiny_recipe("finetune", "plain")
-    info = build.make_info(recipe, open_streams(recipe))
+    info = build.make_info(recipe, build.open_data(recipe))
     method = build_method(recipe, info)
     torch.nn.init.normal_(method.classifier.linear.weight)
     (run / "recipe.yaml").write_text(to_yaml(recipe))
@@ -338,7 +337,7 @@ def tiny_run(
 ) -> Tiny:
     """Build the run in this process, which may be one of several; `change` its networks before they are wrapped."""
     accelerator = launch.start(recipe.train)
-    opened = open_streams(recipe)
+    opened = build.open_data(recipe)
     clock = build.method_class(recipe).clock
     plan = make_plan(recipe, clock, len(opened[clock].source), world())
     method = build_method(recipe, build.make_info(recipe, opened)).to(dtype)

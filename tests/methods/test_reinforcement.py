@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_recipe, tiny_run
 
 from unlabeled.config.read import read_recipe
-from unlabeled.data.streams import open_streams
 from unlabeled.engine import build
-from unlabeled.engine.plan import make_plan
+from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.methods.reinforcement.method import STORE, Reinforcement
 from unlabeled.ops.top_classes import densify
@@ -87,7 +87,7 @@ def _tiny_backbone(source: str | None = None) -> torch.nn.Module:
 def test_without_plain_images_no_label_is_needed() -> None:
     """The classes are then those that the store counts."""
     recipe = tiny_recipe("reinforcement", "plain", ["method.replay=1.0"])
-    opened = open_streams(recipe)
+    opened = build.open_data(recipe)
     source = opened["train"].source
     source.labels = source.classes = None
     info = build.make_info(recipe, opened)
@@ -108,7 +108,7 @@ def test_no_replay_is_plain_training() -> None:
 def test_the_store_counts_when_the_run_is_read_again() -> None:
     """A method is built again from `run.json`, without its data."""
     recipe = tiny_recipe("reinforcement", "mixed")
-    info = build.make_info(recipe, open_streams(recipe))
+    info = build.make_info(recipe, build.open_data(recipe))
     again = build.info_from_record(build.info_record(info), 0)
     assert again.streams["train"].records[STORE]["crop"]["size"] == 8
 
@@ -139,7 +139,7 @@ def test_options_without_a_user_are_refused(options: dict[str, object], message:
         read_recipe("demo/reinforcement", ["method={name: reinforcement}", *override(**options)])
 
 
-def test_a_store_is_asked_for_by_name() -> None:
+def test_a_store_is_asked_for_by_name(tmp_path: Path) -> None:
     recipe = tiny_recipe("reinforcement", "plain", ["data.train.records={}"])
     with pytest.raises(UserError, match=r"make them with unlabeled reinforce, then .*records.reinforcement=FOLDER"):
-        build.train_streams(recipe, open_streams(recipe), make_plan(recipe, "train", 1297, 1))
+        train(recipe, tmp_path / "run")

@@ -14,11 +14,11 @@ class Order:
 
     def __init__(self, samples: int, seed: int, name: str) -> None:
         self.samples, self.seed, self.name = samples, seed, name
-        self._cache: dict[tuple[str | int, ...], np.ndarray] = {}
+        self._kept: dict[str, dict[tuple[int, ...], np.ndarray]] = {}  # by what is permuted, for large sets take long
 
     def indices(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Return the samples, int64 [b], at `positions` [b] of an epoch; beyond the set follow more permutations."""
-        return self._cycled(self.samples, positions, "order", epoch)
+        return self._cycled("order", self.samples, positions, epoch)
 
     def substitute(self, epoch: int, position: int, attempt: int) -> int:
         """Return the sample that stands in at `position` after `attempt` unreadable ones there."""
@@ -27,26 +27,23 @@ class Order:
     def _chance(self, epoch: int, position: int, attempt: int) -> float:
         return float(uniforms(np.array([position]), 1, self.seed, self.name, "substitute", epoch, attempt)[0, 0])
 
-    def _cycled(self, samples: int, positions: np.ndarray, *what: str | int) -> np.ndarray:
-        """Return what stands at `positions` of permutations of range(samples) behind one another."""
+    def _cycled(self, what: str, samples: int, positions: np.ndarray, epoch: int) -> np.ndarray:
+        """Return what stands at `positions` of an epoch's permutations of range(samples) behind one another."""
         out = np.empty(len(positions), np.int64)
         rounds = positions // samples
         for again in np.unique(rounds).tolist():
             chosen = rounds == again
-            order = self._permutation(samples, *what, *([again] if again else []))
+            order = self._permutation(what, samples, (epoch, *([again] if again else [])))
             out[chosen] = order[positions[chosen] % samples]
         return out
 
-    def _permutation(self, samples: int, *what: str | int) -> np.ndarray:
-        if what not in self._cache:
-            if len(self._cache) >= self._held:  # an update may touch two epochs; older ones are not needed again
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[what] = permutation(samples, self.seed, self.name, *what)
-        return self._cache[what]
-
-    @property
-    def _held(self) -> int:
-        return 2
+    def _permutation(self, what: str, samples: int, which: tuple[int, ...]) -> np.ndarray:
+        kept = self._kept.setdefault(what, {})
+        if which not in kept:
+            if len(kept) > 1:  # an update may touch two epochs; older ones are not needed again
+                kept.pop(next(iter(kept)))
+            kept[which] = permutation(samples, self.seed, self.name, what, *which)
+        return kept[which]
 
 
 class WeightedOrder(Order):
@@ -70,7 +67,7 @@ class WeightedOrder(Order):
         for number in np.unique(which).tolist():
             chosen = which == number
             within = slots[chosen] - self.bounds[number]
-            out[chosen] = self.starts[number] + self._cycled(self.sizes[number], within, "set", number, epoch)
+            out[chosen] = self.starts[number] + self._cycled(f"set {number}", self.sizes[number], within, epoch)
         return out
 
     def substitute(self, epoch: int, position: int, attempt: int) -> int:
@@ -78,10 +75,6 @@ class WeightedOrder(Order):
         index = self.indices(epoch, np.array([position]))[0]
         number = int(np.searchsorted(self.starts, index, "right")) - 1
         return int(self.starts[number]) + int(self._chance(epoch, position, attempt) * self.sizes[number])
-
-    @property
-    def _held(self) -> int:
-        return 2 * (1 + len(self.sizes))
 
 
 def shares(weights: Sequence[float], total: int) -> list[int]:

@@ -13,7 +13,7 @@ from unlabeled.data.crops import cut, cut_in_turn
 from unlabeled.data.loader import PATIENCE, batches
 from unlabeled.data.order import Order, WeightedOrder
 from unlabeled.data.records.rows import Rows, joined, stored_rows
-from unlabeled.data.records.store import COMMANDS
+from unlabeled.data.records.store import refuse_no_store
 from unlabeled.data.remote import InOrder, StreamSource, Turn
 from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.data.sources.mixed import Mixed
@@ -21,6 +21,7 @@ from unlabeled.errors import UserError
 from unlabeled.ops.random import uniforms
 
 _ATTEMPTS = 10
+_SOME = np.zeros(1, np.int64)  # the entry of rows that have none
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class TrainStream:
             raise UserError(f"data.{name}: every image needs its place, and split '{source.split}' of data card "
                             f"'{source.name}' is streamed; use a card with random access, such as source kind shards")
         for record in stream.records:
-            _refuse_no_store(source, record.name, name)
+            refuse_no_store(source, record.name, name)
         self.maker: _TrainMaker | InOrder
         if isinstance(source, StreamSource):
             lanes = source.lanes(share.world, reading.workers)
@@ -144,17 +145,6 @@ def _order(source: Source, epoch: int, seed: int, name: str) -> Order:
     if isinstance(source, Mixed) and source.weights is not None:
         return WeightedOrder([len(one) for one in source.members], source.weights, epoch, seed, name)
     return Order(len(source), seed, name)
-
-
-def _refuse_no_store(source: Source, record: str, name: str) -> None:
-    here = f"split '{source.split}' of data card '{source.name}'"
-    if not source.random_access:
-        raise UserError(f"data.{name} reads {record} rows, which are kept by place, and {here} is streamed; use a card "
-                        "with random access, such as source kind shards")
-    if not source.has_record(record):
-        command = COMMANDS.get(record, "a command of its own")
-        raise UserError(f"data.{name} reads {record} rows of every image, and {here} has none: make them with "
-                        f"{command}, then give their folder with data.{name}.records.{record}=FOLDER")
 
 
 class _TrainMaker:
@@ -237,6 +227,7 @@ class _TrainMaker:
             rows = stored_rows(self.source, self.stream.records, np.array([index]), unit.positions[row : row + 1],
                                seed=self.order.seed, stream=self.order.name, epoch=unit.epoch)
             for number, (record, field) in enumerate(self.others):
-                place = -1 if field is None else int(rows[record][field][0])
-                images[number] = own if place < 0 else self.source.neighbour(record, index, place)
+                if field is not None and rows[record].get("entry", _SOME)[0] >= 0:  # a plain visit shows its own image
+                    place = int(rows[record][field][0])
+                    images[number] = own if place < 0 else self.source.neighbour(record, index, place)
         return images

@@ -12,7 +12,7 @@ from unlabeled.config.batches import block_problem
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.tables import METHODS
 from unlabeled.data.stream import BatchShare, Reading, TrainStream
-from unlabeled.data.streams import OpenStream
+from unlabeled.data.streams import OpenStream, open_streams
 from unlabeled.engine.plan import Plan
 from unlabeled.engine.run.record import read_record
 from unlabeled.errors import UserError
@@ -24,6 +24,12 @@ def method_class(recipe: Recipe) -> type[Method]:
     """Return the class that the recipe's method names: of the table, or `module:Class` of one's own."""
     found: type[Method] = load_object(recipe.method.name, {name: path for name, (_, path) in METHODS.items()})
     return found
+
+
+def open_data(recipe: Recipe) -> dict[str, OpenStream]:
+    """Open what the streams of the recipe read, with what is stored of their samples and its method asks for."""
+    wanted = method_class(recipe).streams(recipe.method)
+    return open_streams(recipe, {name: [record.name for record in stream.records] for name, stream in wanted.items()})
 
 
 def train_streams(

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from unlabeled.config.placed import placed
 from unlabeled.config.recipe import Recipe
 from unlabeled.data.batch import Batch
-from unlabeled.data.streams import OpenStream, open_streams
+from unlabeled.data.streams import OpenStream
 from unlabeled.engine import build, launch
 from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.journal import Journal
@@ -55,7 +55,7 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
     dry_run: build everything, do two updates, report memory and speed, write nothing. Raises UserError for bad input.
     """
     accelerator = launch.start(recipe.train)
-    opened = open_streams(recipe)
+    opened = build.open_data(recipe)
     recipe = placed(recipe)  # what is said of the data shows paths as they were given
     method_class = build.method_class(recipe)
     plan = make_plan(recipe, method_class.clock, len(opened[method_class.clock].source), world())

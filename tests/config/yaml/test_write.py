@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from tiny import TINY
 
 from unlabeled.config.read import read_recipe
 from unlabeled.config.schema import recipe_schema
@@ -28,6 +29,15 @@ def test_round_trip(recipe, tmp_path, overrides):
     (tmp_path / "again.yaml").write_text(to_yaml(first))
     assert read_recipe("again.yaml") == first
     assert yaml.safe_load(to_yaml(first)) == first.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("name", [f"{name}-{variant}" for name, variants in TINY.items() for variant in variants])
+def test_the_recipe_that_a_run_keeps_is_read_again_whatever_its_options(tmp_path, name):
+    method, variant = next((m, v) for m, variants in TINY.items() for v in variants if f"{m}-{v}" == name)
+    base, overrides = TINY[method][variant]
+    first = read_recipe(base, overrides)
+    (tmp_path / "kept.yaml").write_text(to_yaml(first))
+    assert read_recipe(tmp_path / "kept.yaml") == first
 
 
 def test_notes_stand_behind_their_keys(recipe, tmp_path):

@@ -65,7 +65,8 @@ def check(source: Source, batch: Batch, originals: Numbered, place: np.ndarray) 
         corner, partner = KEPT["corner"][own, entry], int(KEPT["partner"][own, entry])
         assert rows["corner"][row].tolist() == corner.tolist() and int(rows["partner"][row]) == partner
         top, left = corner
-        for crop, shown in zip(batch.crops, (own, own if partner < 0 else partner), strict=True):
+        second = own if partner < 0 or rows["entry"][row] < 0 else partner  # a plain visit shows no partner
+        for crop, shown in zip(batch.crops, (own, second), strict=True):
             image = originals._make(shown)[top : top + 4, left : left + 4]
             assert torch.equal(crop[row], torch.from_numpy(image).permute(2, 0, 1))
 

@@ -13,7 +13,10 @@ import pytest
 from tests.data.toy_stores import write_store
 from tests.data.toys import Numbered
 
+from unlabeled.config.card import Card
 from unlabeled.data.records.store import HEADER, Header, Store, block_file, open_store, whole_block
+from unlabeled.data.sources.base import Source
+from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.subset import Part
 from unlabeled.errors import UserError
 
@@ -86,6 +89,23 @@ def test_a_changed_byte_is_seen_by_the_checksum(folder: Path) -> None:
     content[5] ^= 1
     block_file(folder, 2).write_bytes(content)
     assert not whole_block(folder, header, 2)
+    store = open_store(folder, Numbered(N), "labelmap")
+    assert len(store.rows(np.arange(14))) == 14
+    with pytest.raises(UserError, match=r"rows-000002 is damaged: its rows have another checksum; give the command"):
+        store.rows(np.array([15]))
+
+
+def test_rendered_sets_of_another_split_or_rule_are_told_apart(tmp_path: Path) -> None:
+    def rendered(split: str, seed: int) -> Source:
+        return open_source(Card.model_validate({
+            "name": "s", "source": {"kind": "shapes", "size": 16, "seed": seed},
+            "splits": {"train": {"samples": N}, "test": {"samples": N}}}), split)
+
+    folder = write_store(tmp_path / "s", rendered("train", 0), "labelmap", COLUMNS)
+    open_store(folder, rendered("train", 0), "labelmap")
+    for split, seed in (("test", 0), ("train", 1)):
+        with pytest.raises(UserError, match="other names, or another order"):
+            open_store(folder, rendered(split, seed), "labelmap")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"fields": 3}', b'{"fields": {"x": ["<f9", []]}}'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from tests.data.toys import Corner, Numbered
 from unlabeled.config.read import read_recipe
 from unlabeled.data.batch import Stream
 from unlabeled.data.order import WeightedOrder, shares
+from unlabeled.data.records.store import open_store
 from unlabeled.data.sources.mixed import Mixed
 from unlabeled.data.stream import BatchShare, TrainStream
 from unlabeled.data.streams import open_streams
 from unlabeled.errors import UserError
+from unlabeled.ops.random import permutation
 
 
 def sets(in_memory: bool = False) -> list[Numbered]:
@@ -110,6 +113,58 @@ def test_a_recipe_names_a_store_of_the_mix(tmp_path: Path) -> None:
     whole = open_streams(read_recipe(RECIPE, [MIX]))["train"].source
     store = write_store(tmp_path, whole, "kept", {"x": np.arange(550)})
     named = read_recipe(RECIPE, [MIX, f"data.train.records={{kept: {store}}}"])
-    source = open_streams(named)["train"].source
+    source = open_streams(named, {"train": ["kept"]})["train"].source
     assert source.record("kept", np.array([0, 549]))["x"].tolist() == [0, 549]
     assert named.model_dump(mode="json")["data"]["train"]["records"] == {"kept": str(store)}
+    with pytest.raises(UserError, match=r"data.train.records.kept has no effect: the method .* reads no stored rows"):
+        open_streams(named, {"train": []})
+    with pytest.raises(UserError, match=r"reads other rows of every image, and split .* has none"):
+        open_streams(read_recipe(RECIPE, [MIX]), {"train": ["other"]})
+
+
+def test_stores_of_a_card_that_nothing_reads_are_left_alone(tmp_path: Path) -> None:
+    card = tmp_path / "mine.yaml"
+    card.write_text("name: mine\nsource: {kind: digits}\nsplits: {train: {}, val: {}}\n"
+                    f"records: {{train: {{kept: '{tmp_path}/nowhere'}}}}\n")
+    recipe = read_recipe(RECIPE, [f"data.train.card={card}"])
+    assert len(open_streams(recipe, {"train": []})["train"].source) == 1297
+    with pytest.raises(UserError, match="nowhere holds no rows of a pass"):
+        open_streams(recipe, {"train": ["kept"]})
+
+
+def test_rows_that_mean_something_else_do_not_mix(tmp_path: Path) -> None:
+    def members(**about: object) -> list[Numbered]:
+        two = [Numbered(10), Numbered(30)]
+        for number, (one, more) in enumerate(zip(two, ({}, about), strict=True)):
+            settings = {"crop": {"size": 32}, "num_classes": 7, "teacher": "a", **more}
+            folder = write_store(tmp_path / f"{len(list(tmp_path.iterdir()))}-{number}", one, "kept",
+                                 {"x": np.zeros(len(one), np.float32)}, **settings)
+            one.stores["kept"] = open_store(folder, one, "kept")
+        return two
+
+    assert Mixed(members(teacher="b", versions={"torch": "9"}), [True, True]).has_record("kept")
+    for about, said in (({"crop": {"size": 64}}, "crop {'size': 64} there, {'size': 32} here"),
+                        ({"num_classes": 8}, "num_classes 8 there, 7 here")):
+        with pytest.raises(UserError, match=re.escape(f"the kept rows of 'numbered' are of another kind than those of "
+                                                      f"'numbered': {said}")):
+            Mixed(members(**about), [True, True])
+
+
+def test_large_sets_stay_in_their_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unlabeled.data.sources.mixed._JOINED", 40 * 8 * 8 * 3 - 1)
+    mixed = Mixed(sets(in_memory=True), [True, True])
+    assert mixed.images is None and np.array_equal(mixed.image(13), Numbered(30).image(3))
+
+
+def test_a_small_set_that_repeats_costs_the_large_one_no_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def counted(n: int, *parts: object) -> np.ndarray:
+        made.append(n)
+        return permutation(n, *parts)
+
+    monkeypatch.setattr("unlabeled.data.order.permutation", counted)
+    order = WeightedOrder([4000, 10], [1, 1], 4000, 0, "train")
+    for first in range(0, 4000, 100):
+        order.indices(0, np.arange(first, first + 100))
+    assert made.count(4000) == 2, "the slots and the large set, once each"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.toy_stores import write_store
 from tests.engine.tiny_runs import older, rotnet
+from tiny import tiny_recipe
+from tiny_maps import labelmaps
 
 from unlabeled.config.recipe import Recipe
-from unlabeled.data.streams import open_streams
 from unlabeled.engine.run.record import read_record
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
@@ -81,15 +83,21 @@ def test_a_replaced_file_and_an_edited_card_are_refused(photos: Path, tmp_path: 
 
 
 def test_another_store_and_other_weights_of_a_mix_are_refused(tmp_path: Path) -> None:
-    source = open_streams(rotnet())["train"].source
-    rows = {"x": np.arange(len(source))}
-    first, second = (write_store(tmp_path / name, source, "kept", rows, teacher=name) for name in "ab")
+    first, second = (Path(shutil.copytree(labelmaps(), tmp_path / name)) for name in "ab")
+    header = json.loads((second / "header.json").read_bytes())
+    (second / "header.json").write_text(json.dumps({**header, "about": {**header["about"], "teacher": "another"}}))
+
+    def learning(store: Path) -> Recipe:
+        made = tiny_recipe("relabel", "plain", [f"data.train.records={{labelmap: {store}}}", "train.checkpoint_every=2",
+                                                "train.updates=6", "eval={every: 0, at_end: []}"])
+        return made
+
     run = tmp_path / "run"
-    begun(rotnet(f"data.train.records={{kept: {first}}}"), run)
-    with pytest.raises(UserError, match=r"data.train: 1297 samples; another store of kept rows"):
-        train(rotnet(f"data.train.records={{kept: {second}}}"), run)
+    begun(learning(first), run)
+    with pytest.raises(UserError, match=r"data.train: 1297 samples; another store of labelmap rows"):
+        train(learning(second), run)
     moved = first.rename(tmp_path / "moved")
-    assert train(rotnet(f"data.train.records={{kept: {moved}}}"), run).finished, "a store may move"
+    assert train(learning(moved), run).finished, "a store may move"
 
     def mixed(weight: int) -> Recipe:
         sets = f"[{{card: digits, weight: 1}}, {{card: digits, split: val, weight: {weight}}}]"

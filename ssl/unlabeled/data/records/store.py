@@ -88,11 +88,12 @@ class Header:
 
 def keys_digest(source: Source) -> str:
     """Return a digest of the keys of all samples in order; of numbered samples, of what is cheaply known of them."""
-    names = source.names()
+    names, traces = source.names(), source.traces()
     if names is not None:
         return digest(np.diff(names.ends, prepend=0), names.text)
-    traces = source.traces()
-    return digest(str(len(source)).encode(), *(() if traces is None else (traces,)))
+    if traces is not None:
+        return digest(str(len(source)).encode(), traces)
+    return digest(json.dumps(source.fingerprint()).encode())  # rendered sets: their labels
 
 
 def block_file(folder: Path, number: int) -> Path:
@@ -121,7 +122,8 @@ def read_ending(file: Path, size: int) -> dict[str, Any] | None:
             ending = stream.read()
         length = int.from_bytes(ending[-_LENGTH:], "little")
         about = json.loads(ending[:-_LENGTH])
-        whole = total == size + length + _LENGTH and isinstance(about["unreadable"], dict)
+        whole = (total == size + length + _LENGTH and isinstance(about["unreadable"], dict)
+                 and isinstance(about["sha256"], str))
         return about if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -141,12 +143,13 @@ class Store:
     """The rows of a finished store, mapped into memory where they are used; copies for other processes map again.
 
     unreadable: place -> reason of samples that have no row. Raises UserError for a damaged header and for blocks that
-    are missing or cut short.
+    are missing or cut short; and, when a block is first used, if its rows have another checksum.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.header = folder, Header.read(folder)
         self.unreadable: dict[int, str] = {}
+        self._checksums: list[str] = []
         missing = []
         for number in range(self.header.blocks):
             size = len(self.header.places(number)) * self.header.dtype.itemsize
@@ -154,6 +157,7 @@ class Store:
             if about is None:
                 missing.append(number)
             else:
+                self._checksums.append(about["sha256"])
                 self.unreadable |= {int(place): reason for place, reason in about["unreadable"].items()}
         if missing:
             self._refuse(missing)
@@ -196,8 +200,12 @@ class Store:
         if block is None:
             size = len(self.header.places(number)) * self.header.dtype.itemsize
             # numpy's maps keep their files open, of which a process may have no more than about a thousand
-            memory = torch.from_file(str(block_file(self.folder, number)), shared=False, size=size, dtype=torch.uint8)
-            block = self._mapped[number] = memory.numpy().view(self.header.dtype)
+            file = block_file(self.folder, number)
+            memory = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()
+            if hashlib.sha256(memory.data).hexdigest() != self._checksums[number]:
+                raise UserError(f"{file} is damaged: its rows have another checksum; give the command that made it "
+                                f"({COMMANDS.get(self.header.kind, 'the same one')} ...) again, which makes it anew")
+            block = self._mapped[number] = memory.view(self.header.dtype)
         return block
 
 
@@ -240,3 +248,15 @@ def refuse_other_classes(what: str, about: Mapping[str, Any], source: Source) ->
         place = next(i for i, (a, b) in enumerate(zip(names, source.classes, strict=True)) if a != b)
         raise UserError(f"{what}: class {place} of the teacher is '{names[place]}', that of {card} is "
                         f"'{source.classes[place]}'; bring the card's classes into the teacher's order, or the reverse")
+
+
+def refuse_no_store(source: Source, record: str, stream: str) -> None:
+    """Raise UserError, with the cure, if a stream wants rows that are not kept of its set."""
+    here = f"split '{source.split}' of data card '{source.name}'"
+    if not source.random_access:
+        raise UserError(f"data.{stream} reads {record} rows, which are kept by place, and {here} is streamed; use a "
+                        "card with random access, such as source kind shards")
+    if not source.has_record(record):
+        command = COMMANDS.get(record, "a command of its own")
+        raise UserError(f"data.{stream} reads {record} rows of every image, and {here} has none: make them with "
+                        f"{command}, then give their folder with data.{stream}.records.{record}=FOLDER")

@@ -12,6 +12,9 @@ from unlabeled.data.sources.fingerprint import Names, digest
 from unlabeled.data.sources.truth import Objects
 from unlabeled.errors import UserError
 
+_JOINED = 1 << 30  # bytes of images in memory up to which they are joined in one array; larger ones stay in their files
+_RUNNING = ("teacher", "network", "versions", "precision", "seed")  # beginnings of keys that do not describe rows
+
 
 class Mixed(Source):
     """The samples of `members` in this order; labels of members without are -1, all others must name the same classes.
@@ -34,21 +37,23 @@ class Mixed(Source):
             self.classes = _classes([one for one, own in zip(members, labels, strict=True) if own is not None])
             self.labels = np.concatenate([np.full(len(one), -1, np.int64) if own is None else own
                                           for one, own in zip(members, labels, strict=True)])
-        shapes = {None if one.images is None else one.images.shape[1:] for one in members}
-        if len(shapes) == 1 and None not in shapes:
-            self.images = np.concatenate([one.images for one in members if one.images is not None])
+        arrays = [one.images for one in members if one.images is not None]
+        alike = len(arrays) == len(members) and len({array.shape[1:] for array in arrays}) == 1
+        if alike and sum(array.nbytes for array in arrays) <= _JOINED:
+            self.images = np.concatenate(arrays)
         for start, one in zip(self.starts.tolist(), members, strict=False):
             self.unreadable |= {start + place: reason for place, reason in one.unreadable.items()}
         self._refuse_other_rows()
 
     def _refuse_other_rows(self) -> None:
-        nothing = np.empty(0, np.int64)
-        for name in filter(self.has_record, self.members[0].records_digest()):
-            kinds = [one.record(name, nothing).dtype for one in self.members]
-            other = next((i for i, kind in enumerate(kinds) if kind != kinds[0]), None)
-            if other is not None:
-                raise UserError(f"the {name} rows of '{self.members[other].name}' ({kinds[other]}) have another form "
-                                f"than those of '{self.members[0].name}' ({kinds[0]}); make both with one command")
+        """Raise UserError if the rows of two sets differ in more than the teacher: a method reads one description."""
+        first = self.members[0]
+        for name in filter(self.has_record, first.records_about()):
+            for other in self.members[1:]:
+                differ = _differences(_described(first, name), _described(other, name))
+                if differ:
+                    raise UserError(f"the {name} rows of '{other.name}' are of another kind than those of "
+                                    f"'{first.name}': {differ}; make both alike")
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -129,6 +134,17 @@ class Mixed(Source):
     def _place(self, index: int) -> tuple[Source, int]:
         number = int(np.searchsorted(self.starts, index, "right")) - 1
         return self.members[number], index - int(self.starts[number])
+
+
+def _described(source: Source, name: str) -> dict[str, Any]:
+    """Return what is known of stored rows but for the teacher and how it ran."""
+    known = {key: value for key, value in source.records_about()[name].items() if not key.startswith(_RUNNING)}
+    return {**known, "form": str(source.record(name, np.empty(0, np.int64)).dtype)}
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> str:
+    keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
+    return "; ".join(f"{key} {str(other.get(key))[:60]} there, {str(one.get(key))[:60]} here" for key in keys[:2])
 
 
 def _joined(names: list[str]) -> str:

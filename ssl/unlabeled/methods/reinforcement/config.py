@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from unlabeled.config.augment import RandAugment, StorableCrop, StoredResizedCrop
 from unlabeled.config.recipe import MethodConfig
+
+_OF_PLAIN_IMAGES = ("randaugment", "erasing")
 
 
 class ReinforcementConfig(MethodConfig):
@@ -37,7 +39,12 @@ class ReinforcementConfig(MethodConfig):
             raise ValueError("'mix' has no effect with replay: 0, which reads no entry")
         if self.targets == "label" and self.replay == 0:
             raise ValueError("'targets' has no effect with replay: 0, which reads no entry")
-        idle = {"randaugment", "erasing"} & self.model_fields_set
+        idle = set(_OF_PLAIN_IMAGES) & self.model_fields_set
         if self.replay == 1 and idle:
             raise ValueError(f"'{min(idle)}' has no effect with replay: 1, which takes no plain image")
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_options_without_user(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        idle = _OF_PLAIN_IMAGES if self.replay == 1 else ()
+        return {key: value for key, value in dump(self).items() if key not in idle}

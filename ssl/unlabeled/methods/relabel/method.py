@@ -69,6 +69,9 @@ class Relabel(Method):
     def _mixed(self, views: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
         """CutMix with the image beside it, by one box for the global batch; none in the last epochs."""
         cut, (view, target) = self.cfg.cutmix, views.values()
+        if cut is not None and cut.off_last_epochs >= step.epochs:
+            raise UserError(f"method.cutmix has no effect: it is off in the last {cut.off_last_epochs} epochs, and the "
+                            f"run has {step.epochs}; lower method.cutmix.off_last_epochs, or leave cutmix out")
         if cut is None or step.epoch >= step.epochs - cut.off_last_epochs:
             return views
         if self.info.world > 1 and len(view) % 2:
