@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     restored = load_run(arguments.run)
     default = "backbone" if "backbone" in restored.method.exports() else None
     name, export = pick_export(restored.method, arguments.export or default)
-    classes = export_classes(f"{restored.run}:{name}")
+    classes = export_classes(restored.run, name)
     lines = write_named(export, restored.recipe.backbone, arguments.format, arguments.out, classes)
     print(f"{arguments.out}: export {name}, update {restored.update}. To load it:\n\n{lines}\n")
     return 0

@@ -63,12 +63,13 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
                 recompute_activations(network, built.name)
             refuse_images(network, sizes, f"'{origin}'", built)
             network.input, network.gives = export.input, export.gives
-            network.names = export_classes(named) if source is not None and weights else None
+            network.names = export.names if source is not None and weights else None
             seed_everything(info.seed, "init", len(backbones))  # what follows does not depend on how it was built
         backbones.append(network)
         return network
 
     method = method_class(recipe)(recipe.method, make_backbone, info)
+    method.taught_names = next((network.names for network in backbones if network.names), None)
     if not trained:
         rows = Rows()
         draw_for_the_global_batch(method, backbones, sizes, rows)
@@ -180,7 +181,7 @@ def _of_run(source: str, *, weights: bool, logits: bool | None = None) -> Export
         except (SafetensorError, RuntimeError) as error:
             raise UserError(f"{file} is damaged or of another network ({_first_line(error)}); remove it, then give the "
                             "command of that run again, which writes it from its last checkpoint") from error
-    whole = replace(export, build=lambda: network)
+    whole = replace(export, build=lambda: network, names=export_classes(run, name))
     return whole if block is None else inner(whole, block)
 
 

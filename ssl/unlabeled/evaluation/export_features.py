@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -24,13 +25,14 @@ from unlabeled.data.sources.files.lists import one_line, write_lines
 from unlabeled.data.sources.open import open_source
 from unlabeled.engine.launch import pick_device, pick_precision
 from unlabeled.engine.passes.features import Embedder, network_embedder
+from unlabeled.engine.passes.folder import removed
 from unlabeled.engine.passes.run import Work, run_pass
 from unlabeled.engine.passes.source import open_split
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.setup import own_levels, pick_export
 from unlabeled.methods.base import Export
-from unlabeled.ops.distributed import rank
+from unlabeled.ops.distributed import on_rank0, rank
 from unlabeled.ops.machine.files import refuse_unwritable, temporary, write_atomically
 
 _FIELD = "feature"
@@ -40,7 +42,8 @@ _TOGETHER = 1 << 12  # rows in memory at once
 def export_features(run: Path, images: str | Path, out: Path, *, export: str | None = None,
                     precision: Precision = "auto", batch: int = 256, workers: int = 4, max_corrupt: float = 1.0,
                     part: Part = WHOLE, split: str | None = None, root: str | None = None) -> int | None:
-    """Write the features of all images and return how many there are; None while other parts are missing.
+    """Write the features of all images and return how many there are; None while other parts are missing, or if another
+    job has finished meanwhile.
 
     images: a folder, or a data card, of which `split` is taken. OUT.npy: float32 [n, F]; OUT.safetensors: the same as
     tensor `features`. Beside it OUT.txt: the images' keys (paths below a folder), one per row as `data.lists` writes
@@ -61,8 +64,13 @@ def export_features(run: Path, images: str | Path, out: Path, *, export: str | N
     work = _work(embedder, name, network, restored.update, ImageMaker(source, [EvalCrop(embedder.size)]), device)
     width = work.fields[_FIELD][1][0]
     rows = out.with_suffix(".rows")
-    store = run_pass(work, source, rows, part=part, batch=batch, workers=workers, device=device,
-                     max_corrupt=max_corrupt, more=4 * width * len(source))
+    try:
+        store = run_pass(work, source, rows, part=part, batch=batch, workers=workers, device=device,
+                         max_corrupt=max_corrupt, more=4 * width * len(source))
+    except UserError:
+        if not on_rank0(lambda: _finished_elsewhere(rows, out)):
+            raise
+        return None
     if store is None:
         return None
     readable = np.setdiff1d(np.arange(len(source)), np.array([*store.unreadable], np.int64))
@@ -103,13 +111,23 @@ def _finish(store: Store, source: Source, readable: np.ndarray, rows: Path, out:
     try:
         write_atomically(out.with_suffix(".txt"), lambda file: file.write(keys))
         write_atomically(out, lambda file: _write(file, store, readable, out.suffix))
-    except (OSError, RuntimeError):
-        if rows.exists() or not out.exists():
+    except (OSError, RuntimeError, UserError):
+        if not removed(rows) or not out.exists():
             raise
         return  # another part finished at the same time, and was faster
     aside = temporary(rows)
-    os.rename(rows, aside)  # at once: a folder of which a part is gone would be taken for a pass that was cut short
+    with contextlib.suppress(FileNotFoundError):  # it was faster by less
+        os.rename(rows, aside)  # at once: a folder of which a part is gone would be taken for a pass that was cut short
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _finished_elsewhere(rows: Path, out: Path) -> bool:
+    """Return, with a line, whether another job has written the file and taken the rows away meanwhile."""
+    there = removed(rows) and out.exists()
+    if there:
+        shutil.rmtree(rows, ignore_errors=True)  # blocks of this job that came too late
+        print(f"another job has finished meanwhile: {out} is there, and {rows} no longer needed")
+    return there
 
 
 def _write(file: BinaryIO, store: Store, readable: np.ndarray, suffix: str) -> None:

@@ -177,11 +177,15 @@ def width_of(network: BackboneModule) -> int:
 
 @dataclass(frozen=True)
 class Export:
-    """A network to evaluate and to hand to users; `build` returns a standalone copy in evaluation mode."""
+    """A network to evaluate and to hand to users; `build` returns a standalone copy in evaluation mode.
+
+    names: of the classes of logits, in their order, where it comes from elsewhere and they are known.
+    """
 
     build: Callable[[], nn.Module]
     gives: Literal["vector", "map", "tokens", "logits"]
     input: Input
+    names: list[str] | None = None
 
 
 class Method(nn.Module):
@@ -190,6 +194,7 @@ class Method(nn.Module):
     Config: ClassVar[type[MethodConfig]]
     clock: ClassVar[str] = "train"
     couples_batch: bool = False
+    taught_names: list[str] | None = None  # of the classes that its teacher knows; the engine sets it
 
     @classmethod
     def streams(cls, cfg: MethodConfig) -> dict[str, Stream]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from unlabeled.errors import UserError
 
@@ -32,10 +33,10 @@ class Selection:
         return np.unique(self.places[self.places >= 0])
 
 
-def likeliest_classes(prob: np.ndarray, p: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def likeliest_classes(prob: Tensor, p: int = 1) -> tuple[Tensor, Tensor]:
     """Return the `p` most probable classes of `prob` [n, C], of equal ones the first, and their values: [n, p]."""
-    classes = np.argsort(-prob, axis=1, kind="stable")[:, :p]
-    return classes, np.take_along_axis(prob, classes, 1)
+    value, classes = prob.sort(dim=1, descending=True, stable=True)
+    return classes[:, :p], value[:, :p]
 
 
 def top_per_class(

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from unlabeled.augment.replay.entries import fields
+from unlabeled.augment.replay.entries import OPERATIONS, RANDAUGMENT_INTERPOLATION, fields
 from unlabeled.config.augment import PaddedCrop, StorableCrop, StoredResizedCrop
 from unlabeled.config.passes.convert_ml_dr import MlDrFiles
 from unlabeled.data.batch import Batch
+from unlabeled.data.records.classes import Classes
 from unlabeled.data.records.store import Store
 from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.engine.passes.run import Work, run_pass
@@ -24,10 +25,18 @@ from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0
 from unlabeled.passes.entries import KIND
 from unlabeled.passes.ml_dr_format import decompress, read_plain, row_of, transforms_of
+from unlabeled.passes.published import refuse_other_labels, spread
 
 CONFIG = "config.pth.tar"
-_ASKED = 100  # images whose sizes and labels are compared
 _LISTED = 5
+_PILS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers of filters
+_BORDERS: dict[Any, Literal["black", "reflect"]] = {"constant": "black", "reflect": "reflect"}
+# options that a replay has in one way
+_FIXED: dict[tuple[str, str], Any] = {
+    ("rand_augment", "interpolation"): RANDAUGMENT_INTERPOLATION, ("rand_augment", "fill"): 0,
+    ("rand_augment", "num_ops"): OPERATIONS, ("resize", "interpolation"): "bilinear", ("random_crop", "fill"): 0,
+    ("random_erase", "value"): 0,
+}
 
 
 @dataclass(frozen=True)
@@ -93,9 +102,9 @@ def convert(folder: Path, source: Source, settings: MlDrFiles, device: torch.dev
     published = open_published(folder, source, settings)
     on_rank0(lambda: refuse_other_images(published, source))
     entries, topk = published.row(0)["class"].shape
-    about = {"classes": None, "num_classes": published.classes, "entries": entries, "topk": topk, "mix": published.mix,
-             "crop": published.crop.model_dump(), "randaugment_interpolation": "nearest", "published": "ml-dr",
-             "transforms": list(published.transforms)}
+    about = {**Classes(str(folder), published.classes, None).about(), "entries": entries, "topk": topk,
+             "mix": published.mix, "crop": published.crop.model_dump(), "published": "ml-dr",
+             "randaugment_interpolation": RANDAUGMENT_INTERPOLATION, "transforms": list(published.transforms)}
     work = Work(KIND, fields(entries, topk, published.mix), about, _RecordMaker(published, entries, topk),
                 lambda batch: batch.records[KIND])
     return run_pass(work, source, Path(settings.out).expanduser(), part=settings.share, batch=settings.batch,
@@ -124,15 +133,45 @@ def open_published(folder: Path, source: Source, settings: MlDrFiles) -> Publish
 
 
 def _crop(transforms: dict[str, Any], size: int | None) -> StorableCrop:
-    options = transforms.get("random_resized_crop")
-    if options is not None:
-        return StoredResizedCrop(size=size or _number(options, "size"))
-    options = transforms.get("random_crop")
-    if options is None:
-        raise ValueError("it names neither random_resized_crop nor random_crop, of which stored views are made")
+    """Return the crop of a configuration. Raises ValueError for one that cannot be replayed."""
+    kinds = [name for name in ("random_resized_crop", "random_crop") if name in transforms]
+    if len(kinds) != 1:
+        raise ValueError("it names neither random_resized_crop nor random_crop, of which stored views are made"
+                         if not kinds else f"it names {' and '.join(kinds)}, but stored views are of one crop")
+    (kind,) = kinds
+    before = ("resize", "center_crop") if kind == "random_resized_crop" else ("center_crop",)
+    other = [name for name in before if name in transforms]
+    if other:
+        raise ValueError(f"it names {' and '.join(other)} before {kind}, which a replay cannot show")
+    for (name, option), allowed in _FIXED.items():
+        stated = _stated(transforms.get(name), option)
+        if stated is not None and stated != allowed:
+            raise ValueError(f"{name} has {option} {stated}, but a replay has {allowed}")
+    options = transforms[kind]
+    side = size or _number(options, "size")
+    if kind == "random_resized_crop":
+        stated = _stated(options, "interpolation")
+        if stated not in (None, "bilinear", "bicubic"):
+            raise ValueError(f"random_resized_crop has interpolation {stated}; replayed are bilinear and bicubic")
+        return StoredResizedCrop(size=side, interpolation=stated or "bilinear")
     resize = transforms.get("resize")
-    return PaddedCrop(kind="padded", size=size or _number(options, "size"), pad=_number(options, "padding", 0),
+    border = _stated(options, "padding_mode") or "constant"
+    if border not in _BORDERS:
+        raise ValueError(f"random_crop has padding_mode {border}; replayed are {' and '.join(_BORDERS)}")
+    return PaddedCrop(kind="padded", size=side, pad=_number(options, "padding", 0), border=_BORDERS[border],
                       resize=None if resize is None else _number(resize, "size"))
+
+
+def _stated(options: Any, key: str) -> Any:
+    """Return an option of a transform, interpolations by name; None if it is not given."""
+    value = options.get(key) if isinstance(options, dict) else None
+    if key == "interpolation":
+        if isinstance(value, int) and not isinstance(value, bool):
+            return _PILS.get(value, value)
+        return value.lower() if isinstance(value, str) else value
+    if isinstance(value, list | tuple) and value and len(set(value)) == 1:
+        value = value[0]
+    return value
 
 
 def _number(options: Any, key: str, otherwise: int | None = None) -> int:
@@ -147,20 +186,13 @@ def _number(options: Any, key: str, otherwise: int | None = None) -> int:
 
 def refuse_other_images(published: Published, source: Source) -> None:
     """Print how often stored classes and labels agree. Raises UserError if records are those of other images."""
-    places = np.unique(np.linspace(0, len(source) - 1, _ASKED).astype(int)).tolist()
-    same, labelled = 0, 0
-    for place in places:
+    places = spread(source)
+    said = []
+    for place in places.tolist():
         row = published.row(place)
         _refuse_crop_outside(published, source, place, row["crop"])
-        label = -1 if source.labels is None else int(source.labels[place])
-        if label >= 0:
-            total = np.bincount(row["class"].ravel(), row["prob"].ravel().astype(float), published.classes)
-            same, labelled = same + int(total.argmax() == label), labelled + 1
-    if labelled:
-        print(f"stored classes and labels agree for {same} of {labelled} images", flush=True)
-    if labelled >= 20 and same <= labelled * min(0.5, 3 / published.classes):
-        raise UserError(f"{published.folder}: the most probable class of stored entries is the label of {same} of "
-                        f"{labelled} images only: they are of other images, or of files or classes in another order")
+        said.append(np.bincount(row["class"].ravel(), row["prob"].ravel().astype(float), published.classes).argmax())
+    refuse_other_labels(published.folder, "stored classes", source, places, np.array(said), published.classes)
 
 
 def _refuse_crop_outside(published: Published, source: Source, place: int, crop: np.ndarray) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from unlabeled.config.passes.convert import Orientation, RelabelFiles
 from unlabeled.data.batch import Batch
-from unlabeled.data.records.labelmaps import KIND
+from unlabeled.data.records.classes import Classes
+from unlabeled.data.records.labelmaps import KIND, pool, whole
 from unlabeled.data.records.store import Store
 from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.engine.launch import pick_precision
@@ -20,10 +21,10 @@ from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0
 from unlabeled.passes.labelmaps import MOST_CLASSES, describe, fields_of, open_teacher
 from unlabeled.passes.orientation import Trial, orientation_by_test
+from unlabeled.passes.published import refuse_other_labels, spread
 
-_TRIED = 100  # images of the test of the orientation
+_TRIED = 100  # first images of which one must have a map
 _LISTED = 3
-
 
 Map = dict[str, Tensor]  # what a file holds: `logit` and `index`, [k, H, W] each, as its axes lie
 
@@ -67,6 +68,11 @@ class Files:
             return f"holds a map of {list(found.shape[1:])}, others {list(expected)}"
         if not bool(found.isfinite().all()):
             return "holds NaN or infinity"
+        exact = round(2 / torch.finfo(found.dtype).eps)  # beyond it not every whole number is one of the type
+        if self.classes - 1 > exact:
+            kind = str(found.dtype).removeprefix("torch.")
+            return (f"holds numbers of classes as {kind}, which are exact up to {exact} only, but there are "
+                    f"{self.classes} classes")
         index = found[1]
         if bool(((index != index.round()) | (index < 0) | (index >= self.classes)).any()):
             return f"names classes outside of 0 to {self.classes - 1}"
@@ -104,8 +110,8 @@ class Files:
 def convert(folder: Path, source: Source, settings: RelabelFiles, device: torch.device) -> Store | None:
     """Keep the maps of a folder in `settings.out`, found by the keys of `source`; None while other parts are missing.
 
-    Raises UserError for a folder of other images, an orientation that cannot be told, and as `run_pass` does; images
-    without a map count as unreadable.
+    Raises UserError for a folder of other images or classes, an orientation that cannot be told, and as `run_pass`
+    does; images without a map count as unreadable.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name the one that holds CLASS/IMAGE.pt")
@@ -117,10 +123,13 @@ def convert(folder: Path, source: Source, settings: RelabelFiles, device: torch.
     orientation = settings.orientation
     if orientation is None:
         orientation = on_rank0(lambda: _tested(files, source, settings, device))
+    else:
+        on_rank0(lambda: refuse_other_images(files, source))
     files.turned = orientation == "wh"
     k, height, width = files.shape
     shape = (k, width, height) if files.turned else (k, height, width)
-    about = describe(classes, None, shape, {"published": folder.name, "published_orientation": orientation})
+    about = describe(Classes(str(folder), classes, None), shape, {
+        "published": folder.name, "published_orientation": orientation})
 
     def compute(batch: Batch) -> dict[str, Tensor]:
         return batch.records[KIND]
@@ -137,9 +146,22 @@ def _tested(files: Files, source: Source, settings: RelabelFiles, device: torch.
     if teacher.linear.out_features != files.classes:
         raise UserError(f"'{settings.teacher}' knows {teacher.linear.out_features} classes, the label maps "
                         f"{files.classes}; take a teacher of the same classes, or orientation=hw|wh")
-    spread = np.linspace(0, len(source) - 1, min(_TRIED, len(source))).astype(np.int64)
-    maps = files.make(spread)
-    if not maps.records[KIND]:
-        raise UserError(f"{files.folder} has no map of {len(spread)} images over the whole split; complete it")
-    trial = Trial(maps.index.numpy(), **maps.records[KIND])
+    trial = _trial(files, source)
     return orientation_by_test(trial, source, teacher, device)
+
+
+def _trial(files: Files, source: Source) -> Trial:
+    """Return the maps of some images as they lie in their files. Raises UserError if none is there."""
+    places = spread(source)
+    maps = files.make(places)
+    if not maps.records[KIND]:
+        raise UserError(f"{files.folder} has no map of {len(places)} images over the whole split; complete it")
+    return Trial(maps.index.numpy(), **maps.records[KIND])
+
+
+def refuse_other_images(files: Files, source: Source) -> None:
+    """Raise UserError if the classes of whole maps are hardly ever the images' labels; without labels nothing is known.
+    """
+    trial = _trial(files, source)
+    said = pool(trial.logit, trial.index, whole(trial.logit), files.classes).argmax(1)
+    refuse_other_labels(files.folder, "label maps", source, trial.places, said.numpy(), files.classes)

@@ -22,22 +22,29 @@ from unlabeled.backbones.sizes import refuse_images
 from unlabeled.config.passes.labelmaps import LabelmapSettings
 from unlabeled.data.batch import Batch
 from unlabeled.data.evaluation import ImageMaker
+from unlabeled.data.records.classes import (
+    WITH_THE_CARD,
+    Classes,
+    classes_of_card,
+    classes_of_teacher,
+    refuse_other_classes,
+)
 from unlabeled.data.records.labelmaps import KIND, ORIENTATION, RESIZE, pool, whole
-from unlabeled.data.records.store import Store, refuse_other_classes
+from unlabeled.data.records.store import Store
 from unlabeled.data.sources.base import Source
-from unlabeled.engine.exports.classes import export_classes
 from unlabeled.engine.exports.split import split_classifier
 from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.method import load_teacher
+from unlabeled.engine.passes.kept_features import network_digest
 from unlabeled.engine.passes.run import Work, run_pass
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Input
 from unlabeled.ops.distributed import on_rank0
-from unlabeled.ops.frozen import weights_digest
 from unlabeled.ops.precision import Resolved, autocast, full_precision
 
 MOST_CLASSES = 65_535  # that two bytes tell apart
-_ASKED = 100  # images of the check at the end
+_ASKED = 100  # images of which maps and teacher are compared, before and after
+_TOGETHER = 16  # of them at once
 
 
 # ---- the maps
@@ -75,6 +82,11 @@ class Teacher:
     names: list[str] | None
     precision: Resolved
 
+    @property
+    def classes(self) -> Classes:
+        """Return the classes that it knows."""
+        return classes_of_teacher(self.source, self.linear.out_features, self.names)
+
     def map_of(self, crops: Tensor) -> Tensor:
         """Return the logits, float32 [b, classes, H, W], of the cells of uint8 images [b, 3, S, S]."""
         with autocast(crops.device, self.precision):
@@ -108,7 +120,7 @@ def open_teacher(source: str, device: torch.device, precision: Resolved, size: i
                         f"{MOST_CLASSES} at most")
     refuse_images(network, {image.size: "size"}, f"'{source}'")
     network = network.to(device).to(memory_format=torch.channels_last).eval()
-    return Teacher(source, network, features, linear, image, export_classes(source), precision)
+    return Teacher(source, network, features, linear, image, export.names, precision)
 
 
 # ---- the pass
@@ -118,14 +130,15 @@ def write_labelmaps(source: Source, teacher: str, settings: LabelmapSettings, de
     """Keep the label maps of all images of `source` in the folder `settings.out`; None while other parts are missing.
 
     Raises UserError as `open_teacher` and `run_pass` do, for classes that are not those of the set, and if the maps of
-    some images do not say what the teacher says of the images.
+    some images do not say what the teacher says of the images, which is seen before the pass and behind it.
     """
     known = open_teacher(teacher, device, pick_precision(settings.precision, device.type), settings.size)
     classes = known.linear.out_features
     if settings.k > classes:
         raise UserError(f"unlabeled labelmaps: k={settings.k}, but the teacher knows {classes} classes")
-    refuse_other_classes(f"'{teacher}'", {"classes": known.names, "num_classes": classes}, source)
+    refuse_other_classes(known.classes, classes_of_card(source), WITH_THE_CARD)
     work = work_of(known, source, settings.k, device)
+    on_rank0(lambda: try_out(work, source, known, device))
     store = run_pass(work, source, Path(settings.out).expanduser(), part=settings.share, batch=settings.batch,
                      workers=settings.workers, device=device, max_corrupt=settings.max_corrupt)
     if store is not None:
@@ -136,9 +149,8 @@ def write_labelmaps(source: Source, teacher: str, settings: LabelmapSettings, de
 def work_of(teacher: Teacher, source: Source, k: int, device: torch.device) -> Work:
     """Return what the pass computes of the images of a split."""
     shape, squash = _shape(teacher, device), Whole(teacher.input.size)
-    weights = bytes(weights_digest(teacher.network).tolist()).hex()
-    about = describe(teacher.linear.out_features, teacher.names, (k, *shape), {
-        "teacher": teacher.source, "teacher_sha256": weights, "size": squash.size,
+    about = describe(teacher.classes, (k, *shape), {
+        "teacher": teacher.source, "network": network_digest(teacher.network, repr(teacher.input)), "size": squash.size,
         "interpolation": squash.interpolation, "precision": teacher.precision})
 
     def compute(batch: Batch) -> dict[str, Tensor]:
@@ -153,12 +165,11 @@ def fields_of(shape: tuple[int, int, int]) -> dict[str, tuple[str, tuple[int, ..
     return {"logit": ("<f2", shape), "index": ("<u2", shape)}
 
 
-def describe(classes: int, names: list[str] | None, shape: tuple[int, int, int], more: dict[str, Any],
-             ) -> dict[str, Any]:
+def describe(classes: Classes, shape: tuple[int, int, int], more: dict[str, Any]) -> dict[str, Any]:
     """Return what a store says of its maps, with `more` on how they came about."""
     k, height, width = shape
-    return {"classes": names, "num_classes": classes, "k": k, "map_size": [height, width], "orientation": ORIENTATION,
-            "resize": RESIZE, **more}
+    return {**classes.about(), "k": k, "map_size": [height, width], "orientation": ORIENTATION, "resize": RESIZE,
+            **more}
 
 
 @torch.inference_mode()
@@ -176,27 +187,60 @@ def _shape(teacher: Teacher, device: torch.device) -> tuple[int, int]:
     return dense.shape[2], dense.shape[3]
 
 
-# ---- the check at the end
+# ---- the check before and after
+
+
+def try_out(work: Work, source: Source, teacher: Teacher, device: torch.device) -> None:
+    """Print of how many images, spread over the split, the pooled map and the teacher name the same class.
+
+    Raises UserError, with reason and cure, if these are less than a quarter. A map keeps the k best classes of every
+    cell, and others count as 0, so that some images differ, above all those that show several things.
+    """
+    batch = _some(source, teacher, list(source.unreadable))
+    if not len(batch.index):
+        return  # the pass says why
+    with torch.inference_mode(), full_precision(device):
+        parts = [work.compute(Batch([part.to(device)], [None], torch.arange(len(part))))
+                 for part in batch.crops[0].split(_TOGETHER)]
+    logit, index = (torch.cat([part[field].cpu() for part in parts]) for field in ("logit", "index"))
+    same, below = _agreement(logit, index, batch, teacher, device)
+    print(f"maps and teacher name the same class of {same} of {len(logit)} images", flush=True)
+    if 4 * same < len(logit):
+        classes = teacher.linear.out_features
+        why = "k is too small; give a larger one"
+        if 2 * below > len(logit) - same:
+            why = (f"of {below} the logit of its class is negative, as with classifiers that were trained by binary "
+                   "cross-entropy, and classes that a cell does not keep count as 0, which is more. Keep all of them "
+                   f"with k={classes}, or take a classifier that was trained with a softmax")
+        raise UserError(f"'{teacher.source}': the pooled maps name its class of {same} of {len(logit)} images only: "
+                        f"{why}")
+
+
+def check(store: Store, source: Source, teacher: Teacher, device: torch.device) -> None:
+    """Raise UserError if what is kept names the teacher's class of less than a quarter of some images."""
+    batch = _some(source, teacher, list(store.unreadable))
+    rows = store.rows(batch.index.numpy())
+    logit, index = (torch.from_numpy(np.ascontiguousarray(rows[field])) for field in ("logit", "index"))
+    same, _ = _agreement(logit, index, batch, teacher, device)
+    if 4 * same < len(logit):
+        raise UserError(f"{store.folder}: the pooled maps name the teacher's class of {same} of {len(logit)} images "
+                        "only. They are of other images or another network: remove the folder and make it anew")
+
+
+def _some(source: Source, teacher: Teacher, unreadable: list[int]) -> Batch:
+    """Return images that are spread over the split, as the teacher sees them."""
+    readable = np.setdiff1d(np.arange(len(source)), unreadable)
+    places = readable[np.linspace(0, len(readable) - 1, min(_ASKED, len(readable))).astype(int)]
+    return ImageMaker(source, [Whole(teacher.input.size)]).make(places)
 
 
 @torch.inference_mode()
-def check(store: Store, source: Source, teacher: Teacher, device: torch.device) -> None:
-    """Print of how many images the pooled map and the teacher name the same class.
-
-    Raises UserError if these are less than a quarter: the maps are then of other images. A map keeps the k best classes
-    of every cell, and others count as 0, so that some images differ, above all those that show several things.
-    """
-    readable = np.setdiff1d(np.arange(len(source)), list(store.unreadable))
-    places = readable[np.linspace(0, len(readable) - 1, min(_ASKED, len(readable))).astype(int)]
-    batch = ImageMaker(source, [Whole(teacher.input.size)]).make(places)
-    rows = store.rows(batch.index.numpy())
-    logit, index = (torch.from_numpy(np.ascontiguousarray(rows[field])) for field in ("logit", "index"))
-    mapped = pool(logit, index, whole(logit), teacher.linear.out_features).argmax(1)
+def _agreement(logit: Tensor, index: Tensor, batch: Batch, teacher: Teacher, device: torch.device) -> tuple[int, int]:
+    """Return of how many images maps and teacher name one class, and of how many others that class is below 0."""
+    pooled = pool(logit, index, whole(logit), teacher.linear.out_features)
     with full_precision(device):
-        said = torch.cat([teacher.logits(part.to(device)).argmax(1).cpu() for part in batch.crops[0].split(16)])
-    same = int((mapped == said).sum())
-    print(f"maps and teacher name the same class of {same} of {len(said)} images", flush=True)
-    if 4 * same < len(said):
-        raise UserError(f"{store.folder}: the pooled maps name the teacher's class of {same} of {len(said)} images "
-                        "only. They are of other images or another network, or k is too small: remove the folder and "
-                        "make it anew, with a larger k")
+        said = torch.cat([teacher.logits(part.to(device)).argmax(1).cpu()
+                          for part in batch.crops[0].split(_TOGETHER)])
+    same = pooled.argmax(1) == said
+    below = ~same & (pooled.gather(1, said[:, None])[:, 0] < 0)
+    return int(same.sum()), int(below.sum())

@@ -91,19 +91,24 @@ def row_of(params: Params, size: int, mix: bool) -> dict[str, np.ndarray]:
     size: side of the view, pixels. Raises ValueError for what no view can have.
     """
     mixed = params["id2"] is not None
-    row = _view({name: value[0] if mixed else value for name, value in params.items() if name not in ("id2", *_MIXING)},
-                size)
+    own = {name: value for name, value in params.items() if name not in ("id2", *_MIXING)}
+    row = _view(_side(own, 0) if mixed else own, size)
     if not mix:
         return row
     mixing = {name: values[0] for name, values in unmixed(1).items()}
     second = row
     if mixed:
-        second = _view({name: value[1] for name, value in params.items() if name not in ("id2", *_MIXING)}, size)
+        second = _view(_side(own, 1), size)
         share, cut = params.get("mixup"), params.get("cutmix")
         mixing = {"partner": np.array(params["id2"], np.int64),
                   "mixup": np.array(1.0 if share is None else share, np.float32),
                   "cut": mixing["cut"] if cut is None else _box(cut[1], size)}
     return {**row, **mixing, **{f"{name}2": value for name, value in second.items()}}
+
+
+def _side(params: Params, side: int) -> Params:
+    """Return what was drawn of one image of a mixed sample; a transform that was skipped of both has no pair."""
+    return {name: None if pair is None else pair[side] for name, pair in params.items()}
 
 
 def _view(params: Params, size: int) -> dict[str, np.ndarray]:

@@ -9,24 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
 from unlabeled.augment.replay.crops import drawing
-from unlabeled.augment.replay.entries import Law, fields
+from unlabeled.augment.replay.entries import RANDAUGMENT_INTERPOLATION, Law, fields
 from unlabeled.backbones.sizes import refuse_images
 from unlabeled.config.augment import StorableCrop
 from unlabeled.config.passes.reinforce import ReinforceSettings
-from unlabeled.data.records.store import Store, refuse_other_classes
+from unlabeled.data.records.classes import (
+    WITH_THE_CARD,
+    Classes,
+    classes_of_card,
+    classes_of_teacher,
+    refuse_other_classes,
+)
+from unlabeled.data.records.store import Store
 from unlabeled.data.sources.base import Source
-from unlabeled.engine.exports.classes import export_classes
 from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.method import load_teacher
+from unlabeled.engine.passes.kept_features import network_digest
 from unlabeled.engine.passes.run import Work, run_pass
 from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export
-from unlabeled.ops.frozen import weights_digest
 from unlabeled.passes.entries import KIND, EntryMaker
 from unlabeled.passes.teachers import Teachers, teach
 
@@ -48,17 +54,16 @@ def reinforce(source: Source, teachers: Sequence[str], settings: ReinforceSettin
         refuse_images(network, {crop.size: "crop.size"}, f"'{teacher}'")
     precision = pick_precision(settings.precision, device.type)
     panel = Teachers(networks, [export.input for export in exports], precision)
-    classes = _classes(teachers, panel, crop.size, source, device)
-    count = classes["num_classes"]
+    count, classes = _classes(teachers, exports, panel, crop.size, source, device)
     if settings.topk > count:
         raise UserError(f"unlabeled reinforce: topk={settings.topk}, but the teachers know {count} classes")
     about = {
-        **classes,
+        **classes.about(),
         **settings.model_dump(include={"entries", "topk", "mix", "randaugment", "erasing", "seed"}),
         "crop": crop.model_dump(),
-        "randaugment_interpolation": "nearest",
-        "teachers": [{"teacher": teacher, "sha256": bytes(weights_digest(network).tolist()).hex()}
-                     for teacher, network in zip(teachers, networks, strict=True)],
+        "randaugment_interpolation": RANDAUGMENT_INTERPOLATION,
+        "teachers": [{"teacher": teacher, "network": network_digest(network, repr(export.input))}
+                     for teacher, network, export in zip(teachers, networks, exports, strict=True)],
         "precision": precision,
         "device": device.type,
     }
@@ -85,22 +90,19 @@ def _sized(crop: StorableCrop, teacher: Export) -> StorableCrop:
 
 
 @torch.inference_mode()
-def _classes(teachers: Sequence[str], panel: Teachers, size: int, source: Source, device: torch.device,
-             ) -> dict[str, Any]:
+def _classes(teachers: Sequence[str], exports: Sequence[Export], panel: Teachers, size: int, source: Source,
+             device: torch.device) -> tuple[int, Classes]:
     """Return number and names of the classes. Raises UserError unless they are those of all teachers and of the set."""
-    first: dict[str, Any] | None = None
+    known: list[Classes] = []
+    count = 0
     black = torch.zeros(1, 3, size, size, device=device)
-    for teacher, network in zip(teachers, panel.networks, strict=True):
-        count, names = network(black).shape[1], export_classes(teacher)
-        about = {"classes": names, "num_classes": count}
-        refuse_other_classes(f"'{teacher}'", about, source)
-        first = first or about
-        if count != first["num_classes"] or (names and first["classes"] and names != first["classes"]):
-            raise UserError(f"teachers '{teachers[0]}' and '{teacher}' know different classes, {first['num_classes']} "
-                            f"and {count}, or in another order: their probabilities cannot be averaged")
-        first["classes"] = first["classes"] or names
-    assert first is not None
-    if first["num_classes"] > MOST_CLASSES:
-        raise UserError(f"'{teachers[0]}' knows {first['num_classes']} classes; entries hold the numbers of "
-                        f"{MOST_CLASSES} at most")
-    return first
+    for teacher, export, network in zip(teachers, exports, panel.networks, strict=True):
+        count = network(black).shape[1]
+        own = classes_of_teacher(teacher, count, export.names)
+        refuse_other_classes(own, classes_of_card(source), WITH_THE_CARD)
+        for other in known:
+            refuse_other_classes(own, other, "name teachers of the same classes, whose probabilities can be averaged")
+        if count > MOST_CLASSES:
+            raise UserError(f"'{teacher}' knows {count} classes; entries hold the numbers of {MOST_CLASSES} at most")
+        known.append(own)
+    return count, min(known, key=lambda each: (each.names is None, each.public))  # with names, in words of the set

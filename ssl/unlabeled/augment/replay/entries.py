@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unlabeled.augment.operations import rand_augment
+from unlabeled.augment.operations import Interpolation, rand_augment
 from unlabeled.augment.replay import erasing
 from unlabeled.ops.random import uniforms
 
@@ -23,6 +23,7 @@ Fields = dict[str, tuple[str, tuple[int, ...]]]
 
 OPERATIONS = 2  # of RandAugment per view
 SKIPPED = 255  # op of a view that has none
+RANDAUGMENT_INTERPOLATION: Interpolation = "nearest"  # of stored views, as the published ones were made
 MOST_ENTRIES = 1 << 20
 _ENTRY_BITS = MOST_ENTRIES.bit_length() - 1
 _PHOTOMETRIC: Fields = {"op": ("|u1", (OPERATIONS,)), "magnitude": ("<f4", (OPERATIONS,)), "erase": ("<u2", (4,))}

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from unlabeled.data.records.classes import WITH_THE_CARD, classes_of_card, classes_of_header, refuse_other_classes
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.fingerprint import digest
 from unlabeled.errors import UserError
@@ -38,7 +38,7 @@ class Header:
 
     fields: name -> numpy's code of the type, little endian, and the shape in one row. block: rows per file. keys: the
     digest of the split's keys in order (`keys_digest`). about: what else their readers must know, as JSON: `classes`
-    (their names in order, or None), `num_classes`, teacher, sizes.
+    (their names in order, or None), `num_classes`, `public_names` (see `records.classes`), teacher, sizes.
     """
 
     kind: str
@@ -231,23 +231,8 @@ def open_store(folder: str | Path, source: Source, kind: str) -> Store:
     if header.keys != keys_digest(source):
         raise UserError(f"{folder} was made of {theirs}, whose samples have other names, or another order, than those "
                         f"of {here}; name the store of this split, or make it: {command}")
-    refuse_other_classes(str(folder), header.about, source)
+    refuse_other_classes(classes_of_header(str(folder), header.about), classes_of_card(source), WITH_THE_CARD)
     return Store(folder)
-
-
-def refuse_other_classes(what: str, about: Mapping[str, Any], source: Source) -> None:
-    """Raise UserError if `what` tells other classes apart than the set, or in another order; about: as in `Header`."""
-    names, count = about.get("classes"), about.get("num_classes")
-    card = f"data card '{source.name}'"
-    if source.classes is None:
-        return
-    if count is not None and count != len(source.classes):
-        raise UserError(f"{what} knows {count} classes, but {card} has {len(source.classes)}: the teacher was trained "
-                        "on other classes; take a teacher that was trained on those of the card")
-    if names is not None and list(names) != list(source.classes):
-        place = next(i for i, (a, b) in enumerate(zip(names, source.classes, strict=True)) if a != b)
-        raise UserError(f"{what}: class {place} of the teacher is '{names[place]}', that of {card} is "
-                        f"'{source.classes[place]}'; bring the card's classes into the teacher's order, or the reverse")
 
 
 def refuse_no_store(source: Source, record: str, stream: str) -> None:

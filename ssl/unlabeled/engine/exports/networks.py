@@ -13,7 +13,6 @@ from torch import nn
 from unlabeled.backbones.build import loading_lines
 from unlabeled.backbones.intermediate import Intermediate
 from unlabeled.config.recipe import Recipe
-from unlabeled.engine.exports.classes import class_names
 from unlabeled.engine.exports.preparation import preparation, preparing_lines
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.errors import UserError, did_you_mean, nearest
@@ -24,10 +23,11 @@ def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int
                   classes: Sequence[str] | None = None) -> str:
     """Write `export/NAME.safetensors` and `.json` for every export; return the lines that load the backbone.
 
-    They also prepare images for it, as it was evaluated. classes: their names, which the files of classifiers state.
+    They also prepare images for it, as it was evaluated. classes: names of the data's, which the files of classifiers
+    state, or else its teacher's.
     """
     exports = method.exports()
-    names = class_names(recipe, classes, folder.path)
+    names = classes or method.taught_names
     for name, export in exports.items():
         state = {key: value.detach().cpu().contiguous() for key, value in export.build().state_dict().items()}
         content = save(state)
@@ -40,7 +40,7 @@ def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int
             "preparation": preparation(export.input),
             "update": update,
             "seed": recipe.train.seed,
-            **({"classes": names} if names and export.gives == "logits" else {}),
+            **({"classes": list(names)} if names and export.gives == "logits" else {}),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         folder.write(f"export/{name}.json", json.dumps(about, indent=1))
@@ -67,7 +67,7 @@ def find_export(exports: Mapping[str, Export], name: str | None) -> tuple[str, s
 
 def inner(export: Export, block: str) -> Export:
     """Return the export that ends after the block of that name inside its network."""
-    return dataclasses.replace(export, build=lambda: Intermediate(export.build(), block), gives="map")
+    return dataclasses.replace(export, build=lambda: Intermediate(export.build(), block), gives="map", names=None)
 
 
 def open_residuals(export: Export) -> Export:

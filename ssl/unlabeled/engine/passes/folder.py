@@ -17,7 +17,8 @@ import numpy as np
 
 from unlabeled.config.passes.shared import Part
 from unlabeled.data.records.store import HEADER, Header, Store, block_file, keys_digest, read_ending, whole_block
-from unlabeled.data.sources.base import CorruptSample, Source
+from unlabeled.data.sources.base import Source
+from unlabeled.data.workers import Maker
 from unlabeled.engine.run.progress import volume
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0, rank
@@ -61,7 +62,7 @@ def block_rows(rows: int, itemsize: int) -> int:
     return block
 
 
-def begin(out: Path, header: Header, source: Source, part: Part, more: int) -> Begun:
+def begin(out: Path, header: Header, source: Source, maker: Maker, part: Part, more: int) -> Begun:
     """Make the folder, or find out what is there; say what is to come, `more` bytes beside the rows among it.
 
     Blocks that are damaged are missing, and those with samples that can be read by now. Raises UserError for a folder
@@ -76,7 +77,7 @@ def begin(out: Path, header: Header, source: Source, part: Part, more: int) -> B
             damaged += block_file(out, number).exists()
         elif not whole_block(out, header, number):
             damaged += 1
-        elif _readable_again(source, reasons := _unreadable(out, header, number)):
+        elif _readable_again(source, maker, reasons := _unreadable(out, header, number)):
             mended += 1
         else:
             unreadable |= reasons
@@ -96,10 +97,26 @@ def block_there(out: Path, header: Header, number: int) -> bool:
     return read_ending(block_file(out, number), _size(header, number)) is not None
 
 
+def removed(out: Path) -> bool:
+    """Return whether the folder of a pass that has begun is no longer there: some take their rows away at the end."""
+    return not (out / HEADER).exists()
+
+
+def refuse_removed(out: Path) -> None:
+    """Raise UserError if the folder of the pass is no longer there."""
+    if removed(out):
+        raise UserError(f"{out} was removed meanwhile, perhaps by another job that finished; look for its result, or "
+                        "give the command again")
+
+
 def finished(out: Path, header: Header, part: Part) -> Store | None:
-    """Return what is kept in the folder, on all processes; None, and a line, if blocks are missing yet."""
+    """Return what is kept in the folder, on all processes; None, and a line, if blocks are missing yet.
+
+    Raises UserError, perhaps on some processes alone, if the folder was removed.
+    """
 
     def count() -> int:
+        refuse_removed(out)
         missing = sum(not block_there(out, header, number) for number in range(header.blocks))
         if missing:
             print(f"part {part} of {out} is complete; {missing} of {header.blocks} blocks are missing yet, those of "
@@ -212,14 +229,9 @@ def _unreadable(out: Path, header: Header, number: int) -> dict[int, str]:
     return {int(place): reason for place, reason in about["unreadable"].items()}
 
 
-def _readable_again(source: Source, unreadable: Mapping[int, str]) -> bool:
-    """Return whether one of these samples can be read now: a disk or a permission was mended."""
-    for place in unreadable:
-        if place not in source.unreadable:
-            with contextlib.suppress(CorruptSample):
-                source.image(place)
-                return True
-    return False
+def _readable_again(source: Source, maker: Maker, unreadable: Mapping[int, str]) -> bool:
+    """Return whether one of these samples can be made now: a disk or a permission was mended, or a file came."""
+    return any(place not in source.unreadable and len(maker.make(np.array([place])).index) for place in unreadable)
 
 
 def _versions() -> dict[str, str]:

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from unlabeled.config.passes.shared import WHOLE, Part
 from unlabeled.data.batch import Batch
-from unlabeled.data.records.store import HEADER, Header, Store, write_block
+from unlabeled.data.records.store import Header, Store, write_block
 from unlabeled.data.sources.base import CorruptKey, Source
 from unlabeled.data.sources.files.lists import write_lines
 from unlabeled.data.workers import Maker
 from unlabeled.engine.passes.features import refuse_corrupt
-from unlabeled.engine.passes.folder import begin, block_there, finished, header_of
+from unlabeled.engine.passes.folder import begin, block_there, finished, header_of, refuse_removed
 from unlabeled.engine.passes.queue import Queue
 from unlabeled.engine.passes.source import refuse_streamed
 from unlabeled.engine.passes.walk import walk
@@ -62,7 +62,7 @@ def run_pass(work: Work, source: Source, out: Path, *, part: Part = WHOLE, batch
     """
     refuse_streamed(source)
     header = header_of(work.kind, work.fields, work.about, source)
-    header, missing, unreadable = on_rank0(lambda: begin(out, header, source, part, more))
+    header, missing, unreadable = on_rank0(lambda: begin(out, header, source, work.maker, part, more))
     queue = Queue(missing)
     problem: Exception | None = None
     try:
@@ -71,7 +71,12 @@ def run_pass(work: Work, source: Source, out: Path, *, part: Part = WHOLE, batch
         problem = error
         queue.fail()
     raise_together(problem, device)
-    store = finished(out, header, part)
+    store = None
+    try:
+        store = finished(out, header, part)
+    except UserError as error:
+        problem = error
+    raise_together(problem, device)  # none of them goes on to take the rows away before all have opened them
     if store is not None:
         _refuse_unreadable(source, store.unreadable, max_corrupt, out)
     return store
@@ -124,9 +129,7 @@ class _Pass:
     def _units(self, batch: int) -> Iterator[np.ndarray]:
         """Yield the places of batch after batch, cut inside of blocks."""
         for number in self.queue:
-            if not (self.out / HEADER).exists():
-                raise UserError(f"{self.out} was removed meanwhile, perhaps by another job that finished; look for its "
-                                "result, or give the command again")
+            refuse_removed(self.out)
             if block_there(self.out, self.header, number):  # another job was faster
                 self.progress.advance(self.queue.finish(len(self.header.places(number))))
                 continue

@@ -27,13 +27,12 @@ _CONTAINERS = ("", "state_dict_ema", "model_ema", "teacher", "state_dict", "mode
 
 @dataclass(frozen=True)
 class Opened:
-    """A network of another library: exports `backbone` and, where it has one, `classifier`; names of its classes.
+    """A network of another library: exports `backbone` and, where it has one, `classifier`.
 
     backbone: what builds it in a recipe.
     """
 
     exports: dict[str, Export]
-    classes: list[str] | None
     backbone: Backbone
 
 
@@ -58,8 +57,9 @@ def open_public(named: Public, *, weights: bool = True, options: Mapping[str, An
     state = content.state if weights else None
     exports = {BACKBONE: Export(partial(_built, library, state, 0), "vector", image)}
     if classes:
-        exports[CLASSIFIER] = Export(partial(_built, library, state, classes), "logits", image)
-    return Opened(exports, _names(named, library, content, classes), library.backbone)
+        names = _names(named, library, content, classes)
+        exports[CLASSIFIER] = Export(partial(_built, library, state, classes), "logits", image, names)
+    return Opened(exports, library.backbone)
 
 
 def published_file(named: Public) -> bytes:

@@ -18,6 +18,7 @@ from unlabeled.augment import operations
 from unlabeled.augment.photometric import to_input
 from unlabeled.augment.replay import erasing
 from unlabeled.augment.replay.crops import StoredCrop, drawing
+from unlabeled.augment.replay.entries import RANDAUGMENT_INTERPOLATION
 from unlabeled.augment.replay.render import render, replay
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.records.rows import Record
@@ -124,6 +125,10 @@ def refuse_other_views(cfg: ReinforcementConfig, about: dict[str, Any]) -> None:
     if mixed != cfg.mix:
         raise UserError(f"the stored entries are {'mixed with a second image' if mixed else 'not mixed'}, so say "
                         f"method.mix={str(mixed).lower()}")
+    stated = about.get("randaugment_interpolation", RANDAUGMENT_INTERPOLATION)
+    if stated != RANDAUGMENT_INTERPOLATION:
+        raise UserError(f"RandAugment of the stored views was {stated}, and a replay is {RANDAUGMENT_INTERPOLATION}: "
+                        "make entries anew, with unlabeled reinforce")
     for key in ("kind", "size", "pad", "border", "resize", "interpolation"):
         ours = getattr(cfg.crop, key, None)
         if ours != stored.get(key):

@@ -16,8 +16,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from unlabeled.augment import autoaugment, geometry
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.sizes import try_image
-from unlabeled.config.sources import public
 from unlabeled.data.batch import Batch, Stream
+from unlabeled.data.records.classes import Classes, classes_of_teacher, refuse_other_classes
 from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export, Info, Losses, MakeBackbone, Method, Step, input_of
 from unlabeled.methods.classifier import Classifier
@@ -78,22 +78,16 @@ def make_teacher(cfg: SSLDConfig, network: BackboneModule) -> tuple[Frozen, int]
     return Frozen(network, cfg.teacher, by_batch=by_batch), logits.shape[1]
 
 
-def refuse_other_classes(teacher: str, classes: int, names: Sequence[str] | None, info: Info) -> None:
+def refuse_other_card(teacher: str, classes: int, names: Sequence[str] | None, info: Info) -> None:
     """Raise UserError, with the cure, if a card has other classes than the teacher, or another order of them.
 
-    names: of the teacher's classes. Another library may call the same classes by other words: then none is in both.
+    names: of the teacher's classes.
     """
-    other = None
-    if info.classes not in (None, classes):
-        other = f"knows {classes} classes, the data card {info.classes}"
-    elif names is not None and info.names is not None and not (public(teacher) and set(names).isdisjoint(info.names)):
-        place = next((i for i, pair in enumerate(zip(names, info.names, strict=False)) if len(set(pair)) > 1), None)
-        if place is not None:
-            other = f"calls class {place} '{names[place]}', the data card '{info.names[place]}'"
-    if other:
-        raise UserError(f"method.teacher '{teacher}' {other}; name a teacher of that set or, to take its images as "
-                        "unlabelled ones, leave its labels out: data.train={mix: [{card: NAME, labels: false}], "
-                        f"batch: {info.streams['train'].batch}}}")
+    refuse_other_classes(
+        classes_of_teacher(teacher, classes, names, f"method.teacher '{teacher}'"),
+        Classes("the data card", info.classes, info.names),
+        "name a teacher of that set or, to take its images as unlabelled ones, leave its labels out: data.train={mix: "
+        f"[{{card: NAME, labels: false}}], batch: {info.streams['train'].batch}}}")
 
 
 def make_student(network: BackboneModule, classes: int) -> Classifier:
@@ -134,7 +128,7 @@ class SSLD(Method):
         teacher = make_backbone(cfg.teacher)
         self.teacher_input = input_of(teacher, cfg.crop.size, info)
         self.teacher, classes = make_teacher(cfg, teacher)
-        refuse_other_classes(cfg.teacher, classes, teacher.names, info)
+        refuse_other_card(cfg.teacher, classes, teacher.names, info)
         network = make_backbone()
         self.input = input_of(network, cfg.crop.size, info)
         self.student = make_student(network, classes)

@@ -49,7 +49,8 @@ def judge(cfg: MineSettings, pool: tuple[Source, Store], against: tuple[Source, 
     counts = np.empty((0, 2), np.int32)
     if len(features):
         source = Pairs(features, pool[0], against[0])
-        name = f"pairs-{hashlib.sha256(features.tobytes()).hexdigest()[:8]}"
+        places = np.stack([features["against"], features["pool"]], 1)  # cosines may be rounded otherwise elsewhere
+        name = f"pairs-{hashlib.sha256(places.astype('<i8').tobytes()).hexdigest()[:8]}"
         store = run_pass(comparing(source, device), source, out / name, part=cfg.share, batch=BATCH,
                          workers=cfg.workers, device=device, max_corrupt=1.0)
         if store is None:

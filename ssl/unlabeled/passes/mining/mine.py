@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from unlabeled.config.passes.mining import MineSettings
+from unlabeled.data.records.classes import classes_of_card, classes_of_teacher, refuse_other_classes
 from unlabeled.data.records.store import Store
 from unlabeled.data.sources.base import CorruptKey, with_reason
-from unlabeled.engine.exports.classes import export_classes
 from unlabeled.engine.launch import pick_device, pick_precision
 from unlabeled.engine.passes.run import run_pass
 from unlabeled.errors import UserError
@@ -51,7 +51,7 @@ def mine(teacher: str, cfg: MineSettings) -> Path | None:
         raise UserError(f"against={cfg.against} is the pool itself: every image of it would be a duplicate; name the "
                         "evaluation set")
     network = Teacher(teacher, device, pick_precision(cfg.precision, device.type))
-    names = _class_names(teacher, network.classes, known)
+    names = _class_names(network, known)
     if cfg.multi_class_top_p > network.classes:
         raise UserError(f"multi_class_top_p={cfg.multi_class_top_p}, but {teacher} has {network.classes} classes")
     stores = {}
@@ -61,6 +61,9 @@ def mine(teacher: str, cfg: MineSettings) -> Path | None:
                 scoring(network, each.source, cfg.multi_class_top_p), each.source, out / setting, part=cfg.share,
                 batch=cfg.batch, workers=cfg.workers, device=device, max_corrupt=cfg.max_corrupt)
     if None in stores.values():
+        if against is not None and rank() == 0:
+            print(f"this was the first of two rounds: when all parts have done their images, give every part's command "
+                  f"again, {cfg.part} too, for the comparison of pairs", flush=True)
         return None
     rows = {setting: store for setting, store in stores.items() if store is not None}
     free = readable(rows["pool"])
@@ -72,6 +75,9 @@ def mine(teacher: str, cfg: MineSettings) -> Path | None:
     if against is not None:
         judged = judge(cfg, (pool.source, rows["pool"]), (against.source, rows["against"]), free, out, device)
     if judged is None:
+        if rank() == 0:
+            print("this was the second round: the other parts' commands are to be given a second time too, for their "
+                  "pairs, and the last of them writes the list", flush=True)
         return None
     verdicts = judged
     return on_rank0(lambda: _finish(_Mined(cfg, teacher, names, pool, against, rows, trained, verdicts), out))
@@ -85,19 +91,15 @@ def _opened(cfg: MineSettings, setting: str) -> NamedSet | None:
     return None if text is None else open_set(text, root, setting, _SPLITS[setting])
 
 
-def _class_names(teacher: str, count: int, known: NamedSet | None) -> list[str]:
-    """Return the names of the teacher's classes: its own, the training set's, or numbers. Raises UserError if both are
+def _class_names(teacher: Teacher, known: NamedSet | None) -> Sequence[str]:
+    """Return the names of the teacher's classes: the training set's, its own, or numbers. Raises UserError if both are
     known and differ.
     """
-    own, theirs = export_classes(teacher), None if known is None else known.source.classes
-    if theirs is not None and known is not None and len(theirs) != count:
-        raise UserError(f"{teacher} tells {count} classes apart, but data card '{known.card.name}' of known=... has "
-                        f"{len(theirs)}: name the set that the teacher was trained on, or leave known=... out")
-    if own is not None and theirs is not None and list(own) != list(theirs):
-        place = next(i for i, (a, b) in enumerate(zip(own, theirs, strict=True)) if a != b)
-        raise UserError(f"class {place} of {teacher} is '{own[place]}', but '{theirs[place]}' in the set of known=...; "
-                        "name the set that the teacher was trained on")
-    return own or theirs or [str(number) for number in range(count)]
+    theirs = None if known is None else classes_of_card(known.source)
+    if theirs is not None:
+        refuse_other_classes(classes_of_teacher(teacher.name, teacher.classes, teacher.names), theirs,
+                             "name the set that the teacher was trained on, or leave known=... out")
+    return (theirs and theirs.names) or teacher.names or [str(number) for number in range(teacher.classes)]
 
 
 class _Mined:

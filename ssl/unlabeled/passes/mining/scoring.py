@@ -20,6 +20,7 @@ from unlabeled.engine.passes.kept_features import network_digest
 from unlabeled.engine.passes.run import Work
 from unlabeled.errors import UserError
 from unlabeled.ops.precision import Resolved, autocast
+from unlabeled.ops.selection import likeliest_classes
 from unlabeled.passes.mining.hashes import BYTES, SIDE, thumbnail_hashes, wave_hashes
 
 _CLOSE = 1e-4  # of the largest logit
@@ -28,8 +29,8 @@ _CLOSE = 1e-4  # of the largest logit
 class Teacher:
     """A classifier and the linear layer that gives its logits, whose input is the image's embedding.
 
-    classes, width: numbers of logits and of the embedding. Raises UserError for a network that gives no logits, takes
-    no images of its own size, or ends in another layer.
+    classes, width: numbers of logits and of the embedding. names: of the classes, if known. Raises UserError for a
+    network that gives no logits, takes no images of its own size, or ends in another layer.
     """
 
     def __init__(self, name: str, device: torch.device, precision: Resolved) -> None:
@@ -37,7 +38,7 @@ class Teacher:
         if export.gives != "logits":
             raise UserError(f"{name} gives {export.gives} and no logits: mining ranks images by the classes of a "
                             "teacher; name a classifier, such as an export of a run of method finetune")
-        self.name, self.precision, self.input = name, precision, export.input
+        self.name, self.precision, self.input, self.names = name, precision, export.input, export.names
         self.network = export.build().to(device).to(memory_format=torch.channels_last).eval()
         refuse_images(self.network, {self.input.size: "size"}, f"the teacher {name}")
         self._vectors: list[Tensor] = []
@@ -95,7 +96,7 @@ def scoring(teacher: Teacher, source: Source, top_p: int) -> Work:
 
 def _compute(teacher: Teacher, batch: Batch, top_p: int) -> dict[str, Tensor]:
     prob, embedding = teacher(batch.crops[0])
-    ranked, classes = prob.sort(dim=1, descending=True, stable=True)
+    classes, score = likeliest_classes(prob, top_p)
     squeezed = batch.crops[1]
-    return {"class": classes[:, :top_p], "score": ranked[:, :top_p], "embedding": embedding,
+    return {"class": classes, "score": score, "embedding": embedding,
             "thumbnail": thumbnail_hashes(squeezed), "waves": wave_hashes(squeezed)}
