@@ -20,9 +20,10 @@ from unlabeled.augment.photometric import to_input
 from unlabeled.augment.plain_crops import Whole
 from unlabeled.backbones.sizes import refuse_images
 from unlabeled.config.passes.labelmaps import LabelmapSettings
+from unlabeled.config.passes.shared import MOST_CLASSES
 from unlabeled.data.batch import Batch
 from unlabeled.data.evaluation import ImageMaker
-from unlabeled.data.records.labelmaps import KIND, ORIENTATION, RESIZE, pool, whole
+from unlabeled.data.records.labelmaps import KIND, ORIENTATION, RESIZE
 from unlabeled.data.records.store import Store, refuse_other_classes
 from unlabeled.data.sources.base import Source
 from unlabeled.engine.exports.classes import export_classes
@@ -35,8 +36,8 @@ from unlabeled.methods.base import Input
 from unlabeled.ops.distributed import on_rank0
 from unlabeled.ops.frozen import weights_digest
 from unlabeled.ops.precision import Resolved, autocast, full_precision
+from unlabeled.ops.targets.label_pooling import pool, whole
 
-MOST_CLASSES = 65_535  # that two bytes tell apart
 _ASKED = 100  # images of the check at the end
 
 
@@ -61,7 +62,7 @@ def strongest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class CellTeacher:
     """A classifier of the form map, mean over its cells, linear layer, on images of its own size and statistics.
 
     names: of its classes in order, None where nobody states them.
@@ -91,7 +92,7 @@ class Teacher:
         return to_input(crops, self.input.mean, self.input.std).contiguous(memory_format=torch.channels_last)
 
 
-def open_teacher(source: str, device: torch.device, precision: Resolved, size: int | None = None) -> Teacher:
+def open_teacher(source: str, device: torch.device, precision: Resolved, size: int | None = None) -> CellTeacher:
     """Open a classifier: RUN[:EXPORT], timm:NAME[@FILE] or torchvision:NAME[@FILE].
 
     Raises UserError for what is no classifier, or not of the form map, mean, linear layer, and for too many classes.
@@ -108,7 +109,7 @@ def open_teacher(source: str, device: torch.device, precision: Resolved, size: i
                         f"{MOST_CLASSES} at most")
     refuse_images(network, {image.size: "size"}, f"'{source}'")
     network = network.to(device).to(memory_format=torch.channels_last).eval()
-    return Teacher(source, network, features, linear, image, export_classes(source), precision)
+    return CellTeacher(source, network, features, linear, image, export_classes(source), precision)
 
 
 # ---- the pass
@@ -133,7 +134,7 @@ def write_labelmaps(source: Source, teacher: str, settings: LabelmapSettings, de
     return store
 
 
-def work_of(teacher: Teacher, source: Source, k: int, device: torch.device) -> Work:
+def work_of(teacher: CellTeacher, source: Source, k: int, device: torch.device) -> Work:
     """Return what the pass computes of the images of a split."""
     shape, squash = _shape(teacher, device), Whole(teacher.input.size)
     weights = bytes(weights_digest(teacher.network).tolist()).hex()
@@ -162,7 +163,7 @@ def describe(classes: int, names: list[str] | None, shape: tuple[int, int, int],
 
 
 @torch.inference_mode()
-def _shape(teacher: Teacher, device: torch.device) -> tuple[int, int]:
+def _shape(teacher: CellTeacher, device: torch.device) -> tuple[int, int]:
     """Return height and width of the map. Raises UserError if its mean is not what the teacher says of an image."""
     side = teacher.input.size
     crops = torch.randint(256, (1, 3, side, side), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -180,7 +181,7 @@ def _shape(teacher: Teacher, device: torch.device) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def check(store: Store, source: Source, teacher: Teacher, device: torch.device) -> None:
+def check(store: Store, source: Source, teacher: CellTeacher, device: torch.device) -> None:
     """Print of how many images the pooled map and the teacher name the same class.
 
     Raises UserError if these are less than a quarter: the maps are then of other images. A map keeps the k best classes

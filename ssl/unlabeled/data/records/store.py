@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from unlabeled.config.passes import reinforce
+from unlabeled.data.records import labelmaps
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.fingerprint import digest
 from unlabeled.errors import UserError
@@ -26,8 +28,8 @@ from unlabeled.ops.machine.files import write_atomically
 
 HEADER = "header.json"
 # kind of rows -> the command that makes them
-COMMANDS = {"labelmap": "unlabeled labelmaps", "reinforcement": "unlabeled reinforce", "features": "unlabeled features",
-            "mining": "unlabeled mine", "pairs": "unlabeled mine"}
+COMMANDS = {labelmaps.KIND: "unlabeled labelmaps", reinforce.KIND: "unlabeled reinforce",
+            "features": "unlabeled features", "mining": "unlabeled mine", "pairs": "unlabeled mine"}
 _LISTED = 5
 _LENGTH = 8  # bytes that hold the length of a block's last line
 

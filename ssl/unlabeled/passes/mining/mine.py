@@ -25,7 +25,7 @@ from unlabeled.ops.selection import Selection, top_per_class
 from unlabeled.passes.mining.candidates import PAIR, columns, readable
 from unlabeled.passes.mining.duplicates import REASONS, Judged, judge
 from unlabeled.passes.mining.result import LIST, REPORT, write_pairs, write_report, write_result
-from unlabeled.passes.mining.scoring import Teacher, scoring
+from unlabeled.passes.mining.scoring import Scorer, scoring
 from unlabeled.passes.mining.sets import NamedSet, known_images, open_set
 from unlabeled.report.mining import PAGE, Pictured, Rows, draw_mining
 
@@ -50,7 +50,7 @@ def mine(teacher: str, cfg: MineSettings) -> Path | None:
     if against is not None and against.where == pool.where:
         raise UserError(f"against={cfg.against} is the pool itself: every image of it would be a duplicate; name the "
                         "evaluation set")
-    network = Teacher(teacher, device, pick_precision(cfg.precision, device.type))
+    network = Scorer(teacher, device, pick_precision(cfg.precision, device.type))
     names = _class_names(teacher, network.classes, known)
     if cfg.multi_class_top_p > network.classes:
         raise UserError(f"multi_class_top_p={cfg.multi_class_top_p}, but {teacher} has {network.classes} classes")
