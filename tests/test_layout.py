@@ -56,11 +56,14 @@ def test_the_page_of_promises_names_tests_that_exist():
 
 @pytest.mark.parametrize("path", [*PAGES, *RECIPES], ids=lambda path: str(path.relative_to(ROOT)))
 def test_pages_and_recipes_name_files_that_exist(path):
-    """Links of pages, from where the page is; files of this tree that pages and recipes name, from the top."""
+    """Links of pages, from where the page is; files of this tree that pages and recipes name, from the top.
+
+    docs/NAME.md stands for the page of any method.
+    """
     text = path.read_text()
     prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)  # code indexes, then calls
     links = [path.parent / link for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", prose)]
-    names = re.findall(r"(?<![\w/.-])((?:docs|benchmarks/results)/[\w./-]+\.(?:md|png))", text)
+    names = re.findall(r"(?<![\w/.-])((?:docs|benchmarks/results)/(?!NAME)[\w./-]+\.(?:md|png))", text)
     assert [str(file) for file in (*links, *(ROOT / name for name in names)) if not file.exists()] == []
 
 

@@ -2,8 +2,8 @@
 
 What losses divide by (known labels, overlaps) is spread unevenly: nothing in the first half, everything in the last
 part. In float64, or the case's dtype; BatchNorm is in evaluation mode, where it is a constant map, for statistics of a
-part are not the batch's, and so is dropout. A teacher whose BatchNorm goes by blocks keeps doing so: they are those of the
-whole batch, however it is cut. All through the engine's own update.
+part are not the batch's, and so is dropout. A teacher whose BatchNorm goes by blocks keeps doing so: they are
+those of the whole batch, however it is cut. All through the engine's own update.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from tiny import Case, Tiny, tiny_run
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unlabeled.engine import build
 from unlabeled.errors import UserError
 
 Views = dict[str, Tensor]
@@ -132,7 +131,7 @@ def accumulation_is_exact_or_refused(case: Case) -> None:
         return
     views, expected = whole(case)
     images, recipe = min(len(x) for x in views.values()), case.read()
-    blocks = build.make_info(recipe, tiny.streams).block_count if recipe.method.works_by_blocks() else None
+    blocks = (recipe.train.blocks or 1) if recipe.method.works_by_blocks() else None  # by one no cut is exact
     for parts in (2, 3, 4):
         if images % parts == 0 and (blocks is None or blocks % parts == 0):
             if blocks is not None:
