@@ -12,10 +12,11 @@ from torch import Tensor
 from benchmarks import measure
 from unlabeled.backbones.build import build_backbone
 from unlabeled.config.read import read_recipe
-from unlabeled.data.records.labelmaps import KIND, edges, pool
+from unlabeled.data.records.labelmaps import KIND
 from unlabeled.engine.optim.optimizer import build_optimizer, set_learning_rate
 from unlabeled.methods.base import Info, Losses, Step, StreamInfo
 from unlabeled.methods.relabel.method import Relabel
+from unlabeled.ops.targets.label_pooling import edges, pool
 
 QUESTION = "how much of a ReLabel update does pooling the label maps take?"
 SHARE = 0.02  # bar: at most this part of an update

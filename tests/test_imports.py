@@ -12,7 +12,7 @@ TIERS = [{"errors"}, {"config"}, {"ops"}, {"data", "augment", "backbones"}, {"me
 # the rooms of a package from below to above ("" for its own files); one folder holds files of one subject
 ROOMS = {
     "config": [{"yaml", "base"}, {"", "protocols", "passes"}],
-    "ops": [{"machine"}, {""}, {"measures"}],
+    "ops": [{"machine"}, {""}, {"measures", "targets"}],
     "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense", "records"}, {""}, {"packing"}],
     "augment": [{""}, {"replay"}],
     "methods": [{""}, {"feature_distil", "probe", "reinforcement", "relabel", "ssld"}],

@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "ssl").rglob("*.py"))
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
+RECIPES = [path for folder in ("recipes", "eval", "data") for path in sorted((ROOT / folder).rglob("*.yaml"))]
 
 
 def test_the_source_root_is_no_package():
@@ -50,3 +52,23 @@ def test_the_page_of_promises_names_tests_that_exist():
             file = path or file
             assert (ROOT / file).is_file(), file
             assert not test or f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+
+
+@pytest.mark.parametrize("path", [*PAGES, *RECIPES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_pages_and_recipes_name_files_that_exist(path):
+    """Links of pages, from where the page is; files of this tree that pages and recipes name, from the top.
+
+    docs/NAME.md stands for the page of any method.
+    """
+    text = path.read_text()
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)  # code indexes, then calls
+    links = [path.parent / link for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", prose)]
+    names = re.findall(r"(?<![\w/.-])((?:docs|benchmarks/results)/(?!NAME)[\w./-]+\.(?:md|png))", text)
+    assert [str(file) for file in (*links, *(ROOT / name for name in names)) if not file.exists()] == []
+
+
+@pytest.mark.parametrize("path", [*PAGES, *RECIPES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_pages_and_recipes_have_no_gaps_to_be_filled(path):
+    """Such as a recipe that says "Expected: EXPECTED"."""
+    gaps = r"\b(EXPECTED|REACHED|MEASURED|HOURS|TODO|FIXME|TBD|XXX)\b|^# *(Expected|Reached|Hours|Paper|Command): *$"
+    assert re.findall(gaps, path.read_text(), re.MULTILINE) == []

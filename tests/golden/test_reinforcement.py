@@ -17,7 +17,7 @@ from unlabeled.augment.replay.crops import StoredCrop
 from unlabeled.augment.replay.render import cutmix, mixup, replay
 from unlabeled.config.base.optim import LearningRate, Optim
 from unlabeled.engine.plan import learning_rate
-from unlabeled.ops.top_classes import densify, kl_divergence, mean_probability, sparsify
+from unlabeled.ops.targets.top_classes import densify, kl_divergence, mean_probability, sparsify
 from unlabeled.passes.ml_dr_format import compress, decompress, row_of
 
 KINDS = (

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from unlabeled.augment import regularise
 from unlabeled.config.base.optim import AdamP as AdamPOptions
 from unlabeled.config.base.optim import LearningRate, Optim
-from unlabeled.data.records.labelmaps import edges, pool
 from unlabeled.engine.optim.optimizer import build_optimizer, set_learning_rate
 from unlabeled.engine.plan import learning_rate
 from unlabeled.methods.base import Group, Info, Method, Step, StreamInfo
 from unlabeled.methods.relabel.config import RelabelConfig
 from unlabeled.methods.relabel.method import Relabel
+from unlabeled.ops.targets.label_pooling import edges, pool
 from unlabeled.passes.labelmaps import cell_logits, strongest
 
 KINDS = (

@@ -23,8 +23,10 @@ from unlabeled.evaluation.vectors import few_labels, knn, linear, logistic
 every_variant = pytest.mark.parametrize(("method", "variant"), VARIANTS, ids=["-".join(v) for v in VARIANTS])
 # SimMatchV2's losses on an empty bank are left out, which their values decide
 READ = {"simmatchv2": {"torch.Tensor.__bool__": 2}}
-# torchvision's operations put matrices on the device, and erasing computes image by image: both wait
-TORCHVISION = [("finetune", "regularised"), *(("reinforcement", variant) for variant in ("plain", "mixed", "label"))]
+# torchvision's warps put a matrix of their own on the device, per operation and magnitude
+MATRICES = [("reinforcement", variant) for variant in ("plain", "mixed", "label")]
+# and its transforms by single images, of erasing too, read what they compute
+TORCHVISION = ("finetune", "regularised")
 
 
 @pytest.mark.parametrize("fault", ["x + cpu", "torch.cat([x, cpu])", "cpu[places]", "x.numpy()",
@@ -65,8 +67,10 @@ def test_an_update_of_two_processes_is_on_the_gpu_and_waits_once(
             outcome = tiny.updater.update(0, micros, [0])
         found = gpu.waits - Counter({"torch.Tensor.tolist": 1})
     assert not outcome.dropped and all(x.is_cuda for x in outcome.values.values())
-    waits = (method, variant) in TORCHVISION
-    assert waits or found == READ.get(method, {}), "an update waits for the GPU, which stands idle"
+    if (method, variant) in MATRICES:
+        found.pop("torch.tensor", None)
+    allowed = found if (method, variant) == TORCHVISION else READ.get(method, {})
+    assert found == allowed, "an update waits for the GPU, which stands idle"
     assert len(kernels.names) > 40 and not kernels.raising(), "these raise under train.deterministic"
 
 

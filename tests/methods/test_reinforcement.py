@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_recipe, tiny_run
 
+from unlabeled.augment.replay.render import render
+from unlabeled.config.passes.reinforce import KIND
 from unlabeled.config.read import read_recipe
 from unlabeled.engine import build
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
-from unlabeled.methods.reinforcement.method import STORE, Reinforcement
-from unlabeled.ops.top_classes import densify
+from unlabeled.methods.reinforcement import method
+from unlabeled.methods.reinforcement.method import Reinforcement
+from unlabeled.ops.targets.top_classes import densify
 
 
 def override(**options: object) -> list[str]:
@@ -35,7 +39,7 @@ def test_a_student_that_says_nothing_has_the_entropy_as_its_loss() -> None:
 def test_targets_are_the_stored_probabilities_and_views_the_stored_views() -> None:
     tiny = tiny_run(tiny_recipe("reinforcement", "mixed"))
     (micro,) = tiny.micros(3)
-    rows = micro["train"].records[STORE]
+    rows = micro["train"].records[KIND]
     views = tiny.updater.views(3, 0, micro)
     assert torch.equal(views["target"], densify(rows["prob"], rows["class"], 10))
     again = tiny.updater.views(4, 0, micro)
@@ -46,7 +50,7 @@ def test_plain_images_have_their_label_and_a_new_view() -> None:
     tiny = tiny_run(tiny_recipe("reinforcement", "plain"))
     (micro,) = tiny.micros(0)
     batch = micro["train"]
-    plain = batch.records[STORE]["entry"] < 0
+    plain = batch.records[KIND]["entry"] < 0
     assert 0 < int(plain.sum()) < len(plain)
     first, second = (tiny.updater.views(update, 0, micro) for update in (0, 1))
     label = torch.nn.functional.one_hot(batch.label[plain], 10).float()
@@ -58,12 +62,11 @@ def test_plain_images_have_their_label_and_a_new_view() -> None:
 def test_a_plain_image_without_a_label_does_not_count() -> None:
     tiny = tiny_run(tiny_recipe("reinforcement", "plain"))
     (micro,) = tiny.micros(0)
-    plain = micro["train"].records[STORE]["entry"] < 0
+    plain = micro["train"].records[KIND]["entry"] < 0
     micro["train"].label[plain] = -1
     views = tiny.updater.views(0, 0, micro)
     assert float(views["target"][plain].abs().sum()) == 0
-    method = tiny.updater.method
-    assert int(method.counts(views)["images"]) == int((~plain).sum())
+    assert int(tiny.updater.method.counts(views)["images"]) == int((~plain).sum())
 
 
 @pytest.mark.parametrize(("options", "labels", "records"), [
@@ -97,12 +100,41 @@ def test_without_plain_images_no_label_is_needed() -> None:
 
 def test_no_replay_is_plain_training() -> None:
     """The same views and targets as a visit that replays nothing."""
-    none = tiny_run(tiny_recipe("reinforcement", "none"))
-    (micro,) = none.micros(0)
-    assert micro["train"].records == {}
-    views = none.updater.views(0, 0, micro)
-    assert torch.equal(views["target"].argmax(1), micro["train"].label)
-    assert (views["target"].sum(1) == 1).all()
+    augmented = override(randaugment="{}", erasing=0.5)
+    none = tiny_run(tiny_recipe("reinforcement", "none", augmented))
+    some = tiny_run(tiny_recipe("reinforcement", "plain", augmented))
+    (alone,), (micro,) = none.micros(0), some.micros(0)
+    assert alone["train"].records == {}
+    views, expected = some.updater.views(0, 0, micro), none.updater.views(0, 0, alone)
+    assert torch.equal(expected["target"], torch.nn.functional.one_hot(alone["train"].label, 10).float())
+    plain = micro["train"].records[KIND]["entry"] < 0
+    assert 0 < int(plain.sum()) < len(plain)
+    assert torch.equal(views["target"][plain], expected["target"][plain])
+    assert torch.equal(views["view"][plain], expected["view"][plain])
+    assert not torch.equal(views["view"][~plain], expected["view"][~plain])
+
+
+def test_the_usual_augmentation_is_computed_of_plain_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = tiny_run(tiny_recipe("reinforcement", "plain"))
+    (micro,) = tiny.micros(0)
+    seen: list[int] = []
+
+    def counted(crops: torch.Tensor, *more: Any) -> torch.Tensor:
+        seen.append(len(crops))
+        return render(crops, *more)
+
+    monkeypatch.setattr(method, "render", counted)
+    tiny.updater.views(0, 0, micro)
+    assert seen == [int((micro["train"].records[KIND]["entry"] < 0).sum())]
+
+
+def test_a_batch_without_plain_images_is_replayed() -> None:
+    tiny = tiny_run(tiny_recipe("reinforcement", "plain"))
+    (micro,) = tiny.micros(0)
+    rows = micro["train"].records[KIND]
+    rows["entry"].clamp_min_(0)
+    views = tiny.updater.views(0, 0, micro)
+    assert torch.equal(views["target"], densify(rows["prob"], rows["class"], 10))
 
 
 def test_the_store_counts_when_the_run_is_read_again() -> None:
@@ -110,7 +142,7 @@ def test_the_store_counts_when_the_run_is_read_again() -> None:
     recipe = tiny_recipe("reinforcement", "mixed")
     info = build.make_info(recipe, build.open_data(recipe))
     again = build.info_from_record(build.info_record(info), 0)
-    assert again.streams["train"].records[STORE]["crop"]["size"] == 8
+    assert again.streams["train"].records[KIND]["crop"]["size"] == 8
 
 
 @pytest.mark.parametrize(("variant", "options", "message"), [

@@ -15,12 +15,13 @@ from torchvision.ops import roi_align
 
 from unlabeled.config.read import read_card, read_recipe
 from unlabeled.config.yaml.write import to_yaml
-from unlabeled.data.records.labelmaps import cell_weights, classes_of, edges, pool, whole
+from unlabeled.data.records.labelmaps import classes_of
 from unlabeled.data.sources.open import open_source
 from unlabeled.engine.steps import make_step
 from unlabeled.errors import UserError
 from unlabeled.methods.relabel.config import RelabelConfig
 from unlabeled.methods.relabel.method import beside
+from unlabeled.ops.targets.label_pooling import cell_weights, edges, pool, whole
 
 ABOUT = {"num_classes": 10, "orientation": "row_major_HW", "resize": "squash"}
 

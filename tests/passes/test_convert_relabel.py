@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import teacher
 
 from unlabeled.cli.main import main
-from unlabeled.config.passes.convert import RelabelFiles
+from unlabeled.config.passes.convert_relabel import RelabelFiles
 from unlabeled.config.read import read_card
 from unlabeled.data.records.store import Store
 from unlabeled.data.sources.open import open_source

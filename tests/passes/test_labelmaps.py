@@ -13,10 +13,10 @@ from unlabeled.augment.plain_crops import Whole
 from unlabeled.cli.main import main
 from unlabeled.config.passes.labelmaps import LabelmapSettings
 from unlabeled.config.read import read_card
-from unlabeled.data.records.labelmaps import pool, whole
 from unlabeled.data.records.store import Store, open_store
 from unlabeled.data.sources.open import open_source
 from unlabeled.errors import UserError
+from unlabeled.ops.targets.label_pooling import pool, whole
 from unlabeled.passes.labelmaps import open_teacher, write_labelmaps
 
 CPU = torch.device("cpu")

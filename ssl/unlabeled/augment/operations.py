@@ -32,7 +32,7 @@ class Operations(NamedTuple):
     operation: Tensor
     magnitude: Tensor
 
-    def rows(self, part: slice) -> Operations:
+    def rows(self, part: slice | Tensor) -> Operations:
         """Return the parameters of these samples."""
         return Operations(self.operation[part], self.magnitude[part])
 

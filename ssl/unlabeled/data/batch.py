@@ -72,7 +72,8 @@ class Batch:
     crops: per crop of the stream, uint8 [b, 3, S, S]. boxes: per crop, float32 [b, 7] with the columns of
     `ops.boxes.CropBox`; None for warps without a box.
     index: int64 [b], the sample's place in its split (of a streamed one: see `remote`). label: int64 [b], -1 where
-    unknown; None if the stream has none. records: name of the store -> field -> [b, ...], see `Record`.
+    unknown; None if the stream has none. records: name of the store -> field -> [b, ...], see `Record`;
+    on the CPU, wherever the rest is: what of them is needed elsewhere, `ops.machine.memory.to_device` copies.
     corrupt: keys of unreadable samples whose places were taken by substitutes.
     """
 
@@ -84,19 +85,21 @@ class Batch:
     records: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on `device`."""
-        return self._moved(lambda x: x.to(device, non_blocking=True))
+        """Return the batch on `device`, but for its records."""
+        return self._moved(lambda x: x.to(device, non_blocking=True), self.records)
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory."""
-        return self._moved(Tensor.pin_memory)
+        records = {name: {key: value.pin_memory() for key, value in fields.items()}
+                   for name, fields in self.records.items()}
+        return self._moved(Tensor.pin_memory, records)
 
-    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+    def _moved(self, move: Callable[[Tensor], Tensor], records: dict[str, dict[str, Tensor]]) -> Batch:
         return Batch(
             [move(crop) for crop in self.crops],
             [None if box is None else move(box) for box in self.boxes],
             move(self.index),
             None if self.label is None else move(self.label),
             self.corrupt,
-            {name: {key: move(value) for key, value in fields.items()} for name, fields in self.records.items()},
+            records,
         )

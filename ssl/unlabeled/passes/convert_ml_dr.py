@@ -16,6 +16,7 @@ import torch
 from unlabeled.augment.replay.entries import OPERATIONS, RANDAUGMENT_INTERPOLATION, fields
 from unlabeled.config.augment import PaddedCrop, StorableCrop, StoredResizedCrop
 from unlabeled.config.passes.convert_ml_dr import MlDrFiles
+from unlabeled.config.passes.reinforce import KIND
 from unlabeled.data.batch import Batch
 from unlabeled.data.records.classes import Classes
 from unlabeled.data.records.store import Store
@@ -23,7 +24,6 @@ from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.engine.passes.run import Work, run_pass
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0
-from unlabeled.passes.entries import KIND
 from unlabeled.passes.ml_dr_format import decompress, read_plain, row_of, transforms_of
 from unlabeled.passes.published import refuse_other_labels, spread
 

@@ -9,17 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.config.passes.convert import Orientation, RelabelFiles
+from unlabeled.config.passes.convert_relabel import Orientation, RelabelFiles
+from unlabeled.config.passes.shared import MOST_CLASSES
 from unlabeled.data.batch import Batch
 from unlabeled.data.records.classes import Classes
-from unlabeled.data.records.labelmaps import KIND, pool, whole
+from unlabeled.data.records.labelmaps import KIND
 from unlabeled.data.records.store import Store
 from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.passes.run import Work, run_pass
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0
-from unlabeled.passes.labelmaps import MOST_CLASSES, describe, fields_of, open_teacher
+from unlabeled.ops.targets.label_pooling import pool, whole
+from unlabeled.passes.labelmaps import describe, fields_of, open_teacher
 from unlabeled.passes.orientation import Trial, orientation_by_test
 from unlabeled.passes.published import refuse_other_labels, spread
 

@@ -10,11 +10,11 @@ import torch
 
 from unlabeled.augment.replay.crops import Drawn, StoredCrop, encode
 from unlabeled.augment.replay.entries import Law, draw, draw_mixing, numbers, unmixed
+from unlabeled.config.passes.reinforce import KIND
 from unlabeled.data.batch import Batch
 from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.ops.random import uniforms
 
-KIND = "reinforcement"  # of the rows, and the name of their record
 _PARTNERS = 10  # tries to find a readable one
 
 

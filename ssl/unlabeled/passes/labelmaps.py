@@ -20,6 +20,7 @@ from unlabeled.augment.photometric import to_input
 from unlabeled.augment.plain_crops import Whole
 from unlabeled.backbones.sizes import refuse_images
 from unlabeled.config.passes.labelmaps import LabelmapSettings
+from unlabeled.config.passes.shared import MOST_CLASSES
 from unlabeled.data.batch import Batch
 from unlabeled.data.evaluation import ImageMaker
 from unlabeled.data.records.classes import (
@@ -29,7 +30,7 @@ from unlabeled.data.records.classes import (
     classes_of_teacher,
     refuse_other_classes,
 )
-from unlabeled.data.records.labelmaps import KIND, ORIENTATION, RESIZE, pool, whole
+from unlabeled.data.records.labelmaps import KIND, ORIENTATION, RESIZE
 from unlabeled.data.records.store import Store
 from unlabeled.data.sources.base import Source
 from unlabeled.engine.exports.split import split_classifier
@@ -41,8 +42,8 @@ from unlabeled.errors import UserError
 from unlabeled.methods.base import Input
 from unlabeled.ops.distributed import on_rank0
 from unlabeled.ops.precision import Resolved, autocast, full_precision
+from unlabeled.ops.targets.label_pooling import pool, whole
 
-MOST_CLASSES = 65_535  # that two bytes tell apart
 _ASKED = 100  # images of which maps and teacher are compared, before and after
 _TOGETHER = 16  # of them at once
 
@@ -68,7 +69,7 @@ def strongest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class CellTeacher:
     """A classifier of the form map, mean over its cells, linear layer, on images of its own size and statistics.
 
     names: of its classes in order, None where nobody states them.
@@ -103,7 +104,7 @@ class Teacher:
         return to_input(crops, self.input.mean, self.input.std).contiguous(memory_format=torch.channels_last)
 
 
-def open_teacher(source: str, device: torch.device, precision: Resolved, size: int | None = None) -> Teacher:
+def open_teacher(source: str, device: torch.device, precision: Resolved, size: int | None = None) -> CellTeacher:
     """Open a classifier: RUN[:EXPORT], timm:NAME[@FILE] or torchvision:NAME[@FILE].
 
     Raises UserError for what is no classifier, or not of the form map, mean, linear layer, and for too many classes.
@@ -120,7 +121,7 @@ def open_teacher(source: str, device: torch.device, precision: Resolved, size: i
                         f"{MOST_CLASSES} at most")
     refuse_images(network, {image.size: "size"}, f"'{source}'")
     network = network.to(device).to(memory_format=torch.channels_last).eval()
-    return Teacher(source, network, features, linear, image, export.names, precision)
+    return CellTeacher(source, network, features, linear, image, export.names, precision)
 
 
 # ---- the pass
@@ -146,7 +147,7 @@ def write_labelmaps(source: Source, teacher: str, settings: LabelmapSettings, de
     return store
 
 
-def work_of(teacher: Teacher, source: Source, k: int, device: torch.device) -> Work:
+def work_of(teacher: CellTeacher, source: Source, k: int, device: torch.device) -> Work:
     """Return what the pass computes of the images of a split."""
     shape, squash = _shape(teacher, device), Whole(teacher.input.size)
     about = describe(teacher.classes, (k, *shape), {
@@ -173,7 +174,7 @@ def describe(classes: Classes, shape: tuple[int, int, int], more: dict[str, Any]
 
 
 @torch.inference_mode()
-def _shape(teacher: Teacher, device: torch.device) -> tuple[int, int]:
+def _shape(teacher: CellTeacher, device: torch.device) -> tuple[int, int]:
     """Return height and width of the map. Raises UserError if its mean is not what the teacher says of an image."""
     side = teacher.input.size
     crops = torch.randint(256, (1, 3, side, side), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -190,7 +191,7 @@ def _shape(teacher: Teacher, device: torch.device) -> tuple[int, int]:
 # ---- the check before and after
 
 
-def try_out(work: Work, source: Source, teacher: Teacher, device: torch.device) -> None:
+def try_out(work: Work, source: Source, teacher: CellTeacher, device: torch.device) -> None:
     """Print of how many images, spread over the split, the pooled map and the teacher name the same class.
 
     Raises UserError, with reason and cure, if these are less than a quarter. A map keeps the k best classes of every
@@ -216,7 +217,7 @@ def try_out(work: Work, source: Source, teacher: Teacher, device: torch.device) 
                         f"{why}")
 
 
-def check(store: Store, source: Source, teacher: Teacher, device: torch.device) -> None:
+def check(store: Store, source: Source, teacher: CellTeacher, device: torch.device) -> None:
     """Raise UserError if what is kept names the teacher's class of less than a quarter of some images."""
     batch = _some(source, teacher, list(store.unreadable))
     rows = store.rows(batch.index.numpy())
@@ -227,7 +228,7 @@ def check(store: Store, source: Source, teacher: Teacher, device: torch.device) 
                         "only. They are of other images or another network: remove the folder and make it anew")
 
 
-def _some(source: Source, teacher: Teacher, unreadable: list[int]) -> Batch:
+def _some(source: Source, teacher: CellTeacher, unreadable: list[int]) -> Batch:
     """Return images that are spread over the split, as the teacher sees them."""
     readable = np.setdiff1d(np.arange(len(source)), unreadable)
     places = readable[np.linspace(0, len(readable) - 1, min(_ASKED, len(readable))).astype(int)]
@@ -235,7 +236,8 @@ def _some(source: Source, teacher: Teacher, unreadable: list[int]) -> Batch:
 
 
 @torch.inference_mode()
-def _agreement(logit: Tensor, index: Tensor, batch: Batch, teacher: Teacher, device: torch.device) -> tuple[int, int]:
+def _agreement(logit: Tensor, index: Tensor, batch: Batch, teacher: CellTeacher, device: torch.device,
+               ) -> tuple[int, int]:
     """Return of how many images maps and teacher name one class, and of how many others that class is below 0."""
     pooled = pool(logit, index, whole(logit), teacher.linear.out_features)
     with full_precision(device):

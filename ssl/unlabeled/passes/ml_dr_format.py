@@ -37,7 +37,8 @@ Params = dict[str, Any]
 def compress(params: Params, order: Sequence[str]) -> list[Any]:
     """Return the list of a sample's parameters; order: its transforms, in which mixing is mixup or cutmix.
 
-    A value is a pair (the sample's own, the partner's) where `order` mixes.
+    A value is a pair (the sample's own, the partner's) where `order` mixes. Nothing here writes published sets: this is
+    the half of the codec by which the other one, `decompress`, is held to the published arrays.
     """
     mixes = bool(set(order) & set(_MIXING))
     mixed = any(params.get(name) is not None for name in _MIXING)

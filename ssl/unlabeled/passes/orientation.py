@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from unlabeled.augment.resample import crop_resize, crop_resize_batch
-from unlabeled.config.passes.convert import Orientation
+from unlabeled.config.passes.convert_relabel import Orientation
 from unlabeled.data.evaluation import ImageMaker
-from unlabeled.data.records.labelmaps import edges, pool
 from unlabeled.data.sources.base import Source
 from unlabeled.errors import UserError
 from unlabeled.ops.boxes import crop_boxes
 from unlabeled.ops.precision import full_precision
-from unlabeled.passes.labelmaps import Teacher
+from unlabeled.ops.targets.label_pooling import edges, pool
+from unlabeled.passes.labelmaps import CellTeacher
 
 _CLEAR = 0.1  # share of the crops by which one orientation must be better
 
@@ -57,7 +57,7 @@ class CornerCrop:
         return crop_resize_batch(images, parameters, self.size, "bilinear")
 
 
-def orientation_by_test(trial: Trial, source: Source, teacher: Teacher, device: torch.device) -> Orientation:
+def orientation_by_test(trial: Trial, source: Source, teacher: CellTeacher, device: torch.device) -> Orientation:
     """Return hw or wh: how the axes of maps lie whose targets of crops are what the teacher sees in them.
 
     Prints how often both agree. Raises UserError if they do about equally often.

@@ -17,7 +17,8 @@ from unlabeled.augment.replay.crops import drawing
 from unlabeled.augment.replay.entries import RANDAUGMENT_INTERPOLATION, Law, fields
 from unlabeled.backbones.sizes import refuse_images
 from unlabeled.config.augment import StorableCrop
-from unlabeled.config.passes.reinforce import ReinforceSettings
+from unlabeled.config.passes.reinforce import KIND, ReinforceSettings
+from unlabeled.config.passes.shared import MOST_CLASSES
 from unlabeled.data.records.classes import (
     WITH_THE_CARD,
     Classes,
@@ -33,10 +34,8 @@ from unlabeled.engine.passes.kept_features import network_digest
 from unlabeled.engine.passes.run import Work, run_pass
 from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export
-from unlabeled.passes.entries import KIND, EntryMaker
+from unlabeled.passes.entries import EntryMaker
 from unlabeled.passes.teachers import Teachers, teach
-
-MOST_CLASSES = 65_535  # that two bytes tell apart
 
 
 def reinforce(source: Source, teachers: Sequence[str], settings: ReinforceSettings, device: torch.device,

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from unlabeled.augment.photometric import to_input
 from unlabeled.augment.replay.render import replay
+from unlabeled.config.passes.reinforce import KIND
 from unlabeled.data.batch import Batch
 from unlabeled.methods.base import Input
 from unlabeled.ops.precision import Resolved, autocast
-from unlabeled.ops.top_classes import mean_probability, sparsify
-from unlabeled.passes.entries import KIND
+from unlabeled.ops.targets.top_classes import mean_probability, sparsify
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 What losses divide by (known labels, overlaps) is spread unevenly: nothing in the first half, everything in the last
 part. In float64, or the case's dtype; BatchNorm is in evaluation mode, where it is a constant map, for statistics of a
-part are not the batch's, and so is dropout. All through the engine's own update.
+part are not the batch's, and so is dropout. A teacher whose BatchNorm goes by blocks keeps doing so: they are
+those of the whole batch, however it is cut. All through the engine's own update.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlabeled.errors import UserError
-from unlabeled.ops.frozen import Frozen
 
 Views = dict[str, Tensor]
 
@@ -49,8 +49,6 @@ def built(case: Case, more: Sequence[str] = (), dtype: torch.dtype | None = None
     for module in tiny.updater.method.modules():
         if isinstance(module, _BatchNorm) or "drop" in type(module).__name__.lower():
             module.eval()
-        if isinstance(module, Frozen):  # its norms are no modules of the method, and may go by the batch
-            module.network.eval()
     with torch.no_grad():
         for p in tiny.updater.method.parameters():
             if p.requires_grad:
@@ -132,9 +130,12 @@ def accumulation_is_exact_or_refused(case: Case) -> None:
             built(case, ["train.grad_accum=2"])
         return
     views, expected = whole(case)
-    images = min(len(x) for x in views.values())
+    images, recipe = min(len(x) for x in views.values()), case.read()
+    blocks = (recipe.train.blocks or 1) if recipe.method.works_by_blocks() else None  # by one no cut is exact
     for parts in (2, 3, 4):
-        if images % parts == 0:
+        if images % parts == 0 and (blocks is None or blocks % parts == 0):
+            if blocks is not None:
+                tiny = built(case, [f"train.grad_accum={parts}", f"train.blocks={blocks}"])
             found = update(tiny, cut(views, parts))
             compare(found, expected)
             compare_states(found, expected)

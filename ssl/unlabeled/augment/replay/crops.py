@@ -11,6 +11,7 @@ from torch import Tensor
 from unlabeled.augment.geometry import RandomResizedCrop, build
 from unlabeled.augment.plain_crops import RandomPaddedCrop, ResizedFirst
 from unlabeled.config.augment import StorableCrop
+from unlabeled.config.passes.reinforce import KIND
 from unlabeled.errors import UserError
 from unlabeled.ops.boxes import crop_boxes, crop_columns
 
@@ -30,7 +31,7 @@ class StoredCrop:
     crop: Drawn
     second: bool = False
     boxes: bool = True
-    record: str = "reinforcement"
+    record: str = KIND
 
     @property
     def image(self) -> str | None:

@@ -17,6 +17,7 @@ import torch
 
 from unlabeled.augment.operations import Interpolation, rand_augment
 from unlabeled.augment.replay import erasing
+from unlabeled.config.passes.reinforce import KIND
 from unlabeled.ops.random import uniforms
 
 Fields = dict[str, tuple[str, tuple[int, ...]]]
@@ -62,7 +63,7 @@ def numbers(place: int, entries: int) -> np.ndarray:
 
 def draw(law: Law, which: np.ndarray, seed: int, second: bool = False) -> dict[str, np.ndarray]:
     """Draw op, magnitude and erase of the entries `which` [n] (see `numbers`); second: of what is mixed into them."""
-    n, name = len(which), f"reinforcement{2 if second else ''}"
+    n, name = len(which), f"{KIND}{2 if second else ''}"
     erase = erasing.draw(uniforms(which, erasing.DRAWS, seed, name, "erase"), law.erasing, law.size)
     if law.magnitude is None:
         op, magnitude = np.full((n, OPERATIONS), SKIPPED), np.zeros((n, OPERATIONS))
@@ -78,8 +79,8 @@ def draw_mixing(law: Law, samples: int, which: np.ndarray, seed: int) -> dict[st
     mixup keeps Beta(1, 1) / 2 of the first image, so the partner has the larger part, as in the published code; CutMix
     (arXiv 1905.04899) with Beta(1, 1). Both take the same partner, drawn evenly, perhaps the sample itself.
     """
-    mixes, cuts, chosen = uniforms(which, 3, seed, "reinforcement", "mixing").T
-    share, keep, *centre = uniforms(which, 4, seed, "reinforcement", "shares").T
+    mixes, cuts, chosen = uniforms(which, 3, seed, KIND, "mixing").T
+    share, keep, *centre = uniforms(which, 4, seed, KIND, "shares").T
     partner = np.where((mixes < 0.5) | (cuts < 0.5), (chosen * samples).astype(np.int64), -1)
     half = (law.size * np.sqrt(1 - keep)).astype(np.int64)[:, None] // 2
     middle = (np.stack(centre, 1) * law.size).astype(np.int64)

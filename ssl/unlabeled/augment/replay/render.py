@@ -15,25 +15,29 @@ from unlabeled.augment.operations import Interpolation, Operations, apply
 from unlabeled.augment.photometric import to_float
 from unlabeled.augment.replay.entries import SKIPPED
 from unlabeled.augment.replay.erasing import erase, inside
+from unlabeled.ops.machine.memory import to_device
 
 
 def replay(crops: Sequence[Tensor], rows: Mapping[str, Tensor]) -> Tensor:
     """Return the views of n entries, float32 [n, 3, S, S] in [0, 1].
 
     crops: uint8 [n, 3, S, S], and a second one where entries may be mixed. rows: their fields (see `entries`), each
-    [n, ...].
+    [n, ...], on the CPU, where it is read which samples have equal operations.
     """
-    view = render(crops[0], stored_operations(rows), rows["erase"])
+    def there(name: str) -> Tensor:
+        return to_device(rows[name], crops[0].device)
+
+    view = render(crops[0], stored_operations(rows), there("erase"))
     if len(crops) == 1:
         return view
-    other = render(crops[1], stored_operations(rows, "2"), rows["erase2"])
-    return cutmix(mixup(view, other, rows["mixup"]), other, rows["cut"])
+    other = render(crops[1], stored_operations(rows, "2"), there("erase2"))
+    return cutmix(mixup(view, other, there("mixup")), other, there("cut"))
 
 
 def stored_operations(rows: Mapping[str, Tensor], suffix: str = "") -> Operations:
-    """Return the operations of stored rows, on the CPU."""
-    op = rows[f"op{suffix}"].cpu().long()
-    return Operations(torch.where(op == SKIPPED, 0, op), rows[f"magnitude{suffix}"].cpu().double())
+    """Return the operations of stored rows."""
+    op = rows[f"op{suffix}"].long()
+    return Operations(torch.where(op == SKIPPED, 0, op), rows[f"magnitude{suffix}"].double())
 
 
 def render(crops: Tensor, drawn: Operations, boxes: Tensor, interpolation: Interpolation = "nearest") -> Tensor:

@@ -7,6 +7,8 @@ from pydantic import Field
 from unlabeled.config.augment import StorableCrop, StoredResizedCrop
 from unlabeled.config.passes.shared import SplitPassSettings
 
+KIND = "reinforcement"  # of its store, and the name of its rows in cards, recipes and batches
+
 
 class ReinforceSettings(SplitPassSettings):
     """Which views of every image the teachers see, and what is kept of what they say (arXiv 2303.08983)."""

@@ -28,6 +28,7 @@ class Part:
 
 
 WHOLE = Part()
+MOST_CLASSES = 65_535  # whose numbers a store can hold, in two bytes each
 
 
 class PassSettings(Strict):

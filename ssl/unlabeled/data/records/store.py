@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from unlabeled.config.passes import reinforce
+from unlabeled.data.records import labelmaps
 from unlabeled.data.records.classes import WITH_THE_CARD, classes_of_card, classes_of_header, refuse_other_classes
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.fingerprint import digest
@@ -26,8 +28,8 @@ from unlabeled.ops.machine.files import write_atomically
 
 HEADER = "header.json"
 # kind of rows -> the command that makes them
-COMMANDS = {"labelmap": "unlabeled labelmaps", "reinforcement": "unlabeled reinforce", "features": "unlabeled features",
-            "mining": "unlabeled mine", "pairs": "unlabeled mine"}
+COMMANDS = {labelmaps.KIND: "unlabeled labelmaps", reinforce.KIND: "unlabeled reinforce",
+            "features": "unlabeled features", "mining": "unlabeled mine", "pairs": "unlabeled mine"}
 _LISTED = 5
 _LENGTH = 8  # bytes that hold the length of a block's last line
 

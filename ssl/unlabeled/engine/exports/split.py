@@ -54,10 +54,9 @@ def split_classifier(network: nn.Module, *, name: str = "the network") -> tuple[
 def _split(network: nn.Module, name: str) -> tuple[Maps, nn.Linear]:
     features = Maps(_with_map(network, name))
     x, cells = _cells(network, features, name)
-    logits, calls = _traced(network, x)
+    logits, last = last_linear(network, x)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise _other_form(name, "it gives no logits [b, C]")
-    last = next((call for call in reversed(calls) if _close(call.output, logits)), None)
     if last is None:
         raise _other_form(name, "its logits are not what one linear layer gives")
     wide = f"its map has {cells.shape[1]} channels, its classifier reads {last.linear.in_features} numbers"
@@ -69,7 +68,7 @@ def _split(network: nn.Module, name: str) -> tuple[Maps, nn.Linear]:
     return features, last.linear
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """A linear layer as it was called: vectors [b, D] -> output [b, C]."""
 
     linear: nn.Linear
@@ -94,20 +93,25 @@ def _cells(network: nn.Module, features: Maps, name: str) -> tuple[Tensor, Tenso
     raise _other_form(name, problem)
 
 
-def _traced(network: nn.Module, x: Tensor) -> tuple[Any, list[_Call]]:
-    """Return what the network gives, and the calls of linear layers on one vector per image."""
-    calls: list[_Call] = []
+def last_linear(network: nn.Module, x: Tensor) -> tuple[Any, Call | None]:
+    """Return what the network gives for images x [b, 3, S, S], and its last linear layer as it was called.
+
+    None for the layer if none, on one vector per image, gives what the network gives.
+    """
+    calls: list[Call] = []
 
     def keep(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if inputs[0].ndim == 2:
-            calls.append(_Call(module, inputs[0], output))
+            calls.append(Call(module, inputs[0], output))
 
     handles = [module.register_forward_hook(keep) for module in network.modules() if isinstance(module, nn.Linear)]
     try:
-        return network(x), calls
+        given = network(x)
     finally:
         for handle in handles:
             handle.remove()
+    found = (call for call in reversed(calls) if isinstance(given, Tensor) and _close(call.output, given))
+    return given, next(found, None)
 
 
 def _with_map(network: nn.Module, name: str) -> nn.Module:

@@ -87,13 +87,12 @@ class ProgressBar:
 class LongPass:
     """Tell how far a long pass is, how fast and for how long: in a bar on a terminal, else in a line now and then.
 
-    Use it as a context, which takes the bar away. A short pass is not told of. unit: what is counted. start: how many
-    of `total` were finished before.
+    Use it as a context, which takes the bar away. A short pass is not told of. unit: what is counted.
     """
 
-    def __init__(self, what: str, total: int, shown: bool, unit: str = "images", start: int = 0) -> None:
+    def __init__(self, what: str, total: int, shown: bool, unit: str = "images") -> None:
         self.what, self.total, self.shown, self.unit = what, total, shown, unit
-        self._start = self._done = start
+        self._done = 0
         self._begin = time.perf_counter()
         self._last: float | None = None
         self._bar: Progress | None = None
@@ -113,9 +112,9 @@ class LongPass:
         if not self.shown or done >= self.total or seconds < PASS_AFTER:
             return
         text = f"{done} of {self.total} {self.unit}"
-        if fresh := done - self._start:
-            left = duration((self.total - done) * seconds / fresh)
-            text += f", {_rate(fresh / seconds)} {self.unit}/s, {left} left"
+        if done:
+            left = duration((self.total - done) * seconds / done)
+            text += f", {_rate(done / seconds)} {self.unit}/s, {left} left"
         if sys.stdout.isatty():
             self._show(text)
         elif self._last is None or now - self._last >= LINE_EVERY:

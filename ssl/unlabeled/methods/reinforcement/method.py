@@ -20,6 +20,7 @@ from unlabeled.augment.replay import erasing
 from unlabeled.augment.replay.crops import StoredCrop, drawing
 from unlabeled.augment.replay.entries import RANDAUGMENT_INTERPOLATION
 from unlabeled.augment.replay.render import render, replay
+from unlabeled.config.passes.reinforce import KIND
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.records.rows import Record
 from unlabeled.errors import UserError
@@ -28,9 +29,7 @@ from unlabeled.methods.classifier import Classifier
 from unlabeled.methods.reinforcement.config import ReinforcementConfig
 from unlabeled.ops.labels import known, known_accuracy, likeliest, one_hot
 from unlabeled.ops.machine.memory import to_device
-from unlabeled.ops.top_classes import densify, kl_divergence
-
-STORE = "reinforcement"  # the record's name in cards and recipes, and the kind of its store
+from unlabeled.ops.targets.top_classes import densify, kl_divergence
 
 
 class Reinforcement(Method):
@@ -45,13 +44,13 @@ class Reinforcement(Method):
         if cfg.replay == 0:
             return {"train": Stream((crop,), labels=True)}
         crops = tuple(StoredCrop(crop, second) for second in ([False, True] if cfg.mix else [False]))
-        record = Record(STORE, entry=True, plain=1 - cfg.replay)
+        record = Record(KIND, entry=True, plain=1 - cfg.replay)
         return {"train": Stream(crops, labels=cfg.replay < 1 or cfg.targets == "label", records=(record,))}
 
     def __init__(self, cfg: ReinforcementConfig, make_backbone: MakeBackbone, info: Info) -> None:
         super().__init__()
         self.cfg, self.info = cfg, info
-        about = info.streams["train"].records.get(STORE, {})
+        about = info.streams["train"].records.get(KIND, {})
         if cfg.replay > 0:
             refuse_other_views(cfg, about)
         classes = info.classes or about.get("num_classes")
@@ -69,36 +68,42 @@ class Reinforcement(Method):
         """The views [b, 3, S, S] and their targets [b, C], zero for plain images whose label is unknown."""
         train = batch["train"]
         if self.cfg.replay == 0:
-            view, target = self._plain(train.crops[0], step), self._hot(train)
+            every = torch.arange(len(train.index))
+            view, target = self._plain(train.crops[0], every, step), self._hot(train)
             return {"view": to_input(view, self.input.mean, self.input.std), "target": target}
-        rows = train.records[STORE]
+        rows = train.records[KIND]
         view, target = replay(train.crops, rows), self._taught(train)
         if self.cfg.replay < 1:
-            plain = rows["entry"] < 0
-            view = torch.where(plain[:, None, None, None], self._plain(train.crops[0], step), view)
-            target = torch.where(plain[:, None], self._hot(train), target)
+            plain = (rows["entry"] < 0).nonzero().flatten()
+            places = to_device(plain, view.device)
+            view.index_copy_(0, places, self._plain(train.crops[0], plain, step))
+            target.index_copy_(0, places, self._hot(train).index_select(0, places))
         return {"view": to_input(view, self.input.mean, self.input.std), "target": target}
 
     def _taught(self, train: Batch) -> Tensor:
         """The teachers' probabilities of the replayed views or, for the baseline, the images' labels."""
         if self.cfg.targets == "label":
             return self._hot(train)
-        rows = train.records[STORE]
-        return densify(rows["prob"], rows["class"], self.classes)
+        prob, classes = (to_device(train.records[KIND][field], train.index.device) for field in ("prob", "class"))
+        return densify(prob, classes, self.classes)
 
     def _hot(self, train: Batch) -> Tensor:
         assert train.label is not None
         return one_hot(train.label, self.classes)
 
-    def _plain(self, crop: Tensor, step: Step) -> Tensor:
-        """The usual augmentation: RandAugment, bilinear where the replay's is nearest, and erasing with black."""
+    def _plain(self, crop: Tensor, rows: Tensor, step: Step) -> Tensor:
+        """The usual augmentation of some rows: RandAugment, bilinear where the replay's is nearest, and black erasing.
+
+        crop: of all rows. rows: int64 [n], on the CPU; drawn is for all, so that which are taken changes none of them.
+        """
         cfg, size = self.cfg, self.cfg.crop.size
         total, mine = self.info.share(len(crop))
         k, magnitude = (0, 0) if cfg.randaugment is None else (cfg.randaugment.operations, cfg.randaugment.magnitude)
         drawn = operations.draw_rand_augment(total, k, magnitude, size, step.shared)
         uniforms = torch.rand(total, erasing.DRAWS, dtype=torch.float64, generator=step.shared)
         boxes = torch.from_numpy(np.ascontiguousarray(erasing.draw(uniforms.numpy(), cfg.erasing, size)))
-        return render(crop, drawn.rows(mine), to_device(boxes[mine], crop.device), "bilinear")
+        crop = crop.index_select(0, to_device(rows, crop.device))
+        return render(crop, drawn.rows(mine).rows(rows), to_device(boxes[mine][rows], crop.device), "bilinear")
 
     # ---- loss
 

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from unlabeled.augment import geometry, lighting, photometric, regularise
 from unlabeled.data.batch import Batch, Stream
-from unlabeled.data.records.labelmaps import KIND, classes_of, edges, pool, whole
+from unlabeled.data.records.labelmaps import KIND, classes_of
 from unlabeled.data.records.rows import Record
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of
 from unlabeled.methods.classifier import Classifier
 from unlabeled.methods.relabel.config import RelabelConfig
 from unlabeled.ops.labels import known, known_accuracy, known_soft_cross_entropy, likeliest, one_hot
+from unlabeled.ops.machine.memory import to_device
+from unlabeled.ops.targets.label_pooling import edges, pool, whole
 
 
 class Relabel(Method):
@@ -60,9 +62,9 @@ class Relabel(Method):
         if self.cfg.targets == "label":
             assert train.label is not None
             return one_hot(train.label, self.classes, self.cfg.smoothing)
-        logit, index = train.records[KIND]["logit"], train.records[KIND]["index"]
         boxes = train.boxes[0]
         assert boxes is not None
+        logit, index = (to_device(train.records[KIND][field], boxes.device) for field in ("logit", "index"))
         where = edges(boxes) if self.cfg.pooling == "box" else whole(logit)
         return pool(logit, index, where, self.classes).softmax(1)
 

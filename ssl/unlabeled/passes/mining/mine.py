@@ -25,7 +25,7 @@ from unlabeled.ops.selection import Selection, top_per_class
 from unlabeled.passes.mining.candidates import PAIR, columns, readable
 from unlabeled.passes.mining.duplicates import REASONS, Judged, judge
 from unlabeled.passes.mining.result import LIST, REPORT, write_pairs, write_report, write_result
-from unlabeled.passes.mining.scoring import Teacher, scoring
+from unlabeled.passes.mining.scoring import Scorer, scoring
 from unlabeled.passes.mining.sets import NamedSet, known_images, open_set
 from unlabeled.report.mining import PAGE, Pictured, Rows, draw_mining
 
@@ -50,7 +50,7 @@ def mine(teacher: str, cfg: MineSettings) -> Path | None:
     if against is not None and against.where == pool.where:
         raise UserError(f"against={cfg.against} is the pool itself: every image of it would be a duplicate; name the "
                         "evaluation set")
-    network = Teacher(teacher, device, pick_precision(cfg.precision, device.type))
+    network = Scorer(teacher, device, pick_precision(cfg.precision, device.type))
     names = _class_names(network, known)
     if cfg.multi_class_top_p > network.classes:
         raise UserError(f"multi_class_top_p={cfg.multi_class_top_p}, but {teacher} has {network.classes} classes")
@@ -91,7 +91,7 @@ def _opened(cfg: MineSettings, setting: str) -> NamedSet | None:
     return None if text is None else open_set(text, root, setting, _SPLITS[setting])
 
 
-def _class_names(teacher: Teacher, known: NamedSet | None) -> Sequence[str]:
+def _class_names(teacher: Scorer, known: NamedSet | None) -> Sequence[str]:
     """Return the names of the teacher's classes: the training set's, its own, or numbers. Raises UserError if both are
     known and differ.
     """

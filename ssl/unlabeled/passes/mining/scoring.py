@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from unlabeled.backbones.sizes import refuse_images
 from unlabeled.data.batch import Batch
 from unlabeled.data.evaluation import ImageMaker
 from unlabeled.data.sources.base import Source
+from unlabeled.engine.exports.split import last_linear
 from unlabeled.engine.method import load_teacher
 from unlabeled.engine.passes.kept_features import network_digest
 from unlabeled.engine.passes.run import Work
@@ -23,10 +23,8 @@ from unlabeled.ops.precision import Resolved, autocast
 from unlabeled.ops.selection import likeliest_classes
 from unlabeled.passes.mining.hashes import BYTES, SIDE, thumbnail_hashes, wave_hashes
 
-_CLOSE = 1e-4  # of the largest logit
 
-
-class Teacher:
+class Scorer:
     """A classifier and the linear layer that gives its logits, whose input is the image's embedding.
 
     classes, width: numbers of logits and of the embedding. names: of the classes, if known. Raises UserError for a
@@ -42,29 +40,18 @@ class Teacher:
         self.network = export.build().to(device).to(memory_format=torch.channels_last).eval()
         refuse_images(self.network, {self.input.size: "size"}, f"the teacher {name}")
         self._vectors: list[Tensor] = []
-        linear = self._last_linear(device)
+        linear = self._linear(device)
         self.classes, self.width = linear.out_features, linear.in_features
         linear.register_forward_pre_hook(lambda _, inputs: self._vectors.append(inputs[0]))
         self.identity = network_digest(self.network, repr(self.input), precision)
 
-    def _last_linear(self, device: torch.device) -> nn.Linear:
-        """Return the layer whose output on one vector per image is the network's."""
-        calls: list[tuple[nn.Linear, Tensor]] = []
-
-        def keep(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if inputs[0].ndim == 2:
-                calls.append((module, output))
-
-        handles = [each.register_forward_hook(keep) for each in self.network.modules() if isinstance(each, nn.Linear)]
-        with torch.inference_mode():
-            logits = self.network(torch.zeros(2, 3, self.input.size, self.input.size, device=device))
-        for handle in handles:
-            handle.remove()
-        for linear, output in reversed(calls):
-            if output.shape == logits.shape and (output - logits).abs().max() <= _CLOSE * logits.abs().max():
-                return linear
-        raise UserError(f"{self.name}: its logits are not what one linear layer gives, so there are no features before "
-                        "it to find near copies by; take another teacher")
+    @torch.inference_mode()
+    def _linear(self, device: torch.device) -> nn.Linear:
+        _, last = last_linear(self.network, torch.zeros(2, 3, self.input.size, self.input.size, device=device))
+        if last is None:
+            raise UserError(f"{self.name}: its logits are not what one linear layer gives, so there are no features "
+                            "before it to find near copies by; take another teacher")
+        return last.linear
 
     def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities, float64 [b, C], and embeddings of length 1, [b, D], of crops uint8 [b, 3, S, S].
@@ -78,7 +65,7 @@ class Teacher:
         return logits.double().softmax(1), nn.functional.normalize(self._vectors[-1].float(), dim=1)
 
 
-def scoring(teacher: Teacher, source: Source, top_p: int) -> Work:
+def scoring(teacher: Scorer, source: Source, top_p: int) -> Work:
     """Return the pass that keeps, of every image of `source`, all that mining decides by.
 
     class, score: the `top_p` most probable classes, of equal ones the first, and their probabilities. embedding: of
@@ -94,7 +81,7 @@ def scoring(teacher: Teacher, source: Source, top_p: int) -> Work:
     return Work("mining", fields, about, maker, compute)
 
 
-def _compute(teacher: Teacher, batch: Batch, top_p: int) -> dict[str, Tensor]:
+def _compute(teacher: Scorer, batch: Batch, top_p: int) -> dict[str, Tensor]:
     prob, embedding = teacher(batch.crops[0])
     classes, score = likeliest_classes(prob, top_p)
     squeezed = batch.crops[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unlabeled.ops.top_classes import densify, kl_divergence, mean_probability, sparsify
+from unlabeled.ops.targets.top_classes import densify, kl_divergence, mean_probability, sparsify
 
 
 def probabilities(n: int = 7, classes: int = 11, sharpness: float = 3.0) -> torch.Tensor:
