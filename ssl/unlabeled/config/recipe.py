@@ -184,8 +184,9 @@ class StreamData(SetData):
     @model_validator(mode="after")
     def _one_card_or_several(self) -> StreamData:
         if bool(self.card) == bool(self.mix):
-            raise ValueError("give either card or mix; where a recipe names a card, the whole block is given anew: "
-                             f"{{mix: [{{card: NAME}}, ...], batch: {self.batch}}}")
+            raise ValueError("give either card or mix; in the place of a recipe's other one the whole block is given "
+                             f"anew: {{card: NAME, batch: {self.batch}}}, or {{mix: [{{card: NAME}}, ...], batch: "
+                             f"{self.batch}}}")
         idle = [key for key in ("root", "split", "subset") if key in self.model_fields_set]
         if self.mix and idle:
             raise ValueError(f"'{idle[0]}' belongs to the sets of 'mix'")

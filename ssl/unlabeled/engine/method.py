@@ -166,7 +166,7 @@ def _of_run(source: str, *, weights: bool, logits: bool | None = None) -> Export
     run, name = split_source(source)
     if not (run / "recipe.yaml").exists():
         raise UserError(f"{run} is no run: {run / 'recipe.yaml'} is missing; give RUN or RUN:EXPORT, such as "
-                        "runs/simclrv2-s0:backbone+head1, or timm:NAME or timm:NAME@FILE")
+                        "runs/simclrv2-s0:backbone+head1, or timm:NAME, or timm:NAME@FILE for a file of weights")
     recipe = read_recipe(run / "recipe.yaml")
     method = build_method(recipe, stored_info(run, recipe), run, weights=False, trained=True)
     exports = method.exports()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from unlabeled.config.protocols.vectors import Classify, Protocol
+from unlabeled.data.records.classes import Classes, classes_of_card, refuse_other_classes
 from unlabeled.data.sources.base import Source
 from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.passes.features import Features, extract, network_embedder
@@ -41,9 +42,10 @@ def score_classifiers(
     features = extract(embedders, test, batch=cfg.batch, workers=cfg.workers, device=device,
                        max_corrupt=cfg.max_corrupt)
     for name, logits in features.items():
-        if test.classes and logits.x.shape[1] != len(test.classes):
-            raise UserError(f"classifier '{name}' tells {logits.x.shape[1]} classes apart, but '{test.split}' has "
-                            f"{len(test.classes)}; choose the set that it was trained for, or use knn or linear")
+        elsewhere = chosen[name].names
+        told = Classes(f"classifier '{name}'", logits.x.shape[1], elsewhere or method.taught_names,
+                       public=elsewhere is not None)
+        refuse_other_classes(told, classes_of_card(test), "choose the set that it was trained for, or knn or linear")
     scores: dict[str, Score] = {}
     if rank() == 0:
         for name, logits in features.items():

@@ -44,6 +44,7 @@ from unlabeled.ops.distributed import on_rank0
 from unlabeled.ops.precision import Resolved, autocast, full_precision
 from unlabeled.ops.targets.label_pooling import pool, whole
 
+_KEPT = 5  # classes of every cell, as published
 _ASKED = 100  # images of which maps and teacher are compared, before and after
 _TOGETHER = 16  # of them at once
 
@@ -135,10 +136,12 @@ def write_labelmaps(source: Source, teacher: str, settings: LabelmapSettings, de
     """
     known = open_teacher(teacher, device, pick_precision(settings.precision, device.type), settings.size)
     classes = known.linear.out_features
-    if settings.k > classes:
-        raise UserError(f"unlabeled labelmaps: k={settings.k}, but the teacher knows {classes} classes")
+    k = settings.k or min(_KEPT, classes)
+    if k > classes:
+        raise UserError(f"unlabeled labelmaps: k={k}, but the teacher knows {classes} classes; give no more than "
+                        "these")
     refuse_other_classes(known.classes, classes_of_card(source), WITH_THE_CARD)
-    work = work_of(known, source, settings.k, device)
+    work = work_of(known, source, k, device)
     on_rank0(lambda: try_out(work, source, known, device))
     store = run_pass(work, source, Path(settings.out).expanduser(), part=settings.share, batch=settings.batch,
                      workers=settings.workers, device=device, max_corrupt=settings.max_corrupt)

@@ -41,11 +41,11 @@ class Begun(NamedTuple):
 
 
 def header_of(kind: str, fields: Mapping[str, tuple[str, tuple[int, ...]]], about: Mapping[str, Any], source: Source,
-              ) -> Header:
-    """Return the header of rows of all samples of `source`."""
+              block: int | None = None) -> Header:
+    """Return the header of rows of all samples of `source`, `block` of them in a file, or as many as is usual."""
     row = np.dtype([(name, *field) for name, field in fields.items()]).itemsize
     known = json.loads(json.dumps({**about, VERSIONS: _versions()}))
-    return Header(kind, dict(fields), len(source), block_rows(len(source), row), source.name, source.split,
+    return Header(kind, dict(fields), len(source), block or block_rows(len(source), row), source.name, source.split,
                   keys_digest(source), known)
 
 

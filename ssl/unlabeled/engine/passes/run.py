@@ -42,7 +42,8 @@ class Work:
 
     kind: of the rows, a noun of the store's readers. fields, about: as in `Header`. maker: makes a batch of the samples
     at int64 [b] places, with the readable ones in `index`. compute: from a batch on the device to each field's values
-    [b, *shape] of the samples in `index`; inference mode, full precision unless it says otherwise.
+    [b, *shape] of the samples in `index`; inference mode, full precision unless it says otherwise. block: rows of a
+    file, where the usual number would take minutes.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Work:
     about: Mapping[str, Any]
     maker: Maker
     compute: Callable[[Batch], dict[str, Tensor]]
+    block: int | None = None
 
 
 def run_pass(work: Work, source: Source, out: Path, *, part: Part = WHOLE, batch: int, workers: int,
@@ -61,7 +63,7 @@ def run_pass(work: Work, source: Source, out: Path, *, part: Part = WHOLE, batch
     will be, unreadable images above `max_corrupt` (over all blocks) and results that are NaN or infinite.
     """
     refuse_streamed(source)
-    header = header_of(work.kind, work.fields, work.about, source)
+    header = header_of(work.kind, work.fields, work.about, source, work.block)
     header, missing, unreadable = on_rank0(lambda: begin(out, header, source, work.maker, part, more))
     queue = Queue(missing)
     problem: Exception | None = None

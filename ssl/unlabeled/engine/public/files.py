@@ -60,8 +60,7 @@ def _unpickled(file: Path) -> Any:
     except Exception as error:  # torch answers damage with many kinds
         unsafe = _CLASS.search(str(error))
         if unsafe is None:
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{file} is damaged, or neither safetensors nor torch's ({said[:120]}); fetch or copy it "
+            raise UserError(f"{file} is damaged, or neither a safetensors file nor one of torch.save; fetch or copy it "
                             "again") from error
         raise UserError(
             f"{file} holds {unsafe[1]} besides tensors, and such a pickle could run any code when it is read. If you "

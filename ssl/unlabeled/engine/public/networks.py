@@ -95,7 +95,7 @@ def _fitting(library: Library, content: Weights) -> Match:
                     return found
     stated = str(content.config.get("architecture", "")).partition(".")[0]
     if stated not in ("", library.named.architecture):
-        problem = f"{where}: the file says that it is of '{stated}'; give {library.named.library}:{stated}@FILE"
+        problem = f"{where}: the file says that it is of '{stated}'; give timm:{stated}@FILE"
     raise UserError(problem)
 
 

@@ -5,6 +5,7 @@ Copies of evaluation images and images of the training set are left out before a
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ def mine(teacher: str, cfg: MineSettings) -> Path | None:
     out = Path(cfg.out).expanduser()
     if rank() == 0:
         refuse_unwritable(out / LIST, "name a folder elsewhere with out=FOLDER")
+    on_rank0(lambda: _refuse_other_result(out, teacher, cfg))
     pool, against, known = (_opened(cfg, setting) for setting in ("pool", "against", "known"))
     assert pool is not None
     if against is not None and against.where == pool.where:
@@ -81,6 +83,25 @@ def mine(teacher: str, cfg: MineSettings) -> Path | None:
         return None
     verdicts = judged
     return on_rank0(lambda: _finish(_Mined(cfg, teacher, names, pool, against, rows, trained, verdicts), out))
+
+
+def _refuse_other_result(out: Path, teacher: str, cfg: MineSettings) -> None:
+    """Raise UserError if the folder holds what was mined by other settings: a run may read its list."""
+    try:
+        about = json.loads((out / REPORT).read_bytes())
+        before = {"teacher": about["teacher"], **about["settings"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    now = {"teacher": teacher, **_settings(cfg)}
+    differ = [f"{key} {before.get(key)} there, {now[key]} now" for key in now if before.get(key) != now[key]]
+    if differ:
+        raise UserError(f"{out} holds what was mined by other settings ({'; '.join(differ)}); name another folder with "
+                        f"out=, or remove {out / REPORT} to choose anew from what is computed there")
+
+
+def _settings(cfg: MineSettings) -> dict[str, Any]:
+    """Return what the choice depends on."""
+    return cfg.model_dump(mode="json", exclude={"part", "workers", "batch", "out"})
 
 
 def _opened(cfg: MineSettings, setting: str) -> NamedSet | None:
@@ -148,7 +169,7 @@ def _finish(mined: _Mined, out: Path) -> Path:
     chosen = write_result(out, mined.pool, selection, mined.names)
     write_pairs(out, mined.judged, mined.pool, mined.against)
     counts = mined.counts(selection)
-    settings = mined.cfg.model_dump(mode="json", exclude={"part", "workers", "out"})
+    settings = _settings(mined.cfg)
     classes = {name: int(count) for name, count in zip(mined.names, selection.counts, strict=True)}
     about = {"teacher": mined.teacher, "settings": settings, "counts": counts, "classes": classes,
              "unreadable": [with_reason(key) for key in _unreadable_keys(mined)]}

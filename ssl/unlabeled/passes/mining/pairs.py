@@ -13,6 +13,7 @@ from unlabeled.ops.random import seed_of
 from unlabeled.passes.mining.local_features import LocalFeatures, gray
 
 BATCH = 32  # pairs whose images are in memory at once
+_BLOCK = 16  # pairs of a file: half a minute on a CPU
 
 
 class Pairs(Source):
@@ -86,7 +87,7 @@ def comparing(source: Pairs, device: torch.device) -> Work:
         matches, inliers = torch.tensor(counts, dtype=torch.int32).T
         return {"matches": matches, "inliers": inliers}
 
-    return Work("pairs", {"matches": ("<i4", ()), "inliers": ("<i4", ())}, {}, PairMaker(source), compute)
+    return Work("pairs", {"matches": ("<i4", ()), "inliers": ("<i4", ())}, {}, PairMaker(source), compute, _BLOCK)
 
 
 def _seed(key: str) -> int:
