@@ -77,8 +77,8 @@ def scored_stream(restored: Restored) -> tuple[str, SetData]:
     """
     streams, clock = restored.recipe.data.streams(), type(restored.method).clock
     if restored.public is not None:
-        raise UserError(f"{restored.public} belongs to no data that is known here; name a set, such as card=classfolder "
-                        "root=FOLDER or card=imagenet")
+        raise UserError(f"{restored.public} belongs to no data that is known here; name a set, such as "
+                        "card=classfolder root=FOLDER or card=imagenet")
     if len({(one.card, one.root) for _, one in _sets(restored)}) > 1:
         read = type(restored.method).streams(restored.recipe.method)
         labelled = [name for name in streams if name in read and read[name].labels]
