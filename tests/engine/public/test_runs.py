@@ -14,7 +14,6 @@ from public import network, write
 
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
-from unlabeled.engine.exports.classes import export_classes
 from unlabeled.engine.exports.names import write_named
 from unlabeled.engine.method import load_export, load_teacher
 from unlabeled.engine.restore import load_run
@@ -54,8 +53,8 @@ def test_a_run_starts_from_a_file_and_goes_on_without_it(tmp_path: Path) -> None
     file.unlink()
     cut_short(run)
     assert train(first, run).finished, "the copy is enough"
-    assert export_classes(f"{run}:classifier") == [str(digit) for digit in range(10)]
-    assert export_classes(f"{run}:backbone") is None and export_classes(str(run)) is not None
+    assert load_export(f"{run}:classifier").names == [str(digit) for digit in range(10)]
+    assert load_export(f"{run}:backbone").names is None and load_teacher(str(run)).names is not None
     restored = load_run(run.rename(tmp_path / "moved"))
     lines = write_named(restored.method.exports()["classifier"], first.backbone, "timm", tmp_path / "t.safetensors",
                         ["a"] * 10)
@@ -64,7 +63,7 @@ def test_a_run_starts_from_a_file_and_goes_on_without_it(tmp_path: Path) -> None
     with torch.no_grad():
         assert torch.equal(found["model"].eval()(x), load_teacher(teacher).build()(x))
         assert torch.allclose(found["model"].eval()(x), restored.method.exports()["classifier"].build()(x), atol=1e-5)
-    assert load_export(teacher).input.size == 32 and export_classes(teacher) == ["a"] * 10
+    assert load_export(teacher).input.size == 32 and load_teacher(teacher).names == ["a"] * 10
     assert list(load_export(teacher).input.mean) == mean
     with pytest.raises(UserError, match="there is no file"):
         recipe(f"timm:test_resnet@{file}")
