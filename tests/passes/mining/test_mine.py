@@ -193,7 +193,7 @@ BAD = {
     "a card that is none": ({"pool": "cifar11"}, "pool=cifar11: no data card 'cifar11'.*cifar10.*Or name a folder"),
     "a split that is none": ({"against": "digits:tset"}, "no split 'tset'"),
     "more classes than there are": ({"multi_class_top_p": 4}, "multi_class_top_p=4, but .* has 3 classes"),
-    "a training set of other classes": ({"known": "digits:train"}, "knows 3 classes, but data card 'digits' has 10; name"),
+    "a training set of other classes": ({"known": "digits:train"}, "knows 3 classes, but data card 'digits' has 10"),
     "a root of nothing": ({"known": None, "known_root": "x"}, "known_root has no effect without known"),
     "a root of a folder": ({"pool_root": "x"}, "pool_root has no effect"),
 }
