@@ -11,12 +11,17 @@ import pytest
 import timm
 import torch
 from public import network, write
+from safetensors.torch import save_file
+from tiny import tiny_recipe, tiny_run
 
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.engine.exports.names import write_named
+from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.method import load_export, load_teacher
+from unlabeled.engine.public import networks
 from unlabeled.engine.restore import load_run
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.run.same_recipe import differences
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
@@ -141,3 +146,18 @@ def test_what_is_not_the_files_is_refused(block: dict, said: str, tmp_path: Path
         recipe(f"timm:test_resnet@{file}", **block)
     with pytest.raises(UserError, match=r"write name: resnet18 for random weights, or init: timm:resnet18 for publ"):
         read_recipe("cifar10/rotnet-cpu", [*TINY, "train.updates=1", "backbone={name: 'timm:resnet18'}"])
+
+
+def test_a_teacher_is_read_once_and_its_classes_reach_the_exports(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, read = [f"word {number}" for number in range(10)], []
+    config = {"architecture": "test_resnet", "num_classes": 10, "label_names": words}
+    file = tmp_path / "t.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), file,
+              metadata={"config": json.dumps(config)})
+    real = networks.read_weights
+    monkeypatch.setattr(networks, "read_weights", lambda path: (read.append(path), real(path))[1])
+    known = tiny_recipe("ssld", "running", [f"method.teacher='timm:test_resnet@{file}'"])
+    write_exports(RunFolder(tmp_path / "run"), known, tiny_run(known).updater.method, 1)
+    assert json.loads((tmp_path / "run" / "export" / "classifier.json").read_text())["classes"] == words
+    assert read == [file]
