@@ -1,6 +1,7 @@
 """Embeddings of a user's own folder."""
 
 import os
+import shutil
 import tracemalloc
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from unlabeled.config.passes.shared import Part
 from unlabeled.config.read import read_card
 from unlabeled.data.sources.open import open_source
 from unlabeled.engine.exports.preparation import preparation, preparing_lines
+from unlabeled.engine.passes import run as passes_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation import export_features as module
 from unlabeled.methods.base import Input
@@ -189,6 +191,35 @@ def test_another_part_that_finishes_at_the_same_time(run, tmp_path, monkeypatch)
     assert module.export_features(run, "digits", out, precision="fp32") == 1297
     assert np.load(out).shape == (1297, 48)
     assert not (tmp_path / "x.rows").exists()
+
+
+@pytest.mark.parametrize("moment", ["computing", "opening"])
+def test_another_job_that_finishes_before_this_one(run, tmp_path, monkeypatch, capsys, moment):
+    """It takes the rows away while this one still computes, or behind its last block."""
+    out = tmp_path / "x.npy"
+
+    def other():
+        monkeypatch.undo()
+        monkeypatch.setattr(module, "load_run", FakeRuns("digits", tmp_path / "run"))
+        assert module.export_features(run, "digits", out, precision="fp32") == 1297
+
+    if moment == "computing":
+        real = passes_run._Pass._write
+        monkeypatch.setattr(passes_run._Pass, "_write", lambda *arguments: (other(), real(*arguments)))
+    else:
+        real = passes_run.finished
+        monkeypatch.setattr(passes_run, "finished", lambda *arguments: (other(), real(*arguments))[1])
+    assert module.export_features(run, "digits", out, precision="fp32") is None
+    said = capsys.readouterr().out
+    assert f"another job has finished meanwhile: {out} is there" in said and "missing yet" not in said
+    assert np.load(out).shape == (1297, 48) and not (tmp_path / "x.rows").exists()
+
+
+def test_rows_that_are_lost_are_no_success(run, tmp_path, monkeypatch):
+    real = passes_run.finished
+    monkeypatch.setattr(passes_run, "finished", lambda out, *rest: (shutil.rmtree(out), real(out, *rest)))
+    with pytest.raises(UserError, match="was removed meanwhile, perhaps by another job that finished"):
+        module.export_features(run, "digits", tmp_path / "x.npy", precision="fp32")
 
 
 def test_unreadable_images_count_against_max_corrupt(folder, tmp_path):

@@ -247,7 +247,7 @@ def test_maps_of_other_classes_another_split_or_none_are_refused(tmp_path: Path)
     with pytest.raises(UserError, match="knows 7 classes, but data card 'digits' has 10"):
         shown("plain", store=few)
     turned = write_store(tmp_path / "turned", source, "labelmap", columns, **ABOUT, classes=source.classes[::-1])
-    with pytest.raises(UserError, match=r"class 0 of the teacher is .*bring the card's classes into the teacher's"):
+    with pytest.raises(UserError, match=r"calls class 0 .*bring the card's classes into the teacher's"):
         shown("plain", store=turned)
     val = open_source(read_card("digits"), "val")
     other = {name: values[: len(val)] for name, values in columns.items()}

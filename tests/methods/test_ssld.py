@@ -26,7 +26,7 @@ from unlabeled.methods.ssld.method import (
     divergences,
     js_loss,
     make_student,
-    refuse_other_classes,
+    refuse_other_card,
     refuse_small_blocks,
     soft_cross_entropy,
 )
@@ -276,16 +276,16 @@ def test_other_classes_than_the_teachers_are_refused_unless_their_labels_are_lef
 
 @pytest.mark.parametrize("names", [None, ("a", "b", "c")])
 def test_the_order_of_classes_must_be_the_teachers(names: tuple[str, ...] | None) -> None:
-    card = Info(0, 0, 1, 3, {}, names=names)
-    refuse_other_classes("runs/x", 3, ["a", "b", "c"], card)
-    refuse_other_classes("runs/x", 3, None, card)
-    refuse_other_classes("timm:x", 3, ["tench", "goldfish", "shark"], card)  # other words for them, perhaps
+    card = Info(0, 0, 1, 3, {"train": StreamInfo(9, 3)}, names=names)
+    refuse_other_card("runs/x", 3, ["a", "b", "c"], card)
+    refuse_other_card("runs/x", 3, None, card)
+    refuse_other_card("timm:x", 3, ["tench", "goldfish", "shark"], card)  # other words for them, perhaps
     if names is None:
-        refuse_other_classes("runs/x", 3, ["a", "c", "b"], card)
+        refuse_other_card("runs/x", 3, ["a", "c", "b"], card)
         return
     for source, other in (("runs/x", "acb"), ("timm:x", "acb"), ("runs/x", "azy")):
-        with pytest.raises(UserError, match=f"calls class 1 '{other[1]}', the data card 'b'; .*labels: false"):
-            refuse_other_classes(source, 3, [*other], card)
+        with pytest.raises(UserError, match=f"calls class 1 '{other[1]}', but the data card 'b'; .*labels: false"):
+            refuse_other_card(source, 3, [*other], card)
 
 
 def test_names_of_classes_come_with_the_teacher_and_the_card() -> None:

@@ -18,7 +18,7 @@ from unlabeled.config.passes.convert_ml_dr import MlDrFiles
 from unlabeled.data.sources.base import Source
 from unlabeled.errors import UserError
 from unlabeled.passes.convert_ml_dr import convert
-from unlabeled.passes.ml_dr_format import compress, read_plain, transforms_of
+from unlabeled.passes.ml_dr_format import compress, decompress, read_plain, row_of, transforms_of
 
 SIZE, ENTRIES, TOPK = 12, 4, 3
 ALL = {"uint8": True, "random_resized_crop": {"size": SIZE, "scale": [0.08, 1]}, "random_horizontal_flip": {"p": 0.5},
@@ -104,7 +104,8 @@ def test_records_become_the_rows_that_our_pass_writes(
 def test_a_padded_crop_is_known_by_its_padding(tmp_path: Path) -> None:
     source, folder = Pictures(), tmp_path / "published"
     folder.mkdir()
-    transforms = {"resize": 16, "random_crop": {"size": (16, 16), "padding": 2}, "random_horizontal_flip": {}}
+    transforms = {"resize": 16, "random_crop": {"size": (16, 16), "padding": 2, "padding_mode": "reflect"},
+                  "random_horizontal_flip": {}}
     torch.save({"transforms": transforms}, folder / "config.pth.tar", pickle_protocol=4)
     for place in range(9):
         entry = {"params": [16, [place % 4, 3], True], "prob": ([0.5, 0.25], [place % CLASSES, (place + 1) % CLASSES])}
@@ -114,6 +115,29 @@ def test_a_padded_crop_is_known_by_its_padding(tmp_path: Path) -> None:
     assert store.rows(np.array([6]))["op"].tolist() == [[[255, 255]]]
     crop = store.header.about["crop"]
     assert (crop["kind"], crop["size"], crop["pad"], crop["resize"]) == ("padded", 16, 2, 16)
+    assert crop["border"] == "reflect"
+
+
+@pytest.mark.parametrize("stated", ["bicubic", 3, "BICUBIC"])
+def test_the_interpolation_is_the_published_one(stated: Any, tmp_path: Path) -> None:
+    transforms = {**ALL, "random_resized_crop": {"size": SIZE, "interpolation": stated}}
+    publish(tmp_path / "published", Pictures(), transforms)
+    about = converted(tmp_path / "published", Pictures()).header.about
+    assert about["crop"]["interpolation"] == "bicubic" and about["randaugment_interpolation"] == "nearest"
+
+
+def test_a_transform_that_was_skipped_of_a_mixed_sample(tmp_path: Path) -> None:
+    """Then a single None stands where the others have pairs, and is that of both images."""
+    order = list(MIXED)
+    params = {"random_resized_crop": [[1, 2, 9, 8], [0, 3, 7, 6]], "random_horizontal_flip": [True, False],
+              "rand_augment": None, "random_erase": None, "id2": 5, "mixup": 0.25, "cutmix": None}
+    values = compress(params, order)
+    assert values[0] == 5 and values[3:5] == [None, None]
+    row = row_of(decompress(values, order), SIZE, mix=True)
+    assert row["partner"] == 5 and row["op"].tolist() == row["op2"].tolist() == [255, 255]
+    assert row["erase"].tolist() == row["erase2"].tolist() == [65535] * 4
+    assert row["crop"].tolist() == [1, 2, 9, 8] and row["crop2"].tolist() == [0, 3, 7, 6]
+    assert (row["flip"], row["flip2"]) == (1, 0)
 
 
 class Malicious:
@@ -225,6 +249,17 @@ def test_the_number_of_classes_must_be_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("config", "message"), [
     ({"a": 1}, "it names no transform; known are uint8"),
     ({"transforms": {"normalize": {}, "to_tensor": True}}, "names neither random_resized_crop nor random_crop"),
+    ({**ALL, "resize": 256}, "config.pth.tar: it names resize before random_resized_crop, which a replay cannot show"),
+    ({**ALL, "resize": 256, "center_crop": 224}, "it names resize and center_crop before random_resized_crop"),
+    ({"random_crop": {"size": 8}, "center_crop": 8}, "it names center_crop before random_crop"),
+    ({**ALL, "random_crop": {"size": 8}}, "it names random_resized_crop and random_crop, but stored views are of one"),
+    ({"random_resized_crop": {"size": 8, "interpolation": "lanczos"}}, "interpolation lanczos; replayed are bilinear"),
+    ({"random_resized_crop": {"size": 8, "interpolation": 0}}, "interpolation nearest; replayed are bilinear and bic"),
+    ({**ALL, "rand_augment": {"interpolation": "bilinear"}}, "rand_augment has interpolation bilinear, but a"),
+    ({**ALL, "rand_augment": {"interpolation": 2}}, "has interpolation bilinear, but a replay has nearest"),
+    ({**ALL, "random_erase": {"value": "random"}}, "random_erase has value random, but a replay has 0"),
+    ({"random_crop": {"size": 8, "padding_mode": "edge"}}, "padding_mode edge; replayed are constant and reflect"),
+    ({"random_crop": {"size": 8}, "resize": {"size": 9, "interpolation": 3}}, "resize has interpolation bicubic, but"),
     ({"random_resized_crop": {"scale": 1}}, "'size' is None, no whole number; give the side of the views with size="),
 ])  # fmt: skip
 def test_configurations_that_say_too_little(config: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -42,11 +42,17 @@ def card(tmp_path: Path) -> Path:
     return tmp_path / "card.yaml"
 
 
-def planes(seed: int) -> torch.Tensor:
-    """A published map: logits and classes as floats [2, K, H, W]."""
-    random = torch.Generator().manual_seed(seed)
+LABELS = sorted(i % 10 for i in range(N))  # of the places
+
+
+def planes(place: int, label: int | None = None) -> torch.Tensor:
+    """A published map: logits and classes as floats [2, K, H, W], above all the image's label."""
+    random = torch.Generator().manual_seed(place)
     logit = 10 * torch.rand(K, HEIGHT, WIDTH, generator=random).sort(0, descending=True).values
-    return torch.stack([logit, torch.rand(10, HEIGHT, WIDTH, generator=random).argsort(0)[:K].float()])
+    logit[0] += 10
+    found = torch.rand(10, HEIGHT, WIDTH, generator=random)
+    found[LABELS[place] if label is None else label] = -1
+    return torch.stack([logit, found.argsort(0)[:K].float()])
 
 
 def publish(folder: Path, card: Path, made=planes) -> Path:
@@ -195,3 +201,47 @@ def test_the_command_converts(card: Path, tmp_path: Path, capsys) -> None:
     words = [f"card={card}", f"out={tmp_path / 'store'}", "workers=0", "format=relabel-pt", "orientation=hw"]
     assert main(["convert", str(folder), *words]) == 0
     assert "labelmap of 'train' of 'mine': 24 images" in capsys.readouterr().out
+
+
+def other_class(place: int) -> torch.Tensor:
+    return planes(place, (LABELS[place] + 1) % 10)
+
+
+@pytest.mark.parametrize("orientation", ["hw", "wh"])
+def test_maps_of_other_images_are_told_by_labels(card: Path, tmp_path: Path, orientation: str, capsys) -> None:
+    folder, source = publish(tmp_path / "published", card, other_class), open_source(read_card(card), "train")
+    known = settings(card, tmp_path / "store", orientation=orientation)
+    with pytest.raises(UserError, match="class of label maps is the label of 0 of 24 images only: they are of other"):
+        convert(folder, source, known, CPU)
+    assert not (tmp_path / "store").exists()
+    convert(publish(folder, card), source, known, CPU)
+    assert "label maps and labels agree for 24 of 24 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [(torch.float16, 2048), (torch.bfloat16, 256)])
+def test_numbers_of_classes_must_be_exact(card: Path, tmp_path: Path, dtype: torch.dtype, exact: int) -> None:
+    """Halves hold no odd number beyond 2048, so that 2049 would be read as 2048."""
+    folder = publish(tmp_path / "published", card, lambda place: planes(place).to(dtype))
+    source = open_source(read_card(card), "train")
+    known = settings(card, tmp_path / "store", orientation="hw")
+    assert convert(folder, source, known.model_copy(update={"classes": exact + 1}), CPU) is not None
+    words = rf"numbers of classes as {str(dtype)[6:]}, which are exact up to {exact} only, but there are {exact + 2}"
+    with pytest.raises(UserError, match=words):
+        convert(folder, source, known.model_copy(update={"classes": exact + 2}), CPU)
+
+
+def test_a_map_that_came_later_is_taken_and_what_is_there_stays(card: Path, tmp_path: Path, capsys) -> None:
+    """Images can be read all the time: what is asked is the file of the map."""
+    folder, source = publish(tmp_path / "published", card), open_source(read_card(card), "train")
+    known = settings(card, tmp_path / "store", orientation="hw", max_corrupt=0.5)
+    (folder / "7" / "07.pt").rename(tmp_path / "07.pt")
+    convert(folder, source, known, CPU)
+    before = (tmp_path / "store" / "rows-000000").stat().st_ino
+    capsys.readouterr()
+    convert(folder, source, known, CPU)
+    assert "made anew" not in capsys.readouterr().out
+    assert (tmp_path / "store" / "rows-000000").stat().st_ino == before
+    (tmp_path / "07.pt").rename(folder / "7" / "07.pt")
+    store = convert(folder, source, known, CPU)
+    assert store is not None and not store.unreadable
+    assert "1 blocks in" in capsys.readouterr().out

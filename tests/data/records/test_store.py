@@ -66,7 +66,7 @@ def test_classes_of_another_count_or_order_are_refused(tmp_path: Path) -> None:
     source = Numbered(N)
     source.classes = ["cat", "dog"]
     about = {"classes": ["dog", "cat"], "num_classes": 2}
-    with pytest.raises(UserError, match="class 0 of the teacher is 'dog', that of data card 'numbered' is 'cat'"):
+    with pytest.raises(UserError, match="calls class 0 'dog', but data card 'numbered' 'cat'"):
         open_store(write_store(tmp_path / "a", source, "labelmap", COLUMNS, **about), source, "labelmap")
     with pytest.raises(UserError, match="knows 3 classes, but data card 'numbered' has 2"):
         open_store(write_store(tmp_path / "b", source, "labelmap", COLUMNS, num_classes=3), source, "labelmap")

@@ -11,13 +11,17 @@ import pytest
 import timm
 import torch
 from public import network, write
+from safetensors.torch import save_file
+from tiny import tiny_recipe, tiny_run
 
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Recipe
-from unlabeled.engine.exports.classes import export_classes
 from unlabeled.engine.exports.names import write_named
+from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.method import load_export, load_teacher
+from unlabeled.engine.public import networks
 from unlabeled.engine.restore import load_run
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.run.same_recipe import differences
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
@@ -54,8 +58,8 @@ def test_a_run_starts_from_a_file_and_goes_on_without_it(tmp_path: Path) -> None
     file.unlink()
     cut_short(run)
     assert train(first, run).finished, "the copy is enough"
-    assert export_classes(f"{run}:classifier") == [str(digit) for digit in range(10)]
-    assert export_classes(f"{run}:backbone") is None and export_classes(str(run)) is not None
+    assert load_export(f"{run}:classifier").names == [str(digit) for digit in range(10)]
+    assert load_export(f"{run}:backbone").names is None and load_teacher(str(run)).names is not None
     restored = load_run(run.rename(tmp_path / "moved"))
     lines = write_named(restored.method.exports()["classifier"], first.backbone, "timm", tmp_path / "t.safetensors",
                         ["a"] * 10)
@@ -64,7 +68,7 @@ def test_a_run_starts_from_a_file_and_goes_on_without_it(tmp_path: Path) -> None
     with torch.no_grad():
         assert torch.equal(found["model"].eval()(x), load_teacher(teacher).build()(x))
         assert torch.allclose(found["model"].eval()(x), restored.method.exports()["classifier"].build()(x), atol=1e-5)
-    assert load_export(teacher).input.size == 32 and export_classes(teacher) == ["a"] * 10
+    assert load_export(teacher).input.size == 32 and load_teacher(teacher).names == ["a"] * 10
     assert list(load_export(teacher).input.mean) == mean
     with pytest.raises(UserError, match="there is no file"):
         recipe(f"timm:test_resnet@{file}")
@@ -142,3 +146,18 @@ def test_what_is_not_the_files_is_refused(block: dict, said: str, tmp_path: Path
         recipe(f"timm:test_resnet@{file}", **block)
     with pytest.raises(UserError, match=r"write name: resnet18 for random weights, or init: timm:resnet18 for publ"):
         read_recipe("cifar10/rotnet-cpu", [*TINY, "train.updates=1", "backbone={name: 'timm:resnet18'}"])
+
+
+def test_a_teacher_is_read_once_and_its_classes_reach_the_exports(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, read = [f"word {number}" for number in range(10)], []
+    config = {"architecture": "test_resnet", "num_classes": 10, "label_names": words}
+    file = tmp_path / "t.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), file,
+              metadata={"config": json.dumps(config)})
+    real = networks.read_weights
+    monkeypatch.setattr(networks, "read_weights", lambda path: (read.append(path), real(path))[1])
+    known = tiny_recipe("ssld", "running", [f"method.teacher='timm:test_resnet@{file}'"])
+    write_exports(RunFolder(tmp_path / "run"), known, tiny_run(known).updater.method, 1)
+    assert json.loads((tmp_path / "run" / "export" / "classifier.json").read_text())["classes"] == words
+    assert read == [file]

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests.passes.mining.photos import changed, parts
 
 from unlabeled.augment.geometry import EvalCrop
@@ -19,7 +20,7 @@ from unlabeled.data.crops import cut
 from unlabeled.data.sources.mixed import Mixed
 from unlabeled.data.sources.open import open_source
 from unlabeled.errors import UserError
-from unlabeled.passes.mining import local_features
+from unlabeled.passes.mining import duplicates, local_features
 from unlabeled.passes.mining.mine import mine
 
 CLASSES, PER_CLASS = 3, 4
@@ -147,7 +148,9 @@ def test_parts_and_interruptions_give_the_same_bytes(world, mined, capsys):
     out = world / "in-parts"
     for part in ("2/2", "1/2"):  # the second finds all of the pool, but not its own part of the pairs
         assert mine(teacher(world), settings(world, out, part=part)) is None
-        assert "blocks are missing yet" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "blocks are missing yet" in said
+        assert f"this was the {'first' if part == '2/2' else 'second'} " in said
     assert mine(teacher(world), settings(world, out, part="2/2")) == out / "list.txt"
     (out / "pool" / "rows-000001").unlink()
     for name in ("list.txt", "selection.csv", "pairs.csv"):
@@ -190,7 +193,7 @@ BAD = {
     "a card that is none": ({"pool": "cifar11"}, "pool=cifar11: no data card 'cifar11'.*cifar10.*Or name a folder"),
     "a split that is none": ({"against": "digits:tset"}, "no split 'tset'"),
     "more classes than there are": ({"multi_class_top_p": 4}, "multi_class_top_p=4, but .* has 3 classes"),
-    "a training set of other classes": ({"known": "digits:train"}, "tells 3 classes apart, but data card 'digits'"),
+    "a training set of other classes": ({"known": "digits:train"}, "knows 3 classes, but data card 'digits' has 10"),
     "a root of nothing": ({"known": None, "known_root": "x"}, "known_root has no effect without known"),
     "a root of a folder": ({"pool_root": "x"}, "pool_root has no effect"),
 }
@@ -219,3 +222,34 @@ def test_a_pool_of_test_images_alone_is_said_to_be_that(world, tmp_path):
     with pytest.raises(UserError, match=r"nothing of the pool's 3 images is left: 3 are in the evaluation set.*same"):
         mine(teacher(world), settings(world, tmp_path / "out", pool=str(tmp_path / "pool"), known=None))
     assert not Path(tmp_path / "out" / "list.txt").exists()
+
+
+def test_a_teacher_may_have_other_words_for_the_classes_of_the_training_set(world, tmp_path):
+    file = tmp_path / "named.safetensors"
+    state = load_file(world / "teacher.safetensors")
+    for names, allowed in ((["disc", "square", "star"], True), (["x", "z", "y"], False)):
+        config = {"architecture": "test_resnet", "num_classes": CLASSES, "label_names": names}
+        save_file(state, file, metadata={"config": json.dumps(config)})
+        chosen = settings(world, tmp_path / names[0], against=None)
+        if allowed:
+            mine(f"timm:test_resnet@{file}", chosen)
+            assert {row["name"] for row in table(tmp_path / names[0] / "selection.csv")} <= {"x", "y", "z"}
+        else:
+            with pytest.raises(UserError, match="calls class 1 'z', but data card 'own' 'y'; name the set that"):
+                mine(f"timm:test_resnet@{file}", chosen)
+
+
+def test_rounding_makes_no_other_folder_of_pairs(world, mined, tmp_path, monkeypatch):
+    """Cosines that another machine sums in another order."""
+    real = duplicates.compared
+
+    def rounded(*arguments):
+        found = real(*arguments)
+        found["cosine"] += 1e-6
+        return found
+
+    shutil.copytree(mined, tmp_path / "out")
+    before = sorted(path.name for path in (tmp_path / "out").glob("pairs-*"))
+    monkeypatch.setattr(duplicates, "compared", rounded)
+    assert mine(teacher(world), settings(world, tmp_path / "out")) is not None
+    assert sorted(path.name for path in (tmp_path / "out").glob("pairs-*")) == before and len(before) == 1
