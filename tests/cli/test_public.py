@@ -51,7 +51,7 @@ def test_features_maps_and_classifiers_of_a_public_network(source: str, capsys) 
     assert main(["evaluate", "classify", source, *QUICK]) == 0
     write(Path("w.safetensors"), network(classes=7))
     assert main(["evaluate", "classify", source, *QUICK]) == 2
-    assert "tells 7 classes apart, but 'val' has 10" in capsys.readouterr().err
+    assert "knows 7 classes, but data card 'digits' has 10" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
