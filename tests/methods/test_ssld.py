@@ -276,7 +276,7 @@ def test_other_classes_than_the_teachers_are_refused_unless_their_labels_are_lef
 
 @pytest.mark.parametrize("names", [None, ("a", "b", "c")])
 def test_the_order_of_classes_must_be_the_teachers(names: tuple[str, ...] | None) -> None:
-    card = Info(0, 0, 1, 3, {}, names=names)
+    card = Info(0, 0, 1, 3, {"train": StreamInfo(1000, 64)}, names=names)
     refuse_other_classes("runs/x", 3, ["a", "b", "c"], card)
     refuse_other_classes("runs/x", 3, None, card)
     refuse_other_classes("timm:x", 3, ["tench", "goldfish", "shark"], card)  # other words for them, perhaps
