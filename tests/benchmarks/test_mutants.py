@@ -57,7 +57,7 @@ def test_mistakes_are_caught_survive_hang_and_are_found_again(project: Path, cap
     mistakes = [planted("x / 2", "x // 3"), planted("2 * x", "3 * x"), planted("x / 2", "[][0]"),
                 planted("    return x / 2", "    while True: pass")]
     sound = (project / PACKAGE / "toy.py").read_text()
-    found = workshop(project, jobs=2, limit=4.0).run(mistakes)
+    found = workshop(project, jobs=2, limit=12.0).run(mistakes)
     assert [trial.outcome for _, trial in found] == ["caught", "survived", "caught", "hung"]
     assert [trial.by for _, trial in found] == ["tests/test_toy.py::test_half", "", "tests/test_toy.py::test_half", ""]
     assert (project / PACKAGE / "toy.py").read_text() == sound
