@@ -135,6 +135,7 @@ def test_a_stream_without_the_store_says_how_to_make_it() -> None:
         stream(streamed, wanted=wanted)
 
 
-def test_a_batch_moves_with_its_rows() -> None:
+def test_a_batch_moves_without_its_rows() -> None:
     batch = Batch([torch.zeros(1, 3, 2, 2)], [None], torch.zeros(1), records={"kept": {"x": torch.ones(1)}})
-    assert batch.to(torch.device("meta")).records["kept"]["x"].is_meta
+    moved = batch.to(torch.device("meta"))
+    assert moved.crops[0].is_meta and torch.equal(moved.records["kept"]["x"], torch.ones(1)), "methods move what they use"

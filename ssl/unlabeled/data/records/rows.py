@@ -35,18 +35,20 @@ def stored_rows(source: Source, records: Sequence[Record], indices: np.ndarray, 
     """
     rows: Rows = {}
     for record in records:
-        stored = source.record(record.name, indices)
-        fields = {field: stored[field] for field in stored.dtype.names or ()}
-        if record.entry:
-            draws = uniforms(positions, 2, seed, stream, "record", record.name, epoch)
-            entries = next(iter(fields.values())).shape[1]
-            entry = (draws[:, 0] * entries).astype(np.int64)
-            plain = draws[:, 1] < record.plain
-            entry[plain] = 0
-            fields = {field: values[np.arange(len(entry)), entry] for field, values in fields.items()}
-            fields["entry"] = np.where(plain, -1, entry)
-        rows[record.name] = fields
+        entry = _drawn_entry(source, record, positions, seed, stream, epoch) if record.entry else None
+        stored = source.record(record.name, indices, None if entry is None else np.maximum(entry, 0))
+        rows[record.name] = {field: stored[field] for field in stored.dtype.names or ()}
+        if entry is not None:
+            rows[record.name]["entry"] = entry
     return rows
+
+
+def _drawn_entry(source: Source, record: Record, positions: np.ndarray, seed: int, stream: str, epoch: int,
+                 ) -> np.ndarray:
+    """Return which entry every visit takes, int64 [b]; -1: none."""
+    draws = uniforms(positions, 2, seed, stream, "record", record.name, epoch)
+    entries = source.record(record.name, np.empty(0, np.int64)).dtype[0].shape[0]
+    return np.where(draws[:, 1] < record.plain, -1, (draws[:, 0] * entries).astype(np.int64))
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

@@ -58,6 +58,11 @@ class Header:
         return np.dtype([(name, code, shape) for name, (code, shape) in self.fields.items()])
 
     @property
+    def entry_dtype(self) -> np.dtype:
+        """Return the type of one entry of a row: all fields without their first axis."""
+        return np.dtype([(name, code, shape[1:]) for name, (code, shape) in self.fields.items()])
+
+    @property
     def blocks(self) -> int:
         """Return the number of block files."""
         return math.ceil(self.rows / self.block)
@@ -164,6 +169,7 @@ class Store:
         if missing:
             self._refuse(missing)
         self._mapped: dict[int, np.ndarray] = {}
+        self._views: dict[int, list[np.ndarray]] = {}
 
     def _refuse(self, missing: list[int]) -> None:
         count = sum(len(self.header.places(number)) for number in missing)
@@ -187,15 +193,31 @@ class Store:
         return self.header.rows
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}}
+        return {**self.__dict__, "_mapped": {}, "_views": {}}
 
-    def rows(self, places: np.ndarray) -> np.ndarray:
-        """Return the rows, structured [n], of the samples at `places`, int64 [n]."""
-        out = np.empty(len(places), self.header.dtype)
+    def rows(self, places: np.ndarray, entries: np.ndarray | None = None) -> np.ndarray:
+        """Return the rows, structured [n], of the samples at `places`, int64 [n]; or one entry of each, int64 [n]."""
         numbers, within = np.divmod(places, self.header.block)
-        for row, (number, place) in enumerate(zip(numbers.tolist(), within.tolist(), strict=True)):
-            out[row] = self._block(number)[place]
+        where = zip(numbers.tolist(), within.tolist(), strict=True)
+        if entries is None:
+            out = np.empty(len(places), self.header.dtype)
+            for row, (number, place) in enumerate(where):
+                out[row] = self._block(number)[place]
+            return out
+        out = np.empty(len(places), self.header.entry_dtype)
+        columns = [out[name] for name in self.header.fields]
+        for row, ((number, place), entry) in enumerate(zip(where, entries.tolist(), strict=True)):
+            for column, stored in zip(columns, self._columns(number), strict=True):
+                column[row] = stored[place, entry]  # of some hundred entries only one is copied
         return out
+
+    def _columns(self, number: int) -> list[np.ndarray]:
+        """Return the fields of a block, [rows, entries, ...], views of its memory that are slow to make anew."""
+        columns = self._views.get(number)
+        if columns is None:
+            block = self._block(number)
+            columns = self._views[number] = [block[name] for name in self.header.fields]
+        return columns
 
     def _block(self, number: int) -> np.ndarray:
         block = self._mapped.get(number)

@@ -133,8 +133,8 @@ class Stored(Protocol):
     def about(self) -> dict[str, Any]:
         """Return what readers of its rows must know."""
 
-    def rows(self, places: np.ndarray) -> np.ndarray:
-        """Return the rows, structured [n], of the samples at `places`, int64 [n]."""
+    def rows(self, places: np.ndarray, entries: np.ndarray | None = None) -> np.ndarray:
+        """Return the rows, structured [n], of the samples at `places`, int64 [n]; or one entry of each, int64 [n]."""
 
 
 class Source(Truth):
@@ -198,9 +198,9 @@ class Source(Truth):
         """Return whether there is a store of this name."""
         return name in self.stores
 
-    def record(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """Return the stored rows, structured [n], of the samples `indices`, int64 [n]."""
-        return self.stores[name].rows(indices)
+    def record(self, name: str, indices: np.ndarray, entries: np.ndarray | None = None) -> np.ndarray:
+        """Return the stored rows, structured [n], of the samples `indices`, int64 [n]; or one entry of each."""
+        return self.stores[name].rows(indices, entries)
 
     def without_record(self, name: str) -> dict[int, str]:
         """Return the samples that have no row in a store, which could not read them, with the reasons."""

@@ -90,15 +90,17 @@ class Mixed(Source):
         """Return whether there is a store of the mix, or one of every set."""
         return super().has_record(name) or all(one.has_record(name) for one in self.members)
 
-    def record(self, name: str, indices: np.ndarray) -> np.ndarray:
+    def record(self, name: str, indices: np.ndarray, entries: np.ndarray | None = None) -> np.ndarray:
         """Return the stored rows, structured [n], of samples of any of the sets."""
         if name in self.stores:
-            return super().record(name, indices)
+            return super().record(name, indices, entries)
         which = np.searchsorted(self.starts, indices, "right") - 1
-        rows = np.empty(len(indices), self.members[0].record(name, indices[:0]).dtype)
+        none = indices[:0]
+        rows = np.empty(len(indices), self.members[0].record(name, none, None if entries is None else none).dtype)
         for number in np.unique(which).tolist():
             chosen = which == number
-            rows[chosen] = self.members[number].record(name, indices[chosen] - self.starts[number])
+            own = indices[chosen] - self.starts[number]
+            rows[chosen] = self.members[number].record(name, own, None if entries is None else entries[chosen])
         return rows
 
     def without_record(self, name: str) -> dict[int, str]:

@@ -53,9 +53,11 @@ class Part(Source):
         """Return whether there is a store of this part, or of the whole split."""
         return super().has_record(name) or self.source.has_record(name)
 
-    def record(self, name: str, indices: np.ndarray) -> np.ndarray:
+    def record(self, name: str, indices: np.ndarray, entries: np.ndarray | None = None) -> np.ndarray:
         """Return stored rows: those kept of this part, or of the whole split."""
-        return super().record(name, indices) if name in self.stores else self.source.record(name, self.indices[indices])
+        if name in self.stores:
+            return super().record(name, indices, entries)
+        return self.source.record(name, self.indices[indices], entries)
 
     def without_record(self, name: str) -> dict[int, str]:
         """Return the samples that have no row in a store."""
