@@ -138,4 +138,5 @@ def test_a_stream_without_the_store_says_how_to_make_it() -> None:
 def test_a_batch_moves_without_its_rows() -> None:
     batch = Batch([torch.zeros(1, 3, 2, 2)], [None], torch.zeros(1), records={"kept": {"x": torch.ones(1)}})
     moved = batch.to(torch.device("meta"))
-    assert moved.crops[0].is_meta and torch.equal(moved.records["kept"]["x"], torch.ones(1)), "methods move what they use"
+    assert moved.crops[0].is_meta
+    assert torch.equal(moved.records["kept"]["x"], torch.ones(1)), "methods move what they use"
