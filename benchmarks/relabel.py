@@ -117,7 +117,9 @@ class Work:
 
     def student(self, name: str, seed: int) -> float:
         """Train a student on crops of the scenes and return its accuracy."""
-        maps = f"data.train={{card: {self.scenes}, batch: 64, records: {{labelmap: {self.folder / 'maps'}}}}}"
+        kept = self.folder / "maps"
+        stored = "" if "method.targets=label" in STUDENTS[name] else f", records: {{labelmap: {kept}}}"
+        maps = f"data.train={{card: {self.scenes}, batch: 64{stored}}}"
         run = f"{name.replace(' ', '-').replace(',', '')}-s{seed}"
         return self._trained(run, [CROP, *STUDENTS[name], maps, PLAIN.format(width=8), f"train.updates={self.updates}",
                                    f"train.seed={seed}"])  # fmt: skip

@@ -127,7 +127,7 @@ def test_float16_on_a_cpu_is_refused_before_anything_is_computed(runs, monkeypat
         evaluate("correspondence", runs.run, ["precision=bf16"])
     runs.run.mkdir()
     assert main(["features", str(runs.run), str(tmp_path), "precision=half"]) != 0
-    assert "precision=half: allowed are auto, bf16, fp16, fp32" in capsys.readouterr().err
+    assert "'precision' is 'half'; allowed: auto, bf16, fp16, fp32" in capsys.readouterr().err
 
 
 def test_what_float16_cannot_hold_is_told_with_its_cure():

@@ -266,7 +266,7 @@ def test_other_classes_than_the_teachers_are_refused_unless_their_labels_are_lef
         for i in range(10):
             Image.new("RGB", (9, 9)).save(tmp_path / "train" / name / f"{i}.png")
     other = ["data.train.card=classfolder", f"data.train.root={tmp_path}"]
-    with pytest.raises(UserError, match=r"knows 10 classes, the data card 3; .*labels: false"):
+    with pytest.raises(UserError, match=r"knows 10 classes, but the data card has 3; .*labels: false"):
         tiny_run(tiny_recipe("ssld", "running", other))
     without = f"{{card: classfolder, root: '{tmp_path}', labels: false}}"
     for sets in (without, f"{{card: digits}}, {without}"):
