@@ -72,7 +72,8 @@ MISTAKES = [
     (["features", ".", ".", "precision=fp64"], "'precision' is 'fp64'; allowed: auto, bf16, fp16, fp32"),
     (["features", ".", ".", "part=17/16"], "override 'part=17/16': part: there is no '17/16'; allowed: 1/16 to 16/16"),
     (["features", ".", ".", "split=train"], "'split' goes with a data card, but . is a folder; leave it out"),
-    (["features", ".", "cifar1"], "no folder 'cifar1', and no data card 'cifar1'. Did you mean 'cifar10' or 'cifar100'?"),
+    (["features", ".", "cifar1"],
+     "no folder 'cifar1', and no data card 'cifar1'. Did you mean 'cifar10' or 'cifar100'?"),
     (["pretrian"], "unlabeled: no command 'pretrian'. Did you mean 'pretrain'?"),
     (["--verison"], "unlabeled: unrecognized arguments: --verison"),
 ]
