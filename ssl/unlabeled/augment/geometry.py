@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from unlabeled.augment import affine
-from unlabeled.augment.plain_crops import RandomBoundCrop, RandomPaddedCrop, RandomSquareCrop, ResizedFirst
+from unlabeled.augment.plain_crops import RandomBoundCrop, RandomPaddedCrop, RandomSquareCrop, ResizedBox, ResizedFirst
 from unlabeled.augment.resample import Interpolation, crop_resize, crop_resize_batch
 from unlabeled.config.augment import AffineCrop, Crop, PaddedCrop, PaddleCrop, SquareCrop
 from unlabeled.ops.boxes import crop_boxes
@@ -21,7 +21,7 @@ _TRIES = 10
 
 
 @dataclass(frozen=True)
-class RandomResizedCrop:
+class RandomResizedCrop(ResizedBox):
     """Random resized crop with flip in torchvision's law; parameters are boxes [n, 7] (see `data.batch.Batch`)."""
 
     size: int
@@ -51,14 +51,6 @@ class RandomResizedCrop:
         extent = np.where(fitting, extent, central)
         place = np.where(fitting, place, (sizes - central) // 2)
         return crop_boxes(place, extent, sizes, flip[:, 0] < self.flip)
-
-    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-        """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
-        return crop_resize(image, parameters, self.size, self.interpolation)
-
-    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
-        """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
-        return crop_resize_batch(images, parameters, self.size, self.interpolation)
 
 
 @dataclass(frozen=True)

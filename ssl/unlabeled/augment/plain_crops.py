@@ -100,8 +100,24 @@ class ResizedFirst:
         return self.crop.apply_batch(crop_resize_batch(images, whole, self.side, self.interpolation), parameters)
 
 
+class ResizedBox:
+    """Cuts images by boxes [n, 7] and resizes what is inside: what crops that draw their size share."""
+
+    size: int
+    interpolation: Interpolation
+    boxes: ClassVar[bool] = True
+
+    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
+        return crop_resize(image, parameters, self.size, self.interpolation)
+
+    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
+        """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
+        return crop_resize_batch(images, parameters, self.size, self.interpolation)
+
+
 @dataclass(frozen=True)
-class RandomSquareCrop:
+class RandomSquareCrop(ResizedBox):
     """A square of `proportion` of the shorter side at a random place, resized, and a flip; parameters are boxes [n, 7].
 
     The random counterpart of `geometry.EvalCrop`; with 0.875 and 224 pixels the usual "shorter side to 256, crop 224",
@@ -122,17 +138,9 @@ class RandomSquareCrop:
         place = np.floor(uniforms[:, :2] * (sizes - side + 1))
         return crop_boxes(place, side.repeat(2, 1), sizes, uniforms[:, -1] < self.flip)
 
-    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-        """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
-        return crop_resize(image, parameters, self.size, self.interpolation)
-
-    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
-        """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
-        return crop_resize_batch(images, parameters, self.size, self.interpolation)
-
 
 @dataclass(frozen=True)
-class RandomBoundCrop:
+class RandomBoundCrop(ResizedBox):
     """Random resized crop with flip in PaddlePaddle's law (PaddleClas, `RandCropImage`); parameters are boxes [n, 7].
 
     The aspect, width by height, is uniform and not log-uniform as torchvision's. The share of the area is uniform
@@ -160,14 +168,6 @@ class RandomBoundCrop:
         extent = np.clip(extent, 1, sizes)  # a product may be rounded to just above a side; an image of a few pixels
         place = np.floor(uniforms[:, 2:4] * (sizes - extent + 1))
         return crop_boxes(place, extent, sizes, uniforms[:, 4] < self.flip)
-
-    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-        """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
-        return crop_resize(image, parameters, self.size, self.interpolation)
-
-    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
-        """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
-        return crop_resize_batch(images, parameters, self.size, self.interpolation)
 
 
 @dataclass(frozen=True)
