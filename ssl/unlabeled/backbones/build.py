@@ -71,7 +71,7 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
 
     if cfg.name in resnet.LAYERS and not cfg.sk_ratio:
         return resnet.loading_lines(cfg, weights)
-    options = cfg.model_dump(exclude_defaults=True, include={"name", *BACKBONE_OPTIONS})
+    options = cfg.model_dump(exclude_defaults=True, include={"name", *BACKBONE_OPTIONS, "options"})
     return (
         f"from safetensors.torch import load_file\nfrom unlabeled.backbones.build import build_backbone\n"
         f"from unlabeled.config.recipe import Backbone\n"

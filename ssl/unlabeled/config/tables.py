@@ -32,6 +32,10 @@ BACKBONES: dict[str, tuple[str, frozenset[str]]] = {
     "nin": ("unlabeled.backbones.nin:build_nin", frozenset({"map"})),
     "alexnet_bn": ("unlabeled.backbones.alexnet:build_alexnet", frozenset({"map"})),
     **{name: ("unlabeled.backbones.wrn:build_wrn", frozenset({"map"})) for name in ("wrn28_2", "wrn28_8", "wrn37_2")},
+    **{
+        name: ("unlabeled.backbones.elastic.build:build_elastic_vit", frozenset({"elastic", "tokens"}))
+        for name in ("elastic_vit_l", "elastic_vit_b", "elastic_vit_s", "elastic_vit_tiny")
+    },
 }
 
 # the networks that no class of timm's builds: `backbone.options` are options of timm's constructors
