@@ -57,6 +57,20 @@ _PIXPRO = [
     "method.crop={kind: resized, size: 32, area: [0.3, 1.0]}",
 ]
 
+# sub-networks of two blocks of the batch in every process; crops of 4 x 4 and of 2 x 2 patches; two heads
+_POA = [
+    *_DIGITS,
+    "train.blocks=4",
+    "train.nonfinite=stop",
+    "backbone={name: elastic_vit_tiny, options: {widths: [4, 12, 4], depths: [2, 3], head_width: 4, patch_size: 2, "
+    "img_size: 8, layer_scale: 1.0, drop_path_rate: 0.3}}",
+    "method.prototypes=[10, 14]",
+    "method.hidden=16",
+    "method.bottleneck=8",
+    "method.crop={size: 8, area: [0.5, 1.0]}",
+    "method.local_crop={size: 4, area: [0.2, 0.5]}",
+]
+
 _RELABEL = "name: relabel, crop: {size: 8, area: [0.2, 1.0]}"
 _MAPS = ["data.train.records={labelmap: '@labelmaps'}"]
 
@@ -133,6 +147,12 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
                 "conv: {kind: conv, block: layer1}}}",
             ],
         )
+    },
+    "poa": {
+        "sinkhorn": ("demo/poa", [*_POA]),
+        "centering": ("demo/poa", [*_POA, "method.targets=centering", "method.elastic.same_view=false"]),
+        "intact": ("demo/poa", [*_POA, "method.elastic=null", "method.local_crops=0", "method.koleo=0"]),
+        "later": ("demo/poa", [*_POA, "method.patches.start_epoch=0.02", "method.elastic.cross_view=false"]),
     },
     "reinforcement": {
         "plain": ("cifar10/rotnet-cpu", [*_ENTRIES, f"method={{{_REINFORCEMENT}, replay: 0.6}}"]),

@@ -11,6 +11,7 @@ METHODS: dict[str, tuple[str, str]] = {
     ),
     "finetune": ("unlabeled.methods.finetune_config:FinetuneConfig", "unlabeled.methods.finetune:Finetune"),
     "pixpro": ("unlabeled.methods.pixpro_config:PixProConfig", "unlabeled.methods.pixpro:PixPro"),
+    "poa": ("unlabeled.methods.poa.config:POAConfig", "unlabeled.methods.poa.method:POA"),
     "probe": ("unlabeled.methods.probe.config:ProbeConfig", "unlabeled.methods.probe.method:Probe"),
     "reinforcement": (
         "unlabeled.methods.reinforcement.config:ReinforcementConfig",

@@ -102,8 +102,8 @@ def steps(smallest: int, largest: int, step: int, *, key: str = "width") -> tupl
     values = tuple(range(smallest, largest + 1, step)) if step > 0 else ()
     if not values or values[-1] != largest:
         end = f", but at {values[-1]}" if values else ""
-        raise UserError(f"backbone.options.{key}: {smallest} to {largest} in steps of {step} does not end at {largest}, "
-                        f"the full size{end}")
+        raise UserError(f"backbone.options.{key}: {smallest} to {largest} in steps of {step} does not end at "
+                        f"{largest}, the full size{end}")
     return values
 
 
