@@ -68,10 +68,11 @@ SETTINGS = {"CPU time, one thread, one process reads": Setting(1, 1, _cpu_second
 def main(words: list[str] | None = None) -> int:
     """Time forward passes on ready tensors and the pass over JPEG files, in turns."""
     parser = measure.arguments("passes", QUESTION, repeats=5)
-    parser.add_argument("--images", type=int, default=128, help="of a turn (default 128)")
+    parser.add_argument("--images", type=int, default=192, help="of the long pass; the short one has a third "
+                        "(default 192)")
     given = parser.parse_args(words)
     if given.quick:
-        given.repeats, given.images = 1, 4
+        given.repeats, given.images = 1, 24
     keep_freed_memory()
     report = measure.Report("passes", "Passes", QUESTION)
     size = 64 if given.quick else 224
@@ -86,9 +87,10 @@ def main(words: list[str] | None = None) -> int:
         views = [[precision, clock, *_entries(teacher, source, size, precision, SETTINGS[clock], given)]
                  for precision, clock in settings]
     report.say(f"**Label maps** of JPEG files, 500 x 375 pixels, file cache warm: {name} at {size} px, "
-               f"batches of {BATCH}, the {KEPT} largest logits of every cell kept in blocks, {given.images} images a "
-               "turn; starting the processes that read counts too; ms per image")
-    columns = ["precision", "clock", "forward alone", "pass", "share", "bar"]
+               f"batches of {BATCH}, the {KEPT} largest logits of every cell kept in blocks, passes over "
+               f"{given.images} and {given.images // 3} images, whose difference is what an image takes; what starts "
+               "and ends a pass, such as the processes that read, is apart; ms per image")
+    columns = ["precision", "clock", "forward alone", "pass", "start and end, s", "share", "bar"]
     report.table(columns, rows)
     report.say(f"**Entries** of an eighth of these files: {ENTRIES} views of each, cropped, with RandAugment and "
                f"erasing, the {TOPK} most probable classes kept; ms per view")
@@ -111,28 +113,47 @@ def _teacher(name: str) -> nn.Module:
 
 def _labelmaps(teacher: nn.Module, source: Source, size: int, precision: Resolved, setting: Setting,
                given: argparse.Namespace) -> list[str]:
-    maker = ImageMaker(source, [EvalCrop(size)])
-    ready = _prepared(maker.make(np.arange(len(source))).crops[0])
-    run = partial(_pass, teacher, source, maker, precision, setting.workers)
-    return _compared(partial(_forward, teacher, ready, precision), run, len(ready), SHARE_BAR, setting, given)
+    ready = _prepared(ImageMaker(source, [EvalCrop(size)]).make(np.arange(len(source))).crops[0])
+
+    def run(images: int) -> None:
+        part = _first(source, images)
+        _pass(teacher, part, ImageMaker(part, [EvalCrop(size)]), precision, setting.workers)
+
+    return _compared(partial(_forward, teacher, ready, precision), run, len(source), 1, SHARE_BAR, setting, given)
 
 
 def _entries(teacher: nn.Module, source: Source, size: int, precision: Resolved, setting: Setting,
              given: argparse.Namespace) -> list[str]:
-    part = Part(source, np.arange(max(1, len(source) // ENTRIES)))
-    maker = EntryMaker(part, drawing(StoredResizedCrop(size=size)), Law(size, 9, 0.25), ENTRIES, seed=0)
-    ready = _prepared(maker.make(np.arange(len(part))).crops[0].flatten(0, 1))
+    def maker(images: int) -> EntryMaker:
+        part = _first(source, images)
+        return EntryMaker(part, drawing(StoredResizedCrop(size=size)), Law(size, 9, 0.25), ENTRIES, seed=0)
+
+    count = len(source) // ENTRIES
+    ready = _prepared(maker(count).make(np.arange(count)).crops[0].flatten(0, 1))
     panel = Teachers([teacher], [Input(size, MEAN, STD)], precision)
-    work = Work(KIND, fields(ENTRIES, TOPK, mix=False), {}, maker, lambda batch: teach(batch, panel, TOPK, BATCH))
-    run = partial(_run, work, part, BATCH // ENTRIES, setting.workers)
-    return _compared(partial(_forward, teacher, ready, precision), run, len(ready), ENTRIES_BAR, setting, given)
+
+    def run(images: int) -> None:
+        work = Work(KIND, fields(ENTRIES, TOPK, mix=False), {}, maker(images),
+                    lambda batch: teach(batch, panel, TOPK, BATCH))
+        _run(work, _first(source, images), BATCH // ENTRIES, setting.workers)
+
+    return _compared(partial(_forward, teacher, ready, precision), run, count, ENTRIES, ENTRIES_BAR, setting, given)
 
 
-def _compared(forward: Callable[[], None], run: Callable[[], None], count: int, bar: float, setting: Setting,
-              given: argparse.Namespace) -> list[str]:
-    """Return ms of both per image or view, of which there are `count`, and the share of the speed, in turns."""
+def _first(source: Source, images: int) -> Part:
+    return Part(source, np.arange(images))
+
+
+def _compared(forward: Callable[[], None], run: Callable[[int], None], images: int, views: int, bar: float,
+              setting: Setting, given: argparse.Namespace) -> list[str]:
+    """Return ms of both per view, the seconds that start and end a pass, and the share of the speed, in turns.
+
+    forward: over `images` times `views`. run: a pass over so many images.
+    """
     before = torch.get_num_threads()
-    calls = {"forward": forward, "pass": run}
+    short = images // 3
+    calls: dict[str, Callable[[], None]] = {
+        "forward": forward, "long": partial(run, images), "short": partial(run, short)}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     torch.set_num_threads(setting.threads)
     try:
@@ -144,9 +165,12 @@ def _compared(forward: Callable[[], None], run: Callable[[], None], count: int, 
                     seconds[name].append(setting.clock() - start)
     finally:
         torch.set_num_threads(before)
-    share = measure.ratio(seconds["forward"], seconds["pass"])
-    each = [f"{1e3 * measure.median(taken) / count:.1f} ± {measure.spread(taken):.0%}" for taken in seconds.values()]
-    return [*each, f"{share:.3f}", measure.bar(share, at_least=bar)]
+    alone = [taken / (images * views) for taken in seconds["forward"]]
+    within = [(a - b) / ((images - short) * views) for a, b in zip(seconds["long"], seconds["short"], strict=True)]
+    once = measure.median(seconds["short"]) - measure.median(within) * short * views
+    share = measure.ratio(alone, within)
+    each = [f"{1e3 * measure.median(taken):.1f} ± {measure.spread(taken):.0%}" for taken in (alone, within)]
+    return [*each, f"{once:.1f}", f"{share:.3f}", measure.bar(share, at_least=bar)]
 
 
 @torch.inference_mode()

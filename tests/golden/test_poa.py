@@ -67,7 +67,8 @@ def fill(module: nn.Module, arrays: dict[str, np.ndarray]) -> None:
 
 def fill_head(head: Head, case: Case, prefix: str, number: int) -> None:
     arrays = {name.removeprefix(prefix): array for name, array in case.items() if name.startswith(prefix)}
-    own = {name.replace(f"mlp{number}_", "mlp_", 1): a for name, a in arrays.items() if name.startswith(f"mlp{number}_")}
+    mlp = f"mlp{number}_"
+    own = {name.replace(mlp, "mlp_", 1): array for name, array in arrays.items() if name.startswith(mlp)}
     own["prototypes_gain"] = arrays[f"last_layer{number}_weight_g"]
     own["prototypes_direction"] = arrays[f"last_layer{number}_weight_v"]
     fill(head, own)
@@ -270,7 +271,8 @@ def test_whole_loss_and_its_gradients(case: Case, dtype: torch.dtype, suffix: st
 @parametrize("poa_schedules")
 def test_schedules(case: Case) -> None:
     for i in numbers(case, r"sched(\d+)_values"):
-        hp = {name.removeprefix(f"hp_sched{i}_"): float(a) for name, a in case.items() if name.startswith(f"hp_sched{i}_")}
+        own = f"hp_sched{i}_"
+        hp = {name.removeprefix(own): float(array) for name, array in case.items() if name.startswith(own)}
         curve = Curve(
             start=hp["base_value"], end=hp["final_value"], horizon=int(hp["total_iters"] / hp["iter_num_scale"]),
             warmup=int(hp.get("warmup_iters", 0)), warmup_start=hp.get("start_warmup_value", 0.0),
