@@ -28,6 +28,7 @@ from unlabeled.methods.poa.networks import Network, Opinion
 from unlabeled.methods.poa.targets import Centering, Targets, by_sinkhorn, entropy, targets_of_block
 from unlabeled.methods.poa.views import Views, hidden_patches, views_of
 from unlabeled.ops.ema import ema_update
+from unlabeled.ops.machine.memory import memory_of_machine
 from unlabeled.ops.random import generator, seed_of
 
 # probabilities of blur and solarisation of the first global crop, the second one, and the local ones (section 4.1)
@@ -55,7 +56,7 @@ class POA(Method):
         if not isinstance(backbone, ElasticNetwork):
             raise UserError(f"poa needs an elastic backbone, and {type(backbone).__name__} is none: take elastic_vit_l "
                             "or the like")
-        refuse_idle_parts(cfg, backbone, info)
+        refuse_unfit(cfg, backbone, info)
         self.input = input_of(backbone, cfg.crop.size, info)
         self.cells = backbone.cells(cfg.crop.size)
         self.student = Network(backbone, cfg)
@@ -206,15 +207,22 @@ class POA(Method):
         }
 
 
-def refuse_idle_parts(cfg: POAConfig, backbone: ElasticNetwork, info: Info) -> None:
-    """Raise UserError, with the cure, for an elastic student without sizes, and for blocks that KoLeo cannot spread."""
-    if cfg.elastic is not None and len(backbone.grid.candidates) == 1:
+def refuse_unfit(cfg: POAConfig, backbone: ElasticNetwork, info: Info) -> None:
+    """Raise UserError, with the cure, for an elastic student without sizes, for blocks in which no image has a
+    neighbour, and for more prototypes than this machine has memory."""
+    if cfg.elastic is not None and len(backbone.grid.sizes) == 1:
         raise UserError("the backbone has one size, so there is no elastic student: give it smaller ones "
                         "(backbone.options), or set method.elastic=null")
     images = info.streams["train"].batch
     if cfg.koleo and images < 2 * info.block_count:
         raise UserError(f"{info.block_count} blocks of {images} images have one image each, without a neighbour: make "
                         "them fewer (train.blocks), or set method.koleo=0")
+    # weights of the student and the teacher, gradients, and two moments
+    need, memory = 5 * 4 * sum(cfg.prototypes) * (cfg.bottleneck + 1), memory_of_machine()
+    if need > memory:
+        raise UserError(f"method.prototypes {cfg.prototypes} of {cfg.bottleneck} numbers each take {need / 1e9:.0f} GB "
+                        f"with gradients, moments and the teacher's copy, but this machine has {memory / 1e9:.0f} GB; "
+                        "the paper's largest head has 65536")
 
 
 def _mean(losses: Iterable[Tensor]) -> Tensor:

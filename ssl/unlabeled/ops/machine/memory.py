@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -28,3 +29,11 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
+
+
+def memory_of_machine() -> int:
+    """Return the bytes that the device on which a process computes has: its GPU, or else the machine."""
+    if torch.cuda.is_available():
+        total: int = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        return total
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,274 @@
+"""POA: closed forms of targets and losses, masks, who learns from whom, blocks, what is refused."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from processes import run_processes
+from tiny import Tiny, tiny_recipe, tiny_run
+from torch import Tensor
+
+from unlabeled.engine.train import train
+from unlabeled.errors import UserError
+from unlabeled.methods.base import Block
+from unlabeled.methods.poa.losses import cross_entropy, cross_view_loss, koleo, patch_loss, same_view_loss
+from unlabeled.methods.poa.masks import draw_masks
+from unlabeled.methods.poa.networks import Logits
+from unlabeled.methods.poa.targets import Targets, targets_of_block
+from unlabeled.methods.poa.views import hidden_patches
+from unlabeled.ops.targets.sinkhorn import sinkhorn
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- targets
+
+
+def test_sinkhorn_gives_rows_a_mass_of_one_and_prototypes_equal_mass() -> None:
+    x = normal(12, 5)
+    q = sinkhorn(x, 0.5, iterations=50)
+    torch.testing.assert_close(q.sum(1), torch.ones(12, dtype=torch.float64))
+    torch.testing.assert_close(q.sum(0), torch.full((5,), 12 / 5, dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(sinkhorn(x + 700.0, 0.5), sinkhorn(x, 0.5))
+    torch.testing.assert_close(sinkhorn(torch.zeros(3, 4), 0.04), torch.full((3, 4), 0.25))
+
+
+def test_sinkhorn_divides_by_the_mass_of_a_prototype_first() -> None:
+    x = normal(6, 4, seed=1)
+    q = (x / 0.3).exp()
+    for _ in range(3):
+        q = q / q.sum(0)
+        q = q / q.sum(1, keepdim=True)
+    torch.testing.assert_close(sinkhorn(x, 0.3), q)
+
+
+def test_sinkhorn_takes_no_rows_and_very_different_ones() -> None:
+    assert sinkhorn(torch.zeros(0, 4), 0.04).shape == (0, 4)
+    q = sinkhorn(torch.tensor([[1.0, -1.0], [-60.0, -60.0]]), 0.04)
+    assert q.isfinite().all()
+
+
+def _part_of_sinkhorn(rank: int) -> Tensor:
+    rows = normal(7, 5)[:3] if rank == 0 else normal(7, 5)[3:]
+    return sinkhorn(rows, 0.2)
+
+
+def test_sinkhorn_of_two_processes_with_unequal_rows_is_that_of_one() -> None:
+    parts = run_processes(2, _part_of_sinkhorn)
+    torch.testing.assert_close(torch.cat(parts), sinkhorn(normal(7, 5), 0.2))
+
+
+# ---- losses
+
+
+def test_uniform_targets_and_logits_of_zero_cost_the_logarithm_of_the_prototypes() -> None:
+    target, zero = torch.full((4, 8), 1 / 8), torch.zeros(4, 8)
+    logits = Logits(zero, torch.zeros(6, 8), zero)
+    assert float(cross_view_loss(target, logits, 0.1)) == pytest.approx(math.log(8))
+    assert float(patch_loss(target, logits, torch.ones(4), 0.1)) == pytest.approx(math.log(8))
+    assert float(same_view_loss(logits, logits, 0.1)) == pytest.approx(2 * math.log(8))  # global plus local
+
+
+def test_cross_view_is_the_mean_over_all_pairs_of_crops() -> None:
+    images, local = 3, 4
+    target, logits = normal(2 * images, 6).softmax(1), normal(2 * images, 6, seed=1)
+    locals_ = normal(local * images, 6, seed=2)
+    total = [cross_entropy(target[r : r + images], logits[r : r + images], 0.1).mean() for r in (0, images)]
+    for v in range(local):
+        for g in (0, images):
+            crop = locals_[v * images : (v + 1) * images]
+            total.append(cross_entropy(target[g : g + images], crop, 0.1).mean())
+    assert len(total) == 2 + 2 * local
+    loss = cross_view_loss(target, Logits(logits, locals_, logits[:0]), 0.1)
+    torch.testing.assert_close(loss, torch.stack(total).mean())
+
+
+def test_same_view_has_no_gradient_where_both_students_agree_and_none_for_the_intact_one() -> None:
+    intact, elastic = normal(4, 6).requires_grad_(), normal(4, 6).requires_grad_()
+    empty = torch.zeros(0, 6, dtype=torch.float64)
+    same_view_loss(Logits(intact, empty, empty), Logits(elastic, empty, empty), 0.1).backward()
+    assert intact.grad is None
+    torch.testing.assert_close(elastic.grad, torch.zeros(4, 6, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_koleo_is_the_log_distance_of_nearest_neighbours() -> None:
+    angles = torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64)
+    z = 5 * torch.stack([angles.cos(), angles.sin()], 1)
+    gaps = 2 * torch.tensor([0.3, 0.3, 1.7]).div(2).sin()
+    assert float(koleo(z)) == pytest.approx(-float(gaps.log().mean()), abs=1e-6)
+    assert koleo(z.half()).dtype == torch.float32
+    assert koleo(torch.ones(2, 3)).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_are_computed_in_float32(dtype: torch.dtype) -> None:
+    target, logits = torch.full((4, 8), 1 / 8), normal(4, 8).to(dtype)
+    loss = cross_view_loss(target, Logits(logits, logits[:0], logits[:0]), 0.1)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, cross_view_loss(target, Logits(logits.float(), logits[:0], logits[:0]), 0.1))
+
+
+# ---- masks
+
+
+def random(seed: int = 0) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def test_half_of_the_crops_are_masked_with_stratified_shares() -> None:
+    masks = draw_masks(21, 14, 0.5, (0.1, 0.5), random())
+    shares = np.sort(masks.mean((1, 2)))
+    assert (shares > 0).sum() == 10
+    edges = np.linspace(0.1, 0.5, 11)
+    hidden = shares[shares > 0]
+    assert (hidden <= edges[1:]).all()  # never more than the i-th part of the range says
+    assert (hidden >= edges[:-1] - 0.04).mean() >= 0.8  # where rectangles cannot be placed it is less
+
+
+def test_masks_are_made_of_rectangles_and_shuffled() -> None:
+    first, again = (draw_masks(40, 14, 0.5, (0.1, 0.3), random(3)) for _ in range(2))
+    assert (first == again).all()
+    hidden = first.any((1, 2))
+    assert 0 < hidden[:20].sum() < 20
+    neighbours = first & (np.roll(first, 1, 1) | np.roll(first, 1, 2))
+    assert neighbours.sum() > 0.7 * first.sum()
+
+
+@pytest.mark.parametrize("cells", [1, 2, 4])
+def test_masks_of_small_grids_end(cells: int) -> None:
+    for seed in range(20):
+        masks = draw_masks(8, cells, 1.0, (0.1, 0.5), random(seed))
+        assert masks.shape == (8, cells, cells)
+        assert (masks.sum((1, 2)) <= 0.5 * cells * cells).all()
+
+
+def test_weights_of_the_hidden_patches_of_a_crop_sum_to_one() -> None:
+    masks = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 0], [1, 1, 1]]).bool()
+    patches = hidden_patches(masks)
+    assert patches.image.tolist() == [0, 0, 0, 1, 1, 1]  # crops 0 and 2 are of image 0
+    torch.testing.assert_close(patches.weight, torch.tensor([0.5, 0.5, 1.0, 1 / 3, 1 / 3, 1 / 3]))
+
+
+def test_a_block_gets_its_own_targets() -> None:
+    masks = torch.zeros(8, 2).bool()
+    masks[[1, 2, 6], 0] = True  # of images 1, 2 and 2
+    targets = [Targets(torch.arange(8.0)[:, None], torch.tensor([[1.0], [2.0], [6.0]]))]
+    (second,) = targets_of_block(targets, hidden_patches(masks), 4, Block(1, slice(2, 4)))
+    assert second.crops.flatten().tolist() == [2, 3, 6, 7] and second.patches.flatten().tolist() == [2, 6]
+
+
+# ---- the method
+
+
+def poa(variant: str = "sinkhorn", *more: str) -> Tiny:
+    return tiny_run(tiny_recipe("poa", variant, more))
+
+
+def terms(tiny: Tiny, **changes: Tensor) -> dict[str, Tensor]:
+    views, step, _ = tiny.losses(0)
+    return tiny.updater.method(views | changes, step).terms
+
+
+def test_exchanging_the_global_crops_changes_nothing_when_nothing_is_hidden() -> None:
+    tiny = poa("sinkhorn", "method.patches=null", "method.targets=centering")
+    tiny.updater.method.eval()
+    views, _, _ = tiny.losses(0)
+    before, after = terms(tiny), terms(tiny, view0=views["view1"], view1=views["view0"])
+    for name, term in before.items():
+        torch.testing.assert_close(after[name], term)
+    hidden = terms(tiny, mask0=torch.ones(len(views["view0"]), 16).bool(), mask1=torch.zeros(24, 16).bool())
+    assert not torch.allclose(hidden["cross_view"], before["cross_view"])
+
+
+def test_before_patches_are_hidden_there_is_no_term_of_them_and_the_token_stays() -> None:
+    tiny = poa("later")
+    views, _, losses = tiny.losses(0)
+    assert "mask0" not in views and "patches" not in losses.terms
+    sum(losses.terms.values()).backward()
+    token = tiny.updater.method.student.backbone.mask_token.grad
+    assert token is not None and not token.any()
+
+
+def test_blocks_train_sub_networks_of_their_own_and_never_the_whole() -> None:
+    tiny = poa()
+    method, seen = tiny.updater.method, []
+    forward = method.student.forward
+    method.student.forward = lambda views, size, depth: seen.append(size) or forward(views, size, depth)
+    for update in range(4):
+        tiny.losses(update)
+    full = method.student.backbone.grid.full
+    elastic = [size for size in seen if size != full]
+    assert len(seen) == 32 and len(elastic) == 16  # of 4 blocks, an intact and an elastic one in 4 updates
+    assert len({tuple(elastic[i::4]) for i in range(4)}) == 4
+
+
+def test_the_teacher_moves_by_its_momentum_heads_included() -> None:
+    tiny = poa("sinkhorn", "method.momentum=0.75", "method.freeze_prototypes=0")
+    method = tiny.updater.method
+    before = {name: p.clone() for name, p in method.teacher.named_parameters()}
+    tiny.train(0, 1)
+    student = dict(method.student.named_parameters())
+    for name, p in method.teacher.named_parameters():
+        torch.testing.assert_close(p, 0.75 * before[name] + 0.25 * student[name].detach())
+        assert not p.requires_grad
+
+
+def test_prototypes_wait_and_backbone_and_heads_are_clipped_apart() -> None:
+    tiny = poa("sinkhorn", "method.freeze_prototypes=10", "method.layer_decay=0.5", "method.patch_embed_lr=0.2")
+    method = tiny.updater.method
+    before = {name: p.clone() for name, p in method.student.heads.named_parameters()}
+    tiny.train(0, 2)
+    for name, p in method.student.heads.named_parameters():
+        assert torch.equal(p, before[name]) == (".prototypes." in name), name
+    groups = method.param_groups()
+    rates = {name: group.lr_mult for group in groups for name in group.names}
+    assert rates["student.backbone.norm.weight"] == 1 and rates["student.backbone.blocks.2.norm1.weight"] == 0.5
+    assert rates["student.backbone.pos_embed"] == 0.5**4
+    assert rates["student.backbone.patch_embed.proj.weight"] == 0.2 * 0.5**4
+    assert {group.part for group in groups} == {"backbone", "heads"}
+
+
+def test_without_an_elastic_student_koleo_counts_once() -> None:
+    both, alone = poa("sinkhorn", "method.koleo=1.0"), poa("sinkhorn", "method.koleo=1.0", "method.elastic=null")
+    for tiny in (both, alone):
+        tiny.updater.method.eval()
+    views, step, _ = both.losses(0)
+    grid = both.updater.method.student.backbone.grid
+    object.__setattr__(grid, "drawn", lambda *_: grid.full)  # both students are the whole network
+    torch.testing.assert_close(both.updater.method(views, step).terms["koleo"],
+                               alone.updater.method(views, step).terms["koleo"])
+
+
+def test_blur_is_the_effective_one_unless_the_papers_is_asked_for() -> None:
+    one, other = (poa("sinkhorn", f"method.blur={name}", "method.patches=null").losses(0)[0]
+                  for name in ("effective", "paper"))
+    assert (one["view0"] != other["view0"]).flatten(1).any(1).all()  # never against always
+    torch.testing.assert_close(one["view2"], other["view2"])
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    (["backbone={name: resnet18}"], "needs an elastic backbone; 'resnet18' offers: map"),
+    (["backbone={name: vit_tiny_patch16_224, options: {img_size: 8, patch_size: 2, dynamic_img_size: true}}"],
+     "needs an elastic backbone"),  # which is known only once it is built
+    (["backbone.options.depths=[3, 3]", "backbone.options.widths=[12, 12, 4]"], "one size"),
+    (["backbone.options.widths=[4, 13, 4]"], "does not end at 13, the full size, but at 12"),
+    (["backbone.options.head_width=3"], "4 is no multiple of 3"),
+    (["train.blocks=24"], "one image each"),
+    (["method.prototypes=[100000000000]"], "method.prototypes"),
+    (["train.grad_accum=2"], "grad_accum"),
+    (["method.elastic={cross_view: false, same_view: false}"], "no term"),
+    (["method.center_momentum=0.5"], "no effect"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(overrides: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        train(tiny_recipe("poa", "sinkhorn", overrides), tmp_path / "run")
