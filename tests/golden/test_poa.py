@@ -14,6 +14,8 @@ from torch import nn
 
 from unlabeled.backbones.elastic.sizes import Grid, Size, steps
 from unlabeled.backbones.elastic.vit import ElasticViT
+from unlabeled.config.read import read_recipe
+from unlabeled.engine.optim.optimizer import build_optimizer
 from unlabeled.methods.base import Info, Step, StreamInfo
 from unlabeled.methods.poa.config import POAConfig
 from unlabeled.methods.poa.losses import cross_entropy, koleo, local_cross_entropy, patch_loss, same_view_loss
@@ -281,3 +283,56 @@ def test_schedules(case: Case) -> None:
         expected = case[f"sched{i}_values"]
         close(np.array([curve.at(k) for k in range(len(expected))]), expected, rel=1e-12, abs=1e-15)
         close(np.array(curve.at(10**6)), case[f"sched{i}_past_end"], rel=1e-12)
+
+
+def made_on_meta(recipe: str, network: nn.Module) -> tuple[POA, dict[str, dict]]:
+    """Return the recipe's method on that backbone, without memory, and the optimizer's group of every parameter."""
+    read = read_recipe(recipe)
+    network.input = None
+    with torch.device("meta"):
+        method = POA(read.method, lambda: network, Info(0, 0, 1, None, {"train": StreamInfo(10**6, 64)}))
+    names = {id(p): name for name, p in method.named_parameters()}
+    groups = build_optimizer(method, read.optim).param_groups
+    return method, {names[id(p)]: group for group in groups for p in group["params"]}
+
+
+def rates_agree(case: Case, family: str, groups: dict[str, dict], names: dict[str, str]) -> None:
+    """Compare factors of learning rates, and what decays; names: ours by the published ones."""
+    published, rates, decays = (case[f"{family}_{what}"] for what in ("param_names", "lr_multiplier", "wd_multiplier"))
+    for name, rate, decay in zip(published.tolist(), rates, decays, strict=True):
+        group = groups[names[name]]
+        assert group["lr_mult"] == pytest.approx(rate, rel=1e-12), name
+        assert group["follows_decay"] == bool(decay) and (decay or group["weight_decay"] == 0), name
+
+
+def plain_name(name: str) -> str:
+    return re.sub(r"(norm\d?)\.norm\.", r"\1.", name).replace(".linear.", ".")
+
+
+@parametrize("poa_schedules")
+def test_learning_rates_and_decay_of_vits_and_heads(case: Case) -> None:
+    for number in numbers(case, r"hp_vit(\d+)_patch_size"):
+        family = f"vit{number}"
+        hp = {key: int(value(case, f"{family}_{key}")) for key in (
+            "patch_size", "min_embed_dim", "max_embed_dim", "min_depth", "max_depth", "head_dim")}
+        depths = tuple((depth,) for depth in range(hp["min_depth"], hp["max_depth"] + 1))
+        grid = Grid(steps(hp["min_embed_dim"], hp["max_embed_dim"], hp["head_dim"]), depths)
+        with torch.device("meta"):
+            network = ElasticViT(grid, patch=hp["patch_size"], head_width=hp["head_dim"])
+        method, groups = made_on_meta("poa-vit-l", network)
+        names = {name: f"student.backbone.{plain_name(name)}" for name in case[f"{family}_param_names"].tolist()}
+        rates_agree(case, family, groups, names)
+        assert sorted(names.values()) == sorted(name for name in groups if ".backbone." in name)
+        heads = {name: head_name(name) for name in case["head_param_names"].tolist()}
+        rates_agree(case, "head", groups, heads)
+        waiting = {name for group in method.param_groups() if group.frozen_epochs for name in group.names}
+        last = {heads[name] for name, last in zip(heads, case["head_is_last_layer"], strict=True) if last}
+        assert waiting == last
+
+
+def head_name(name: str) -> str:
+    """Return our name of a head's parameter: mlp0.0.linear.weight, last_layer0.weight_v."""
+    number = re.search(r"\d+", name)[0]
+    inner = name.replace(f"mlp{number}.", "mlp.").replace(".linear.", ".")
+    inner = inner.replace(f"last_layer{number}.weight_g", "prototypes.gain")
+    return f"student.heads.{number}." + inner.replace(f"last_layer{number}.weight_v", "prototypes.direction")
