@@ -143,7 +143,7 @@ def test_settings_and_options_in_any_order(folder, monkeypatch):
 
     monkeypatch.setattr(COMMANDS["pretrain"], "run", run)
     assert main(["pretrain", "--dry-run", "r", "a=1", "--print", "b=-2"]) == 0
-    assert seen == {"recipe": "r", "settings": ["a=1", "b=-2"], "show": True, "dry_run": True}
+    assert seen == {"recipe": "r", "settings": ["a=1", "b=-2"], "show": True, "dry_run": True, "images": None}
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

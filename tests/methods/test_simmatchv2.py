@@ -19,9 +19,9 @@ from unlabeled.config.read import read_file, read_recipe
 from unlabeled.data.sources.open import open_source
 from unlabeled.data.streams import OpenStream, open_streams
 from unlabeled.engine import build
+from unlabeled.engine.dry_run import buffer_sizes
 from unlabeled.engine.online import Online
 from unlabeled.engine.steps import make_step
-from unlabeled.engine.train import buffer_sizes
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Info, Input, StreamInfo
 from unlabeled.methods.simmatchv2 import (

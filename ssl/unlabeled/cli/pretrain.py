@@ -30,13 +30,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "fresh=true sets an earlier run there aside and starts anew",
     )
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
-    parser.add_argument("--dry-run", action="store_true", help="build everything, try it, report memory and images/s")
+    parser.add_argument("--dry-run", action="store_true", help="build everything, estimate the memory per GPU, try two "
+                        "updates, report memory and images/s")
+    parser.add_argument("--images", metavar="N", type=int, help="of a dry run: try updates of N images per process "
+                        "only; the estimate is for the recipe's batch and, if it is set, train.processes")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the recipe, train, and run the protocols that it lists for its end."""
     overrides, own = take(arguments.settings, {"run": None, "fresh": "false"})
     fresh = truth("fresh", own["fresh"])
+    if arguments.images is not None and not (arguments.dry_run and arguments.images > 0):
+        raise UserError(f"--images {arguments.images}: a number of images above 0, with --dry-run, which tries updates "
+                        "of so many; for training set data.train.batch")
 
     from unlabeled.config.files import default_run, find
     from unlabeled.config.read import read_recipe
@@ -58,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from unlabeled.engine.train import train
 
-    result = train(recipe, folder, fresh=fresh, dry_run=arguments.dry_run)
+    result = train(recipe, folder, fresh=fresh, dry_run=arguments.dry_run, images=arguments.images)
     if result.finished:
         _report(recipe, folder)
     return result.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from unlabeled.config.base.objects import load_object
 from unlabeled.config.batches import block_problem
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.tables import METHODS
+from unlabeled.data.batch import Batch
 from unlabeled.data.stream import BatchShare, Reading, TrainStream
 from unlabeled.data.streams import OpenStream, open_streams
 from unlabeled.engine.plan import Plan
@@ -48,6 +50,14 @@ def train_streams(
         )
         for name, stream in method_class(recipe).streams(recipe.method).items()
     }
+
+
+def micro_batches(
+    streams: dict[str, TrainStream], start: int, stop: int, waiting: Callable[[], None] = lambda: None
+) -> Iterator[list[dict[str, Batch]]]:
+    """Yield this process's micro-batches of each update in [start, stop), by stream; see `TrainStream.updates`."""
+    for parts in zip(*(stream.updates(start, stop, waiting) for stream in streams.values()), strict=True):
+        yield [dict(zip(streams, batches, strict=True)) for batches in zip(*parts, strict=True)]
 
 
 def make_info(recipe: Recipe, opened: dict[str, OpenStream]) -> Info:

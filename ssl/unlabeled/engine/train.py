@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from unlabeled.config.recipe import Recipe
 from unlabeled.data.batch import Batch
 from unlabeled.data.streams import OpenStream
 from unlabeled.engine import build, launch
+from unlabeled.engine.dry_run import rehearse
 from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.journal import Journal
 from unlabeled.engine.method import build_method
@@ -49,17 +49,25 @@ class Result:
     exit_code: int = 0
 
 
-def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = False) -> Result:
+def train(
+    recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = False, images: int | None = None
+) -> Result:
     """Train `recipe` in the folder `run`, going on from its newest checkpoint.
 
-    dry_run: build everything, do two updates, report memory and speed, write nothing. Raises UserError for bad input.
+    dry_run: build everything, estimate the memory per GPU, do two updates, report memory and speed, write nothing.
+    images: of the dry run's updates, per process and micro-batch, in place of the recipe's; then the estimate is for
+    `train.processes` however many there are here. Raises UserError for bad input.
     """
-    accelerator = launch.start(recipe.train)
+    few = dry_run and images is not None
+    asked = recipe.train.processes if few else None
+    accelerator = launch.start(recipe.train.model_copy(update={"processes": None}) if few else recipe.train)
     opened = build.open_data(recipe)
     recipe = placed(recipe)  # what is said of the data shows paths as they were given
     method_class = build.method_class(recipe)
-    plan = make_plan(recipe, method_class.clock, len(opened[method_class.clock].source), world())
+    plan = make_plan(recipe, method_class.clock, len(opened[method_class.clock].source), asked or world())
     info = build.make_info(recipe, opened)
+    if asked:
+        info = replace(info, block_count=recipe.train.blocks or asked * recipe.train.grad_accum)
     folder = RunFolder(run)
     record = {"info": build.info_record(info), "data": data_record(opened) if rank() == 0 and not dry_run else {}}
     notes: list[str] = []
@@ -79,10 +87,15 @@ def train(recipe: Recipe, run: Path, *, fresh: bool = False, dry_run: bool = Fal
             processes = f"{world()} process{'es' * (world() > 1)} on {accelerator.device.type}"
             begin = f"{run.name}: {processes}, precision {accelerator.mixed_precision}"
             print("\n".join([begin, *describe(plan, recipe), *build.block_lines(recipe, info)]), flush=True)
+        if asked:  # each process here has as many blocks as one of those
+            info = replace(info, block_count=info.block_count // asked * world())
         method = build_method(recipe, info, None if dry_run else run)
+        if dry_run:
+            rehearse(Updater(method, recipe, plan, accelerator), opened, info, images)
+            return Result(run, 0, finished=False)
         trainer = Trainer(recipe, plan, folder, accelerator, opened, method, record, notes)
         at_the_end.callback(trainer.close)
-        return trainer.dry_run() if dry_run else trainer.run()
+        return trainer.run()
 
 
 def _is_finished(folder: RunFolder, total: int) -> bool:
@@ -110,14 +123,6 @@ def _check_data(
     keep_chosen(folder, recipe, opened)
     keep_names(folder, opened)
     return [f"other data than before:{line[1:]}" for line in lines]
-
-
-def buffer_sizes(method: torch.nn.Module, largest: int = 3) -> str:
-    """Say how much memory the buffers of `method` take (banks, queues, statistics), and name the largest ones."""
-    sizes = {name: buffer.numel() * buffer.element_size() / 2**20 for name, buffer in method.named_buffers()}
-    first = sorted(sizes, key=lambda name: -sizes[name])[:largest]
-    named = ", ".join(f"{name} {sizes[name]:.2f}" for name in first if sizes[name] >= 0.01)
-    return f"buffers {sum(sizes.values()):.2f} MiB" + (f" ({named})" if named else "")
 
 
 class Trainer:
@@ -210,26 +215,6 @@ class Trainer:
                 journal.measure(self.done, self.updater.method)
         return 0, None
 
-    def dry_run(self) -> Result:
-        """Do two updates, time the second and report memory; nothing is written."""
-        cuda = self.accelerator.device.type == "cuda"
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-        for update, micros in enumerate(self._batches(0, 2)):
-            begin = time.perf_counter()
-            loss = float(self.updater.update(update, micros, []).values["loss"])
-            seconds = time.perf_counter() - begin
-        if rank() == 0:
-            peak = (
-                torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            )
-            print(
-                f"dry run: loss {loss:.4f}, {self.plan.batch / seconds:.1f} images/s without data loading, "
-                f"peak memory per process {peak / 2**30:.2f} GiB ({'GPU' if cuda else 'resident'}); "
-                f"{buffer_sizes(self.updater.method)}; nothing was written"
-            )
-        return Result(self.folder.path, 0, finished=False)
-
     def close(self) -> None:
         """End the loader processes."""
         for stream in self.streams.values():
@@ -238,9 +223,7 @@ class Trainer:
     def _batches(
         self, start: int, stop: int, waiting: Callable[[], None] = lambda: None
     ) -> Iterator[list[dict[str, Batch]]]:
-        streams = [stream.updates(start, stop, waiting) for stream in self.streams.values()]
-        for update, parts in enumerate(zip(*streams, strict=True), start):
-            micros = [dict(zip(self.streams, batches, strict=True)) for batches in zip(*parts, strict=True)]
+        for update, micros in enumerate(build.micro_batches(self.streams, start, stop, waiting), start):
             if update == start:
                 self._first(update, micros[0])
             yield micros

@@ -78,7 +78,7 @@ class Updater:
         if world() == 1:
             return
         before = [b.clone() for b in self.method.buffers()]
-        with self._enough_values():
+        with self.enough_values():
             losses = self.model(views, make_step(self.plan, 0, 0, self.seed, rank()))
         sum(losses.terms.values()).backward()
         with torch.no_grad():
@@ -99,7 +99,7 @@ class Updater:
         set_learning_rate(self.optimizer, self.plan.lr(update), epoch)
         set_weight_decay(self.optimizer, self.plan.value(self.recipe.optim.weight_decay, update))
         before = [b.clone() for b in self.statistics]
-        with self._enough_values():
+        with self.enough_values():
             terms, values, carry = self._forward_backward(update, micros)
         drop_frozen_gradients(self.optimizer, epoch)  # the scaler must not look at them
         scaler = self.accelerator.scaler
@@ -120,7 +120,7 @@ class Updater:
         return Outcome(values, dropped, notes, bool(abandoned))
 
     @contextlib.contextmanager
-    def _enough_values(self) -> Iterator[None]:
+    def enough_values(self) -> Iterator[None]:
         """Turn torch's word on a BatchNorm with one value per channel into UserError; all ranks meet it together."""
         try:
             yield

@@ -26,6 +26,7 @@ from unlabeled.ops.cells import coordinates, distances
 from unlabeled.ops.distributed import gather, rank
 from unlabeled.ops.ema import ema_update, rising
 from unlabeled.ops.frozen import freeze_unreached
+from unlabeled.ops.machine.activations import branch
 from unlabeled.ops.precision import at_least_float32
 
 SMALLEST = 4  # cells along a side of the map below which there is little to compare
@@ -261,8 +262,9 @@ class PixPro(Method):
 
         The key network is in training mode: its BatchNorm takes the statistics of each batch. Levels are averaged.
         """
-        projections = [self.online(views[name]) for name in ("view1", "view2")]
-        with torch.no_grad():
+        with branch("online network"):
+            projections = [self.online(views[name]) for name in ("view1", "view2")]
+        with torch.no_grad(), branch("key network"):
             keys = [self.key(views[name]) for name in ("view1", "view2")]
         levels = [self._pixels(i, projections, keys, views, step) for i in range(len(self.queries))]
         mean = {name: torch.stack([level[name] for level in levels]).mean() for name in levels[0]}
