@@ -197,7 +197,10 @@ class ElasticSwin(ElasticNetwork):
 
     def _counts(self) -> list[int]:
         """Return how many blocks every stage has."""
-        return [len(stage.blocks) for stage in self.layers]  # type: ignore[arg-type]
+        return [len(stage.blocks) for stage in self._stages()]
+
+    def _stages(self) -> list[Any]:
+        return list(self.layers)
 
     def _chosen(self, size: Size) -> list[list[int]]:
         """Return which blocks of every stage a sub-network keeps."""
@@ -234,14 +237,14 @@ class ElasticSwin(ElasticNetwork):
             masked=False, cut_from=self.cut_from or (None if size == self.grid.full else self.grid.full),
         ).to(self.norm.weight)
         plain.patch_embed.load_state_dict(self.patch_embed.state_dict())
-        for stage, target, chosen in zip(self.layers, plain.layers, self._chosen(size), strict=True):
+        for stage, target, chosen in zip(self._stages(), plain._stages(), self._chosen(size), strict=True):
             narrow(stage.downsample, target.downsample, width, full)
             for number, block in zip(chosen, target.blocks, strict=True):
                 narrow(stage.blocks[number], block, width, full)
                 with torch.no_grad():
                     table = block.attn.relative_position_bias_table
                     table.copy_(stage.blocks[number].attn.relative_position_bias_table[:, : table.shape[1]])
-        plain.norm = self.norm.narrowed(plain.num_features)
+        plain.norm = self.norm.narrowed(plain.num_features)  # type: ignore[assignment]
         return plain.eval()
 
 
