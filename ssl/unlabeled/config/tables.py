@@ -37,6 +37,14 @@ BACKBONES: dict[str, tuple[str, frozenset[str]]] = {
         name: ("unlabeled.backbones.elastic.build:build_elastic_vit", frozenset({"elastic", "tokens"}))
         for name in ("elastic_vit_l", "elastic_vit_b", "elastic_vit_s", "elastic_vit_tiny")
     },
+    **{
+        name: (f"unlabeled.backbones.elastic.build:build_elastic_{family}", frozenset({"elastic", "map", "tokens"}))
+        for family, names in (
+            ("swin", ("elastic_swin_b", "elastic_swin_tiny")),
+            ("resnet", ("elastic_resnet152", "elastic_resnet_tiny")),
+        )
+        for name in names
+    },
 }
 
 # the networks that no class of timm's builds: `backbone.options` are options of timm's constructors

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unlabeled.backbones.elastic.random_depth import Depth
 from unlabeled.backbones.elastic.sizes import Grid, Size
+from unlabeled.errors import UserError
 
 
 class Features(NamedTuple):
@@ -91,6 +92,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
         return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     return (logits if bias is None else logits + bias).softmax(-1).to(v.dtype) @ v
+
+
+def refuse_cut_grid(grid: Grid, cut_from: Size | None) -> None:
+    """Raise UserError if a network that was cut out of a whole has more than one size, or is no part of it."""
+    if cut_from is None:
+        return
+    if len(grid.sizes) > 1:
+        raise UserError(f"backbone.options.cut_from is for a network of one size, but this one has {len(grid.sizes)}; "
+                        "give one width and one depth, or leave it out")
+    width, depth = grid.full
+    if len(depth) != len(cut_from.depth) or width > cut_from.width or any(map(int.__gt__, depth, cut_from.depth)):
+        raise UserError(f"backbone.options.cut_from {cut_from} does not contain {grid.full}; give the size of the "
+                        "whole network")
 
 
 def narrow(source: nn.Module, target: nn.Module, width: int, full: int) -> None:
