@@ -13,6 +13,8 @@ from processes import run_processes
 from tiny import Tiny, tiny_recipe, tiny_run
 from torch import Tensor
 
+from unlabeled.engine.exports.networks import write_exports
+from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Block
@@ -272,3 +274,15 @@ def test_blur_is_the_effective_one_unless_the_papers_is_asked_for() -> None:
 def test_what_cannot_be_is_refused(overrides: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         train(tiny_recipe("poa", "sinkhorn", overrides), tmp_path / "run")
+
+
+# ---- what it hands on
+
+
+def test_the_lines_of_a_run_load_the_teacher(tmp_path: Path) -> None:
+    tiny = poa()
+    lines = write_exports(RunFolder(tmp_path), tiny.updater.recipe, tiny.updater.method, 0)
+    names: dict = {}
+    exec(lines.partition("\n\n")[0], names)
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(names["model"].eval()(x), tiny.updater.method.teacher.backbone.float()(x))

@@ -44,8 +44,9 @@ def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         folder.write(f"export/{name}.json", json.dumps(about, indent=1))
-    loading = loading_lines(recipe.backbone, str(folder.export / "backbone.safetensors"))
-    image = exports.get("backbone", next(iter(exports.values()))).input
+    shown = "backbone" if "backbone" in exports else next(iter(exports))
+    loading = loading_lines(recipe.backbone, str(folder.export / f"{shown}.safetensors"))
+    image = exports[shown].input
     return f"{loading}\n\n{preparing_lines(image)}"
 
 

@@ -28,6 +28,7 @@ from unlabeled.methods.poa.networks import Network, Opinion
 from unlabeled.methods.poa.targets import Centering, Targets, by_sinkhorn, entropy, targets_of_block
 from unlabeled.methods.poa.views import Views, hidden_patches, views_of
 from unlabeled.ops.ema import ema_update
+from unlabeled.ops.machine.activations import branch
 from unlabeled.ops.machine.memory import memory_of_machine
 from unlabeled.ops.random import generator, seed_of
 
@@ -105,7 +106,7 @@ class POA(Method):
         """The terms of both students, means over the blocks of this process."""
         images = len(views["view0"])
         seen = views_of(views, self.cells)
-        with torch.no_grad():
+        with torch.no_grad(), branch("teacher"):
             targets, carry = self._targets(seen, step)
         patches = hidden_patches(seen.masks)
         blocks = [
@@ -157,7 +158,8 @@ class POA(Method):
         def depth(images: int) -> Depth | None:
             return backbone.random_depth(size, images, random) if self.training else None
 
-        opinion: Opinion = self.student(views, size, depth)
+        with branch("intact student" if size == backbone.grid.full else "elastic student"):
+            opinion: Opinion = self.student(views, size, depth)
         return opinion
 
     def _taught(self, views: Views, targets: list[Targets], said: Opinion, temperature: float) -> dict[str, Tensor]:

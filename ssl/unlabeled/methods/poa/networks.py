@@ -18,6 +18,7 @@ from unlabeled.backbones.elastic.random_depth import Depth
 from unlabeled.backbones.elastic.sizes import Size
 from unlabeled.methods.poa.config import POAConfig
 from unlabeled.methods.poa.views import Views
+from unlabeled.ops.machine.activations import branch
 from unlabeled.ops.precision import at_least_float32
 
 
@@ -88,4 +89,5 @@ class Network(nn.Module):
         if len(views.local):
             parts[1] = self.backbone.features(views.local, size, None, depth(len(views.local))).vector
         rows, lengths = torch.cat(parts), [len(part) for part in parts]
-        return Opinion(crops.vector, [Logits(*head(rows).split(lengths)) for head in self.heads])
+        with branch("heads"):
+            return Opinion(crops.vector, [Logits(*head(rows).split(lengths)) for head in self.heads])
