@@ -268,6 +268,7 @@ def test_blur_is_the_effective_one_unless_the_papers_is_asked_for() -> None:
     (["train.blocks=24"], "one image each"),
     (["method.prototypes=[100000000000]"], "method.prototypes"),
     (["train.grad_accum=2"], "grad_accum"),
+    (["train.compile=true"], "train.compile"),
     (["method.elastic={cross_view: false, same_view: false}"], "no term"),
     (["method.center_momentum=0.5"], "no effect"),
 ])  # fmt: skip

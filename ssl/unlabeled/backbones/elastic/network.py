@@ -67,6 +67,10 @@ class ElasticNetwork(nn.Module):
         """Recompute the activations of every block in the backward pass, or no longer."""
         self.grad_checkpointing = enable
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Raise UserError: every width would be compiled on its own."""
+        raise UserError("train.compile: an elastic network has a graph of its own for every size; leave it false")
+
     def run_blocks(self, x: Tensor, blocks: Iterable[nn.Module], depth: Depth | None) -> Tensor:
         """Return x after the blocks, each with its part of the random depth."""
         for number, block in enumerate(blocks):
