@@ -99,6 +99,20 @@ def kept_public(named: Public, copy: Path) -> Public | None:
     return None if file is None else Public(named.library, named.name, file)
 
 
+def replaced_since(source: str, run: Path) -> bool:
+    """Return whether other weights stand under a name by now than those of it that `run` has copied.
+
+    What is gone, or is no finished run any more, is not replaced: the copy stands for it.
+    """
+    copy, named = copy_of(source, run), public(source)
+    if named is None:
+        before, now = digests(copy), digests(split_source(source)[0])
+    else:
+        kept = kept_public(named, copy)
+        before, now = kept and public_digest(kept), public_digest(named)
+    return before is not None and now is not None and before != now
+
+
 def adopt(source: str, run: Path) -> str:
     """Copy what `load_export` needs of a finished run or of public weights into RUN/sources, once.
 
@@ -116,6 +130,18 @@ def adopt(source: str, run: Path) -> str:
     if on_rank0(lambda: _copied(str(origin), copy, done, lambda into: _fill_run(origin, into))):
         return str(copy) if name is None else f"{copy}:{name}"
     return source
+
+
+def as_given(text: str, source: str, copy: str) -> str:
+    """Return a text about a copy, as `adopt` names it, with what the source calls it in its place."""
+    named, kept = public(source), public(copy)
+    text = text.replace(copy, source)
+    if named is None or kept is None or kept.file is None:
+        return text.replace(str(split_source(copy)[0]), str(split_source(source)[0]))
+    text = text.replace(str(kept.file), str(named.file or source))
+    if named.file is not None:  # beside it stands what it is to be converted into
+        text = text.replace(f"{kept.file.with_suffix('')}.", f"{named.file.with_suffix('')}.")
+    return text
 
 
 def _copied(origin: str, copy: Path, at_hand: bool, fill: Callable[[Path], None]) -> bool:
