@@ -128,7 +128,7 @@ def test_stores_of_a_card_that_nothing_reads_are_left_alone(tmp_path: Path) -> N
                     f"records: {{train: {{kept: '{tmp_path}/nowhere'}}}}\n")
     recipe = read_recipe(RECIPE, [f"data.train.card={card}"])
     assert len(open_streams(recipe, {"train": []})["train"].source) == 1297
-    with pytest.raises(UserError, match="nowhere holds no rows of a pass"):
+    with pytest.raises(UserError, match="nowhere holds no kept rows of split 'train'"):
         open_streams(recipe, {"train": ["kept"]})
 
 
