@@ -14,6 +14,7 @@ from tiny import teacher
 
 from unlabeled.augment.plain_crops import Whole
 from unlabeled.cli.main import main
+from unlabeled.cli.passes import tell_kept
 from unlabeled.config.passes.labelmaps import LabelmapSettings
 from unlabeled.config.read import read_card
 from unlabeled.data.records.store import Store, open_store
@@ -199,7 +200,13 @@ def test_the_command_writes_maps_and_goes_on(tmp_path: Path, capsys) -> None:
     assert "labelmap of 'val' of 'digits': 500 images" in capsys.readouterr().out
     next((tmp_path / "maps").glob("rows-*")).unlink()
     assert main(words) == 0
-    assert "are there" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "are there" in said
+    assert said.endswith(f"{tmp_path / 'maps'} is complete: labelmap rows of 500 images. Train on them: unlabeled "
+                         "pretrain relabel data.train.card=CARD data.train.split=val "
+                         f"data.train.records.labelmap={tmp_path / 'maps'}\n")
+    tell_kept(None)
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unlabeled.data.records.store import Store
+
 # for the help of `key=value`; the model of the settings checks them
 HOW = (
     "part=3/16 (the third of sixteen jobs that share the samples, default 1/1), batch=256, workers=4, precision=fp32, "
@@ -18,3 +23,19 @@ def settings_help(own: str = "", *, max_corrupt: float = 0.001, split: bool = Tr
     """Return the help of a command's settings: where, its own, how; split: it reads splits of cards."""
     how = HOW.format(max_corrupt=f"{max_corrupt:g}")
     return "; ".join(part for part in (WHERE if split else "", own, how) if part)
+
+
+def tell_kept(store: Store | None) -> None:
+    """Print where the rows are that a pass has finished, and how a run reads them; nothing while parts are missing."""
+    from unlabeled.config.passes import reinforce
+    from unlabeled.data.records import labelmaps
+    from unlabeled.ops.distributed import rank
+
+    if store is None or rank() != 0:
+        return
+    kind, unreadable = store.header.kind, len(store.unreadable)
+    recipe = {labelmaps.KIND: "relabel", reinforce.KIND: "reinforcement"}[kind]
+    lacking = f", {unreadable} of them unreadable and without rows" if unreadable else ""
+    split = "" if store.header.split == "train" else f" data.train.split={store.header.split}"
+    print(f"{store.folder} is complete: {kind} rows of {len(store)} images{lacking}. Train on them: unlabeled pretrain "
+          f"{recipe} data.train.card=CARD{split} data.train.records.{kind}={store.folder}")
