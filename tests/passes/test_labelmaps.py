@@ -203,9 +203,13 @@ def test_the_command_writes_maps_and_goes_on(tmp_path: Path, capsys) -> None:
     said = capsys.readouterr().out
     assert "are there" in said
     assert said.endswith(f"{tmp_path / 'maps'} is complete: labelmap rows of 500 images. Train on them: unlabeled "
-                         "pretrain relabel data.train.card=CARD data.train.split=val "
+                         "pretrain relabel data.train.card=digits data.train.split=val "
                          f"data.train.records.labelmap={tmp_path / 'maps'}\n")
-    tell_kept(None)
+    known = LabelmapSettings(card=["digits", "a b.yaml"], root=None, out=str(tmp_path / "maps"))
+    tell_kept(Store(tmp_path / "maps"), known)
+    assert ("relabel 'data.train={mix: [{card: digits, split: train}, {card: a b.yaml, split: train}], batch: BATCH, "
+            f"records: {{labelmap: {tmp_path / 'maps'}}}}}'" in capsys.readouterr().out)
+    tell_kept(None, known)
     assert not capsys.readouterr().out
 
 

@@ -51,5 +51,5 @@ def run(arguments: argparse.Namespace) -> int:
     from unlabeled.engine.launch import pick_device
     from unlabeled.engine.passes.source import open_cards
 
-    tell_kept(converter(arguments.source, open_cards(chosen), chosen, pick_device()))
+    tell_kept(converter(arguments.source, open_cards(chosen), chosen, pick_device()), chosen)
     return 0

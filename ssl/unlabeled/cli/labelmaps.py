@@ -38,5 +38,5 @@ def run(arguments: argparse.Namespace) -> int:
     from unlabeled.engine.passes.source import open_cards
     from unlabeled.passes.labelmaps import write_labelmaps
 
-    tell_kept(write_labelmaps(open_cards(settings), arguments.teacher, settings, pick_device()))
+    tell_kept(write_labelmaps(open_cards(settings), arguments.teacher, settings, pick_device()), settings)
     return 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from unlabeled.config.passes.shared import SplitPassSettings
     from unlabeled.data.records.store import Store
 
 # for the help of `key=value`; the model of the settings checks them
@@ -25,7 +27,7 @@ def settings_help(own: str = "", *, max_corrupt: float = 0.001, split: bool = Tr
     return "; ".join(part for part in (WHERE if split else "", own, how) if part)
 
 
-def tell_kept(store: Store | None) -> None:
+def tell_kept(store: Store | None, settings: SplitPassSettings) -> None:
     """Print where the rows are that a pass has finished, and how a run reads them; nothing while parts are missing."""
     from unlabeled.config.passes import reinforce
     from unlabeled.data.records import labelmaps
@@ -36,6 +38,12 @@ def tell_kept(store: Store | None) -> None:
     kind, unreadable = store.header.kind, len(store.unreadable)
     recipe = {labelmaps.KIND: "relabel", reinforce.KIND: "reinforcement"}[kind]
     lacking = f", {unreadable} of them unreadable and without rows" if unreadable else ""
-    split = "" if store.header.split == "train" else f" data.train.split={store.header.split}"
+    if isinstance(settings.card, list):  # in the place of a recipe's card, the whole block
+        sets = ", ".join(f"{{card: {card}, split: {settings.split}}}" for card in settings.card)
+        words = [f"data.train={{mix: [{sets}], batch: BATCH, records: {{{kind}: {store.folder}}}}}"]
+    else:
+        known = {"card": settings.card, "root": settings.root, "split": settings.split, f"records.{kind}": store.folder}
+        words = [f"data.train.{key}={value}" for key, value in known.items()
+                 if (key, value) not in (("root", None), ("split", "train"))]
     print(f"{store.folder} is complete: {kind} rows of {len(store)} images{lacking}. Train on them: unlabeled pretrain "
-          f"{recipe} data.train.card=CARD{split} data.train.records.{kind}={store.folder}")
+          f"{recipe} {shlex.join(words)}")

@@ -46,5 +46,5 @@ def run(arguments: argparse.Namespace) -> int:
     from unlabeled.passes.reinforce import reinforce
 
     device = pick_device()
-    tell_kept(reinforce(open_cards(settings), teachers, settings, device))
+    tell_kept(reinforce(open_cards(settings), teachers, settings, device), settings)
     return 0
