@@ -130,6 +130,9 @@ def test_a_run_goes_on_with_its_copy_of_a_file_that_was_replaced_and_says_so(
     digest = load_run(run).method.teacher.digest
     cut_short(run)
     assert train(first, run).finished and "holds other weights" not in capsys.readouterr().out
+    next(run.glob("sources/*/weights.pth")).write_bytes(b"damaged")
+    assert replaced_sources(first, run) == [], "a damaged copy is made anew of what is there"
+    assert load_run(run) and replaced_sources(first, run) == []
     write(file, network(seed=1))
     cut_short(run)
     assert train(first, run).finished

@@ -105,11 +105,14 @@ def replaced_since(source: str, run: Path) -> bool:
     What is gone, or is no finished run any more, is not replaced: the copy stands for it.
     """
     copy, named = copy_of(source, run), public(source)
+    before: object
+    now: object
     if named is None:
         before, now = digests(copy), digests(split_source(source)[0])
     else:
         kept = kept_public(named, copy)
-        before, now = kept and public_digest(kept), public_digest(named)
+        before = _sums(copy).get(kept.file.name) if kept and kept.file else None  # of a damaged copy as it was made
+        now = public_digest(named)
     return before is not None and now is not None and before != now
 
 
@@ -206,12 +209,19 @@ def _copy(copy: Path, fill: Callable[[Path], None]) -> None:
     partial.rename(copy)
 
 
+def _sums(copy: Path) -> dict[str, str]:
+    """Return the checksums by name that a copy's files had when it was made; none of one that kept none."""
+    file = copy / _SUMS
+    lines = [line.split("  ", 1) for line in file.read_text().splitlines()] if file.exists() else []
+    return {name: total for total, name in lines}
+
+
 def _copy_problem(copy: Path) -> str | None:
     """Say what is wrong with a copy, None if nothing; in copies made before sums were kept only exports are checked."""
     try:
         if (copy / _SUMS).exists():
-            lines = [line.split("  ", 1) for line in (copy / _SUMS).read_text().splitlines()]
-            bad = [name for total, name in lines if not (copy / name).is_file() or sha256(copy / name) != total]
+            bad = [name for name, total in _sums(copy).items()
+                   if not (copy / name).is_file() or sha256(copy / name) != total]
             return f"{bad[0]} is missing or differs" if bad else None
         missing = [name for name in ("recipe.yaml", "run.json", "export") if not (copy / name).exists()]
         if missing:
