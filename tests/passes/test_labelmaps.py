@@ -88,6 +88,14 @@ def test_with_all_classes_the_pooled_whole_map_is_the_logits(tmp_path: Path, sou
     torch.testing.assert_close(pool(logit, index, whole(logit), 10), expected, rtol=2e-3, atol=2e-3)
 
 
+def test_a_map_of_one_cell_is_said_to_be_one(tmp_path: Path, source, capsys) -> None:
+    few = "the map of '{}' is a single cell, which says the same of every crop".format(teacher())
+    for size, said in ((8, True), (SIZE, False)):
+        written = write_labelmaps(source, str(teacher()), settings(tmp_path / str(size), size=size), CPU)
+        assert written is not None and (written.about["map_size"] == [1, 1]) is said
+        assert (few in capsys.readouterr().out) is said
+
+
 def test_parts_give_the_same_bytes(store: Store, tmp_path: Path, source) -> None:
     out = tmp_path / "parts"
     for part in ("2/2", "1/2"):
