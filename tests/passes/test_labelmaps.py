@@ -89,7 +89,7 @@ def test_with_all_classes_the_pooled_whole_map_is_the_logits(tmp_path: Path, sou
 
 
 def test_a_map_of_one_cell_is_said_to_be_one(tmp_path: Path, source, capsys) -> None:
-    few = "the map of '{}' is a single cell, which says the same of every crop".format(teacher())
+    few = f"the map of '{teacher()}' is a single cell, which says the same of every crop"
     for size, said in ((8, True), (SIZE, False)):
         written = write_labelmaps(source, str(teacher()), settings(tmp_path / str(size), size=size), CPU)
         assert written is not None and (written.about["map_size"] == [1, 1]) is said
