@@ -21,9 +21,23 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
 
 def arguments(name: str, question: str, repeats: int) -> argparse.ArgumentParser:
     """Return a parser with what every benchmark takes."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=question)
+    parser = _parser(name, question)
     parser.add_argument("--repeats", type=int, default=repeats, help=f"rounds of turns (default {repeats})")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: shows that the script runs")
+    return parser
+
+
+def arguments_of_seeds(name: str, question: str, kept: str) -> argparse.ArgumentParser:
+    """Return a parser with what a benchmark takes that trains for several seeds; kept: what stays in its folder."""
+    parser = _parser(name, question)
+    folder = Path(f"runs/benchmark-{name}")
+    parser.add_argument("--runs", type=Path, default=folder, help=f"folder of {kept} (default {folder})")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default 3)")
+    return parser
+
+
+def _parser(name: str, question: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=question)
     parser.add_argument("--out", type=Path, help="also write the result into this Markdown file")
     return parser
 

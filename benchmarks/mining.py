@@ -194,12 +194,9 @@ def _random(folder: Path, count: int, seed: int) -> None:
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mining", description=QUESTION)
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-mining"), help="folder of runs and pools")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = measure.arguments_of_seeds("mining", QUESTION, "runs and pools")
     parser.add_argument("--updates", type=int, default=3500, help="of the teacher (default 3500)")
     parser.add_argument("--student-updates", type=int, default=800, help="of every student; 0: none (default 800)")
-    parser.add_argument("--out", type=Path, help="also write the result into this Markdown file")
     return parser.parse_args(words)
 
 

@@ -100,16 +100,13 @@ class Runs:
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ssld", description=QUESTION)
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-ssld"), help="folder of the runs")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = measure.arguments_of_seeds("ssld", QUESTION, "the runs")
     parser.add_argument("--width", type=int, default=16, help="of a student's first layers (default 16)")
     parser.add_argument("--teacher-width", type=int, default=32)
     parser.add_argument("--updates", type=int, default=800, help="of every student (default 800)")
     parser.add_argument("--teacher-updates", type=int, default=2000)
     parser.add_argument("--variants", action="store_true", help="also the teacher's running statistics, and soft_ce")
     parser.add_argument("--batch", type=int, default=64, help="images of a student's update (default 64)")
-    parser.add_argument("--out", type=Path, help="also write the result into this Markdown file")
     return parser.parse_args(words)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from tests.evaluation.fakes import FakeRuns
 
 from unlabeled.cli.main import main
 from unlabeled.config.read import read_recipe
+from unlabeled.engine.build import method_class
 from unlabeled.engine.passes.features import Features
+from unlabeled.engine.restore import Restored
 from unlabeled.engine.run import progress
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as module
 from unlabeled.evaluation.evaluate import evaluate, evaluate_many
+from unlabeled.evaluation.setup import other_cards
 from unlabeled.evaluation.vectors import knn as knn_module
 from unlabeled.evaluation.vectors.knn import own_rows
 
@@ -197,10 +201,29 @@ def test_a_labelled_and_an_unlabelled_card_are_scored_on_the_labelled_one(tmp_pa
     assert report.card == "digits" and report.test.split == "val" and report.numbers
     printed = capsys.readouterr().out
     assert ("scored on data card 'digits', which data.labeled reads; data.unlabeled reads 'folder': card=folder "
-            f"root={tmp_path / 'photos'} scores on that instead") in printed
+            f"root={tmp_path / 'photos'} measures its features without a score: it has no split test or val") in printed
     report = evaluate("knn", run, ["card=folder", f"root={tmp_path / 'photos'}", *QUICK])
     assert report.name == "health" and "scored on data card" not in (out := capsys.readouterr().out)
     assert "data 'folder' has no labels" in out and "card=CARD root=FOLDER scores on another set" in out
+
+
+@pytest.mark.parametrize(("mix", "said"), [
+    ("{card: folder, root: p}, {card: digits, labels: false}",
+     "scored on data card 'digits', which data.train reads; data.train reads 'folder': card=folder root=p measures its "
+     "features without a score: it has no split test or val"),
+    ("{card: digits, labels: false}, {card: cifar10}",
+     "scored on data card 'digits', which data.train reads; data.train reads 'cifar10': card=cifar10 scores on that "
+     "instead"),
+    ("{card: folder, root: p}, {card: folder, root: q}",
+     "measured without a score on data card 'folder', which data.train reads; data.train reads 'folder': card=folder "
+     "root=q measures its features without a score: it has no split test or val"),
+    ("{card: digits}, {card: digits, split: val}", None),
+])
+def test_of_a_mix_is_said_what_is_scored(mix, said):
+    recipe = read_recipe("demo/ssld", [f"data.train={{mix: [{mix}], batch: 16}}"])
+    method = method_class(recipe)
+    restored = Restored(recipe, method.__new__(method), 1, Path("run"))
+    assert other_cards(restored) == said
 
 
 def test_an_array_that_two_splits_name_is_one_split(runs, tmp_path):

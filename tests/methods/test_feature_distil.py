@@ -294,6 +294,13 @@ def test_the_teacher_is_left_alone_and_labels_are_not_asked_for() -> None:
     assert [name for name in method.state_dict() if name.startswith("teacher.")] == ["teacher.digest"]
 
 
+def test_the_image_that_asks_for_shapes_leaves_no_trace() -> None:
+    student = tiny_run(tiny_recipe("feature-distil", "both")).updater.method.student
+    norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and student.training and all(norm.training for norm in norms)
+    assert all(int(norm.num_batches_tracked) == 0 and not norm.running_mean.any() for norm in norms)
+
+
 def test_what_only_the_vector_depends_on_is_frozen_where_cells_are_compared() -> None:
     """A norm behind the mean over tokens gets no gradient from them."""
     method = tiny_run(tiny_recipe("feature-distil", "cells")).updater.method

@@ -147,7 +147,10 @@ def test_the_store_counts_when_the_run_is_read_again() -> None:
 
 @pytest.mark.parametrize(("variant", "options", "message"), [
     ("plain", {"crop.size": 10}, r"method.crop.size is 10, but the stored views have 8.*give method.crop.size=8"),
-    ("plain", {"crop": "{size: 8}"}, "method.crop.kind is resized, but the stored views have padded"),
+    ("plain", {"crop": "{size: 8}"}, r"method.crop.kind is resized, but the stored views have padded, and 3 more differ"
+                                     r".*give 'method.crop=\{kind: padded, size: 8, pad: 4, border: black\}'"),
+    ("plain", {"crop.border": "reflect"}, "method.crop.border is reflect, but the stored views have black"),
+    ("plain", {"crop.size": 10, "crop.pad": 2}, r"and 1 more differ, .*method.crop.size=8 method.crop.pad=4, or make"),
     ("plain", {"crop.pad": 2}, "method.crop.pad is 2, but the stored views have 4"),
     ("plain", {"crop.resize": 16}, "method.crop.resize is 16, but the stored views have null"),
     ("mixed", {"crop.interpolation": "bicubic"}, "interpolation is bicubic, but the stored views have bilinear"),

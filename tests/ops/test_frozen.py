@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from unlabeled.errors import UserError
 from unlabeled.ops.frozen import Frozen
 
 HALVES = [slice(0, 8), slice(8, 16)]
@@ -38,6 +40,24 @@ def test_every_block_is_normalised_by_its_own_images() -> None:
     torch.testing.assert_close(frozen(x, HALVES), expected, rtol=0, atol=0)
     torch.testing.assert_close(frozen(x), by_hand(network(), x), rtol=0, atol=0)
     assert not torch.allclose(frozen(x), expected)
+
+
+def test_other_values_names_shapes_and_types_are_other_weights() -> None:
+    def held(**weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        module = nn.Module()
+        for name, value in weights.items():
+            module.register_buffer(name, value)
+        return Frozen(module, "runs/teacher").state_dict()
+
+    ones, twos = torch.ones(2, 3), 2 * torch.ones(2, 3)
+    kept = held(a=ones, b=twos)
+    Frozen(nn.Module(), "x").load_state_dict(held())
+    assert torch.equal(kept["digest"], held(a=ones.clone(), b=twos.clone())["digest"])
+    for other in (held(a=twos, b=ones), held(b=ones, a=twos), held(a=ones, c=twos), held(a=ones.T, b=twos),
+                  held(a=ones.view(torch.int32), b=twos), held(a=ones)):
+        assert not torch.equal(kept["digest"], other["digest"])
+    with pytest.raises(UserError, match="other weights of the frozen network 'x'; put the former ones back"):
+        Frozen(nn.Module(), "x").load_state_dict(kept)
 
 
 def test_a_block_does_not_depend_on_what_stands_beside_it() -> None:

@@ -160,6 +160,11 @@ def test_a_pickle_that_names_anything_is_refused(content: str, tmp_path: Path) -
     assert not trace.exists(), "nothing was called"
 
 
+def test_a_folder_of_something_else_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no config\.pth\.tar, which says how its views were made; name the"):
+        converted(tmp_path, Pictures())
+
+
 @pytest.mark.parametrize("damage", ["cut short", "no archive", "another archive", "missing"])
 def test_a_damaged_file_is_one_line(damage: str, tmp_path: Path) -> None:
     file = tmp_path / "0.pth.tar"

@@ -200,7 +200,8 @@ def test_the_command_converts(card: Path, tmp_path: Path, capsys) -> None:
     folder = publish(tmp_path / "published", card)
     words = [f"card={card}", f"out={tmp_path / 'store'}", "workers=0", "format=relabel-pt", "orientation=hw"]
     assert main(["convert", str(folder), *words]) == 0
-    assert "labelmap of 'train' of 'mine': 24 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "labelmap of 'train' of 'mine': 24 images" in said and f"records.labelmap={tmp_path / 'store'}\n" in said
 
 
 def other_class(place: int) -> torch.Tensor:

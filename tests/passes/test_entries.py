@@ -122,6 +122,10 @@ def test_images_that_cannot_be_read() -> None:
     assert (alone["mixup"][0][left] == 1).all() and (alone["cut"][0].long()[left] == 65535).all()
     assert set(alone["partner"].unique().tolist()) <= {-1, 0}
     assert maker(source, CROPS["resized"]).make(np.array([2])).index.tolist() == []
+    some = maker(Pictures(bad=range(4, 9)), CROPS["resized"], 40, mix=True)
+    mixed = draw_mixing(some.law, 9, np.concatenate([numbers(place, 40) for place in range(4)]), 0)["partner"] >= 0
+    found = some.make(np.arange(4)).records[KIND]["partner"].flatten() >= 0
+    assert np.array_equal(found.numpy(), mixed), "of ten others one is readable"
     source.unreadable = {3: "it was gone at the start"}
     with pytest.raises(CorruptSample, match="gone at the start"):
         maker(source, CROPS["resized"])._image(3)

@@ -14,6 +14,7 @@ from tiny import teacher
 
 from unlabeled.augment.plain_crops import Whole
 from unlabeled.cli.main import main
+from unlabeled.cli.passes import tell_kept
 from unlabeled.config.passes.labelmaps import LabelmapSettings
 from unlabeled.config.read import read_card
 from unlabeled.data.records.store import Store, open_store
@@ -85,6 +86,14 @@ def test_with_all_classes_the_pooled_whole_map_is_the_logits(tmp_path: Path, sou
     logit, index = torch.from_numpy(rows["logit"].copy()), torch.from_numpy(rows["index"].copy())
     expected = dense_maps(source, np.arange(8)).mean((2, 3))
     torch.testing.assert_close(pool(logit, index, whole(logit), 10), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_map_of_one_cell_is_said_to_be_one(tmp_path: Path, source, capsys) -> None:
+    few = f"the map of '{teacher()}' is a single cell, which says the same of every crop"
+    for size, said in ((8, True), (SIZE, False)):
+        written = write_labelmaps(source, str(teacher()), settings(tmp_path / str(size), size=size), CPU)
+        assert written is not None and (written.about["map_size"] == [1, 1]) is said
+        assert (few in capsys.readouterr().out) is said
 
 
 def test_parts_give_the_same_bytes(store: Store, tmp_path: Path, source) -> None:
@@ -199,7 +208,17 @@ def test_the_command_writes_maps_and_goes_on(tmp_path: Path, capsys) -> None:
     assert "labelmap of 'val' of 'digits': 500 images" in capsys.readouterr().out
     next((tmp_path / "maps").glob("rows-*")).unlink()
     assert main(words) == 0
-    assert "are there" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "are there" in said
+    assert said.endswith(f"{tmp_path / 'maps'} is complete: labelmap rows of 500 images. Train on them: unlabeled "
+                         "pretrain relabel data.train.card=digits data.train.split=val "
+                         f"data.train.records.labelmap={tmp_path / 'maps'}\n")
+    known = LabelmapSettings(card=["digits", "a b.yaml"], root=None, out=str(tmp_path / "maps"))
+    tell_kept(Store(tmp_path / "maps"), known)
+    assert ("relabel 'data.train={mix: [{card: digits, split: train}, {card: a b.yaml, split: train}], batch: BATCH, "
+            f"records: {{labelmap: {tmp_path / 'maps'}}}}}'" in capsys.readouterr().out)
+    tell_kept(None, known)
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("words", "message"), [

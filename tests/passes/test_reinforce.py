@@ -18,11 +18,13 @@ from safetensors.torch import save_file
 from tiny import teacher
 
 from unlabeled.cli.main import main
+from unlabeled.config.passes.reinforce import ReinforceSettings
 from unlabeled.config.read import read_card
 from unlabeled.data.records.store import Header, Store, open_store
 from unlabeled.data.sources.open import open_source
 from unlabeled.errors import UserError
 from unlabeled.passes.entries import KIND
+from unlabeled.passes.reinforce import reinforce as reinforce_set
 
 N = 90  # images, of which a block holds 64
 SMALL = ["entries=2", "topk=4", "workers=0", "randaugment=3", "crop={kind: padded, size: 8, pad: 1}"]
@@ -97,7 +99,7 @@ def test_a_run_learns_from_it_and_is_evaluated_without_it(store: Path, tmp_path:
 
 @pytest.mark.parametrize(("settings", "message"), [
     (["entriez=3"], "Did you mean 'entries'"),
-    (["topk=11"], "topk=11, but the teachers know 10 classes"),
+    (["topk=11"], "topk=11, but the teachers know 10 classes; give no more than these"),
     (["crop={kind: affine, size: 8}"], "crop"),
     (["randaugment=31"], "must be at most 30"),
 ])  # fmt: skip
@@ -114,6 +116,17 @@ def network(file: Path, classes: int, seed: int = 0, **config: Any) -> str:
     about = {"config": json.dumps({"architecture": "resnet10t", "num_classes": classes, **config})}
     save_file(timm.create_model("resnet10t", num_classes=classes).state_dict(), file, metadata=about)
     return f"timm:resnet10t@{file}"
+
+
+def test_of_few_classes_all_are_kept_where_no_number_is_given(tmp_path: Path) -> None:
+    few = open_source(read_card(card()), "train")
+    few.classes = None
+    teachers = [network(tmp_path / "three.safetensors", 3)]
+    known = ReinforceSettings(card="few", out=str(tmp_path / "out"), entries=1, workers=0,
+                              crop={"kind": "padded", "size": 8, "pad": 1})
+    written = reinforce_set(few, teachers, known, torch.device("cpu"))
+    assert written is not None and written.about["topk"] == 3
+    assert written.rows(np.arange(2))["class"].shape == (2, 1, 3)
 
 
 def test_teachers_of_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

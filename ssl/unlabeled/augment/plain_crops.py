@@ -5,7 +5,7 @@ or all of it (see `data.batch.Geometry`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,24 +64,32 @@ class RandomPaddedCrop:
         return chosen.permute(0, 3, 1, 2).contiguous()
 
 
-@dataclass(frozen=True)
-class ResizedFirst:
-    """The whole image resized to a square of `side` pixels, then `crop`; boxes [n, 7] in pixels of the square."""
+class OuterCrop:
+    """What crops share that leave size and place of the view to the crop inside them."""
 
-    crop: RandomPaddedCrop
-    side: int
-    interpolation: Interpolation = "bilinear"
+    crop: Any
     boxes: ClassVar[bool] = True
 
     @property
     def size(self) -> int:
         """Return the side of the view, pixels."""
-        return self.crop.size
+        side: int = self.crop.size
+        return side
 
     @property
     def draws(self) -> int:
         """Return how many uniform numbers a crop takes."""
-        return self.crop.draws
+        count: int = self.crop.draws
+        return count
+
+
+@dataclass(frozen=True)
+class ResizedFirst(OuterCrop):
+    """The whole image resized to a square of `side` pixels, then `crop`; boxes [n, 7] in pixels of the square."""
+
+    crop: RandomPaddedCrop
+    side: int
+    interpolation: Interpolation = "bilinear"
 
     def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Turn uniforms [n, draws] into boxes [n, 7]; of image sizes [n, 2] only the number counts."""

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from unlabeled.cli.arguments import existing, take
-from unlabeled.cli.passes import settings_help
+from unlabeled.cli.passes import settings_help, tell_kept
 from unlabeled.errors import UserError, did_you_mean, nearest
 
 SUMMARY = "Read what others published per image into a store that streams read; the same command goes on."
@@ -51,5 +51,5 @@ def run(arguments: argparse.Namespace) -> int:
     from unlabeled.engine.launch import pick_device
     from unlabeled.engine.passes.source import open_cards
 
-    converter(arguments.source, open_cards(chosen), chosen, pick_device())
+    tell_kept(converter(arguments.source, open_cards(chosen), chosen, pick_device()), chosen)
     return 0

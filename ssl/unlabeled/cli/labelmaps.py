@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from unlabeled.cli.passes import settings_help
+from unlabeled.cli.passes import settings_help, tell_kept
 
 SUMMARY = "Keep what a classifier sees in every cell of every image, for ReLabel; the same command goes on."
 EXAMPLES = [
@@ -38,5 +38,5 @@ def run(arguments: argparse.Namespace) -> int:
     from unlabeled.engine.passes.source import open_cards
     from unlabeled.passes.labelmaps import write_labelmaps
 
-    write_labelmaps(open_cards(settings), arguments.teacher, settings, pick_device())
+    tell_kept(write_labelmaps(open_cards(settings), arguments.teacher, settings, pick_device()), settings)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from unlabeled.cli.passes import settings_help
+from unlabeled.cli.passes import settings_help, tell_kept
 from unlabeled.errors import UserError
 
 SUMMARY = "Keep what classifiers say of many views of every image, to train on replays; the same command goes on."
@@ -46,5 +46,5 @@ def run(arguments: argparse.Namespace) -> int:
     from unlabeled.passes.reinforce import reinforce
 
     device = pick_device()
-    reinforce(open_cards(settings), teachers, settings, device)
+    tell_kept(reinforce(open_cards(settings), teachers, settings, device), settings)
     return 0

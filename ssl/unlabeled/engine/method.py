@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from unlabeled.engine.build import method_class, stored_info
 from unlabeled.engine.exports.classes import export_classes
 from unlabeled.engine.exports.networks import find_export, inner, open_residuals
 from unlabeled.engine.public.networks import BACKBONE, CLASSIFIER, open_public
-from unlabeled.engine.run.sources import adopt, refuse_bad_export
+from unlabeled.engine.run.sources import adopt, as_given, refuse_bad_export
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
 from unlabeled.methods.base import BackboneModule, Export, Info, Method, Step
@@ -53,12 +54,13 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
             origin = source or recipe.backbone.init or ""
             named = origin if run is None else adopt(origin, run)
             built = _built_from(origin, recipe.backbone if source is None else options)
-            if source is None:
-                export = load_export(named, weights=as_trained, options=built.options if built else None)
-            else:
-                export = load_teacher(named, weights=weights, features=features, options=options)
-            export = export if as_trained else open_residuals(export)
-            network = cast(BackboneModule, export.build().train().requires_grad_(True))
+            with _named_as_given(origin, named):
+                if source is None:
+                    export = load_export(named, weights=as_trained, options=built.options if built else None)
+                else:
+                    export = load_teacher(named, weights=weights, features=features, options=options)
+                export = export if as_trained else open_residuals(export)
+                network = cast(BackboneModule, export.build().train().requires_grad_(True))
             if built is not None and built.grad_checkpointing:
                 recompute_activations(network, built.name)
             refuse_images(network, sizes, f"'{origin}'", built)
@@ -79,6 +81,15 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
         for network in dict.fromkeys([*backbones, *copies]):  # frozen teachers are no modules of the method
             network.compile()
     return method
+
+
+@contextlib.contextmanager
+def _named_as_given(origin: str, named: str) -> Iterator[None]:
+    """Let what is refused of a run's copy be said of the network that the user has named."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(as_given(str(error), origin, named)) from error
 
 
 def _built_from(origin: str, given: Backbone | Mapping[str, Any] | None) -> Backbone | None:

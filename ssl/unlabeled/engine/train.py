@@ -32,6 +32,7 @@ from unlabeled.engine.run.data import changed_data, counts_only, data_record, ke
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.run.preview import views_png
 from unlabeled.engine.run.record import read_record
+from unlabeled.engine.run.same_recipe import replaced_sources
 from unlabeled.engine.run.signals import Signals
 from unlabeled.engine.updater import Updater
 from unlabeled.engine.watch import watch
@@ -113,16 +114,22 @@ def _is_finished(folder: RunFolder, total: int) -> bool:
 def _check_data(
     folder: RunFolder, recipe: Recipe, record: dict[str, Any], opened: dict[str, OpenStream]
 ) -> list[str]:
-    """Return what differs of the data, for the record. Raises UserError if that is not allowed."""
+    """Return what differs of data and networks, for the record. Raises UserError if that is not allowed."""
     lines: list[str] = []
+    replaced: list[str] = []
     if folder.goes_on():
         before = read_record(folder.path)
         lines = changed_data(folder, before["data"] or counts_only(before["info"]), record["data"], opened)
         if not recipe.train.allow_changed_data:
             refuse_changed(folder, lines)
+        replaced = replaced_sources(recipe, folder.path)
     keep_chosen(folder, recipe, opened)
     keep_names(folder, opened)
-    return [f"other data than before:{line[1:]}" for line in lines]
+    return [
+        *(f"other data than before:{line[1:]}" for line in lines),
+        *(f"'{source}' holds other weights by now; the run goes on with its copy of the former ones (fresh=true begins "
+          "anew, with those that are there)" for source in replaced),
+    ]
 
 
 class Trainer:

@@ -84,9 +84,13 @@ def scored_stream(restored: Restored) -> tuple[str, SetData]:
         labelled = [name for name in streams if name in read and read[name].labels]
         for name in [*labelled, *([clock] if streams[clock].mix else [])]:
             for one in streams[name].sets():
-                if any(split in SCORED for split in read_card(one.card).splits):
+                if _has_split_to_score(one.card):
                     return name, one
     return clock, streams[clock].sets()[0]
+
+
+def _has_split_to_score(card: str) -> bool:
+    return any(split in SCORED for split in read_card(card).splits)
 
 
 def _sets(restored: Restored) -> list[tuple[str, SetData]]:
@@ -103,13 +107,25 @@ def own_levels(restored: Restored) -> Levels | None:
 
 
 def other_cards(restored: Restored) -> str | None:
-    """Say which of the run's cards is scored and how to score on the others, or None if there is one card."""
+    """Say which of the run's cards is scored and what the others are good for, or None if there is one card."""
     scored, stream = scored_stream(restored)
-    others = [f"data.{name} reads '{other.card}': card={other.card}" + (f" root={other.root}" if other.root else "")
-              for name, other in _sets(restored) if (other.card, other.root) != (stream.card, stream.root)]
+    others = [_another(name, other) for name, other in _sets(restored)
+              if (other.card, other.root) != (stream.card, stream.root)]
     if not others:
         return None
-    return f"scored on data card '{stream.card}', which data.{scored} reads; {', '.join(others)} scores on that instead"
+    verb = "scored" if _has_split_to_score(stream.card) else "measured without a score"
+    return "; ".join([f"{verb} on data card '{stream.card}', which data.{scored} reads", *dict.fromkeys(others)])
+
+
+def _another(stream: str, other: SetData) -> str:
+    """Say how a set that is not scored can be, or that nothing in it can."""
+    words = f"card={other.card}" + (f" root={other.root}" if other.root else "")
+    try:
+        scores = _has_split_to_score(other.card)
+    except UserError:  # a card of one's own that is gone
+        return f"data.{stream} reads '{other.card}' too, which is not there"
+    does = "scores on that instead" if scores else "measures its features without a score: it has no split test or val"
+    return f"data.{stream} reads '{other.card}': {words} {does}"
 
 
 def find_card(card: str | None, root: str | None, restored: Restored) -> tuple[Card, str | None, str | None]:

@@ -30,7 +30,7 @@ class Frozen(nn.Module):
         super().__init__()
         self.source, self.by_batch = source, by_batch
         self.__dict__["_held"] = network.requires_grad_(False).eval()  # past nn.Module, which would register it
-        self.register_buffer("digest", weights_digest(network))
+        self.register_buffer("digest", _weights_digest(network))
         if by_batch:
             for norm in tracking_batchnorms(network):
                 norm.training = True  # and not train(), which would switch on the dropout that is fused with some
@@ -69,7 +69,7 @@ def freeze_unreached(module: nn.Module, outputs: Iterable[Tensor]) -> None:
         p.requires_grad_(grad is not None)
 
 
-def weights_digest(network: nn.Module) -> Tensor:
+def _weights_digest(network: nn.Module) -> Tensor:
     """Return the SHA-256 of all names, shapes and values, uint8 [32]."""
     total = hashlib.sha256()
     for name, value in network.state_dict().items():

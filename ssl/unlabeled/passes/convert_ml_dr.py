@@ -113,6 +113,9 @@ def convert(folder: Path, source: Source, settings: MlDrFiles, device: torch.dev
 
 def open_published(folder: Path, source: Source, settings: MlDrFiles) -> Published:
     """Read how a published set was made. Raises UserError if nobody says it, or numbers of images differ."""
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder} holds no {CONFIG}, which says how its views were made; name the folder that holds "
+                        "it beside <index>.pth.tar")
     try:
         transforms = transforms_of(read_plain(folder / CONFIG))
         crop = _crop(transforms, settings.size)

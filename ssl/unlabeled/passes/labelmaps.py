@@ -40,7 +40,7 @@ from unlabeled.engine.passes.kept_features import network_digest
 from unlabeled.engine.passes.run import Work, run_pass
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Input
-from unlabeled.ops.distributed import on_rank0
+from unlabeled.ops.distributed import on_rank0, rank
 from unlabeled.ops.precision import Resolved, autocast, full_precision
 from unlabeled.ops.targets.label_pooling import pool, whole
 
@@ -142,6 +142,9 @@ def write_labelmaps(source: Source, teacher: str, settings: LabelmapSettings, de
                         "these")
     refuse_other_classes(known.classes, classes_of_card(source), WITH_THE_CARD)
     work = work_of(known, source, k, device)
+    if work.about["map_size"] == [1, 1] and rank() == 0:
+        print(f"at {known.input.size} pixels the map of '{teacher}' is a single cell, which says the same of every "
+              "crop: a larger size=PIXELS gives more", flush=True)
     on_rank0(lambda: try_out(work, source, known, device))
     store = run_pass(work, source, Path(settings.out).expanduser(), part=settings.share, batch=settings.batch,
                      workers=settings.workers, device=device, max_corrupt=settings.max_corrupt)

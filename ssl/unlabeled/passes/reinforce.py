@@ -54,11 +54,14 @@ def reinforce(source: Source, teachers: Sequence[str], settings: ReinforceSettin
     precision = pick_precision(settings.precision, device.type)
     panel = Teachers(networks, [export.input for export in exports], precision)
     count, classes = _classes(teachers, exports, panel, crop.size, source, device)
-    if settings.topk > count:
-        raise UserError(f"unlabeled reinforce: topk={settings.topk}, but the teachers know {count} classes")
+    topk = settings.topk if "topk" in settings.model_fields_set else min(settings.topk, count)
+    if topk > count:
+        raise UserError(f"unlabeled reinforce: topk={topk}, but the teachers know {count} classes; give no more than "
+                        "these")
     about = {
         **classes.about(),
-        **settings.model_dump(include={"entries", "topk", "mix", "randaugment", "erasing", "seed"}),
+        **settings.model_dump(include={"entries", "mix", "randaugment", "erasing", "seed"}),
+        "topk": topk,
         "crop": crop.model_dump(),
         "randaugment_interpolation": RANDAUGMENT_INTERPOLATION,
         "teachers": [{"teacher": teacher, "network": network_digest(network, repr(export.input))}
@@ -68,8 +71,8 @@ def reinforce(source: Source, teachers: Sequence[str], settings: ReinforceSettin
     }
     law = Law(crop.size, settings.randaugment, settings.erasing, settings.mix)
     maker = EntryMaker(source, drawing(crop), law, settings.entries, settings.seed)
-    work = Work(KIND, fields(settings.entries, settings.topk, settings.mix), about, maker,
-                lambda batch: teach(batch, panel, settings.topk, settings.batch))
+    work = Work(KIND, fields(settings.entries, topk, settings.mix), about, maker,
+                lambda batch: teach(batch, panel, topk, settings.batch))
     return run_pass(work, source, Path(settings.out).expanduser(), part=settings.share,
                     batch=max(1, settings.batch // settings.entries), workers=settings.workers, device=device,
                     max_corrupt=settings.max_corrupt)

@@ -58,8 +58,17 @@ def test_another_kind_other_samples_another_order_and_other_classes_are_refused(
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             open_store(folder, source, kind)
-    with pytest.raises(UserError, match="holds no rows of a pass"):
-        open_store(tmp_path / "none", Numbered(N), "labelmap")
+    none = tmp_path / "none"
+    makes = f"TEACHER card=CARD split=train out={none}, or name the folder"
+    for kind, cure in (("labelmap", f"'numbered'; make them with: unlabeled labelmaps {makes}"),
+                       ("reinforcement", f"'numbered'; make them with: unlabeled reinforce {makes}"),
+                       ("other", "'numbered'; name the folder that has them with records.other=FOLDER")):
+        with pytest.raises(UserError, match=re.escape(cure)):
+            open_store(none, Numbered(N), kind)
+    none.mkdir()
+    (none / "header.json").mkdir()
+    with pytest.raises(UserError, match=r"holds no rows of a pass: .*header\.json cannot be read"):
+        open_store(none, Numbered(N), "labelmap")
 
 
 def test_classes_of_another_count_or_order_are_refused(tmp_path: Path) -> None:

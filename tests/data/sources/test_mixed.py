@@ -16,6 +16,7 @@ from unlabeled.data.batch import Stream
 from unlabeled.data.order import WeightedOrder, shares
 from unlabeled.data.records.store import open_store
 from unlabeled.data.sources.mixed import Mixed
+from unlabeled.data.sources.subset import Part
 from unlabeled.data.stream import BatchShare, TrainStream
 from unlabeled.data.streams import open_streams
 from unlabeled.errors import UserError
@@ -39,6 +40,15 @@ def test_samples_stand_behind_one_another_and_unlabelled_ones_are_unknown() -> N
     assert mixed.fingerprint() != Mixed(sets(), [True, False], [1, 1]).fingerprint()
     assert Mixed(sets(in_memory=True), [True, True]).images is not None and mixed.images is None
     assert Mixed(sets(in_memory=True), [True, True]).unreadable == {12: "broken"}
+
+
+def test_an_image_that_a_row_names_is_of_the_samples_own_set() -> None:
+    one, other = sets()
+    part = Part(other, np.array([9, 4, 7]))
+    inner = Mixed([one, part], [True, True])
+    mixed = Mixed([Numbered(5), inner], [False, False])
+    for index, source in ((0, Numbered(5)), (5, one), (14, one), (15, other), (17, other)):
+        assert np.array_equal(mixed.neighbour("kept", index, 3), source.image(3)), index
 
 
 def test_other_classes_and_streamed_sets_are_refused() -> None:
@@ -128,7 +138,7 @@ def test_stores_of_a_card_that_nothing_reads_are_left_alone(tmp_path: Path) -> N
                     f"records: {{train: {{kept: '{tmp_path}/nowhere'}}}}\n")
     recipe = read_recipe(RECIPE, [f"data.train.card={card}"])
     assert len(open_streams(recipe, {"train": []})["train"].source) == 1297
-    with pytest.raises(UserError, match="nowhere holds no rows of a pass"):
+    with pytest.raises(UserError, match="nowhere holds no kept rows of split 'train'"):
         open_streams(recipe, {"train": ["kept"]})
 
 

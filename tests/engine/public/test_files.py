@@ -147,6 +147,11 @@ def test_a_pickle_of_more_than_tensors_is_refused_with_a_line_that_converts_it(c
     subprocess.run([sys.executable, *command[1:]], check=True)
     with torch.no_grad():
         assert torch.equal(logits(f"timm:test_resnet@{file.with_suffix('.safetensors')}"), made(X))
+    file.with_suffix(".safetensors").write_bytes(b"of something else")
+    with pytest.raises(UserError, match=r"convert it \(.*w w\.safetensors is there already: name that"):
+        read_weights(file)
+    assert subprocess.run([sys.executable, *command[1:]], capture_output=True).returncode != 0
+    assert file.with_suffix(".safetensors").read_bytes() == b"of something else"
 
 
 @pytest.mark.parametrize("kind", ["cut", "junk", "empty", "cut safetensors", "no tensors", "missing", "folder"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -22,7 +23,8 @@ from unlabeled.engine.method import load_export, load_teacher
 from unlabeled.engine.public import networks
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.run.folder import RunFolder
-from unlabeled.engine.run.same_recipe import differences
+from unlabeled.engine.run.same_recipe import differences, replaced_sources
+from unlabeled.engine.run.sources import as_given
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 
@@ -116,6 +118,57 @@ def test_a_public_teacher_keeps_its_classifier_and_its_place(tmp_path: Path) -> 
     write(file, network(classes=7))
     with pytest.raises(UserError, match="knows 7 classes, the data card 10"):
         train(read_recipe("cifar10/rotnet-cpu", overrides), tmp_path / "other")
+
+
+def test_a_run_goes_on_with_its_copy_of_a_file_that_was_replaced_and_says_so(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, run = write(tmp_path / "w.pth", network()), tmp_path / "run"
+    teacher = f"timm:test_resnet@{file}"
+    overrides = [*TINY, "train.updates=2", DISTIL.replace("TEACHER", teacher), "backbone={name: test_resnet}"]
+    first = read_recipe("cifar10/rotnet-cpu", overrides)
+    assert train(first, run).finished
+    digest = load_run(run).method.teacher.digest
+    cut_short(run)
+    assert train(first, run).finished and "holds other weights" not in capsys.readouterr().out
+    next(run.glob("sources/*/weights.pth")).write_bytes(b"damaged")
+    assert replaced_sources(first, run) == [], "a damaged copy is made anew of what is there"
+    assert load_run(run) and replaced_sources(first, run) == []
+    write(file, network(seed=1))
+    cut_short(run)
+    assert train(first, run).finished
+    assert f"'{teacher}' holds other weights by now; the run goes on with its copy" in capsys.readouterr().out
+    assert "holds other weights" in json.loads((run / "run.json").read_text())["starts"][-1]["notes"][0]
+    assert torch.equal(load_run(run).method.teacher.digest, digest)
+    assert train(first, run, fresh=True).finished
+    assert not torch.equal(load_run(run).method.teacher.digest, digest)
+    file.unlink()
+    assert replaced_sources(first, run) == [], "what is gone is not replaced"
+
+
+def test_a_start_that_saved_nothing_keeps_no_copy_of_a_file_that_was_replaced(tmp_path: Path) -> None:
+    file, run = write(tmp_path / "w.pth", network("test_vit")), tmp_path / "run"
+    overrides = [*TINY, "train.updates=1", DISTIL.replace("TEACHER", f"timm:test_resnet@{file}"),
+                 "backbone={name: test_resnet}"]
+    first = read_recipe("cifar10/rotnet-cpu", overrides)
+    with pytest.raises(UserError, match=rf"^timm:test_resnet@{file}: none of the 80 tensors of the file"):
+        train(first, run)
+    write(file, network())
+    assert train(first, run).finished
+
+
+def test_what_is_refused_of_a_copy_is_said_of_the_users_own_file(tmp_path: Path) -> None:
+    file, run = tmp_path / "w.pth", tmp_path / "run"
+    torch.save({"model": network().state_dict(), "args": argparse.Namespace(lr=1)}, file)
+    with pytest.raises(UserError) as said:
+        train(recipe(f"timm:test_resnet@{file}"), run)
+    text = str(said.value)
+    assert text.startswith(f"{file} holds ") and f"open('{tmp_path / 'w.safetensors'}'" in text
+    assert "sources" not in text
+    copy = run / "sources" / "a-1234"
+    assert as_given(f"{copy}:head: {copy}/run.json is damaged", "runs/a:head", f"{copy}:head") == (
+        "runs/a:head: runs/a/run.json is damaged")
+    assert as_given(f"timm:x@{copy}/weights.safetensors is bad", "timm:x", f"timm:x@{copy}/weights.safetensors") == (
+        "timm:x is bad")
 
 
 def test_the_same_bytes_are_the_same_network(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.tiny import tiny_recipe
 from unlabeled.config.marks import Mark, covers, marked
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.sources import copy_of
-from unlabeled.engine.run.same_recipe import as_begun, differences, flat, same
+from unlabeled.engine.run.same_recipe import as_begun, differences, flat, replaced_sources, same
 from unlabeled.engine.run.sources import adopt, digests, export_problem
 
 
@@ -104,6 +105,19 @@ def test_a_run_that_is_gone_is_known_by_its_copy_and_named_as_it_was(tmp_path: P
     assert begun == stored, "its copy is found by the name under which it was made"
     elsewhere = as_begun(moved, stored.model_dump(mode="json"), tmp_path / "another")
     assert elsewhere == moved, "that run has no copy"
+
+
+def test_a_run_that_was_trained_anew_is_told_from_its_copy(tmp_path: Path) -> None:
+    run, a = tmp_path / "run", finished(tmp_path / "a", b"weights")
+    recipe = tiny_recipe("simclrv2", "plain")
+    begun = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"init": f"{a}:backbone"})})
+    assert replaced_sources(begun, run) == [], "there is no copy"
+    adopt(f"{a}:backbone", run)
+    assert replaced_sources(begun, run) == []
+    shutil.rmtree(a)
+    assert replaced_sources(begun, run) == []
+    finished(a, b"others")
+    assert replaced_sources(begun, run) == [f"{a}:backbone"] and replaced_sources(recipe, run) == []
 
 
 def test_only_finished_runs_are_copied_and_good_copies_are_left_alone(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.augment.geometry import RandomResizedCrop, build
-from unlabeled.augment.plain_crops import RandomPaddedCrop, ResizedFirst
+from unlabeled.augment.plain_crops import OuterCrop, RandomPaddedCrop, ResizedFirst
 from unlabeled.config.augment import StorableCrop
 from unlabeled.config.passes.reinforce import KIND
 from unlabeled.errors import UserError
@@ -22,7 +22,7 @@ LARGEST = 65_535  # pixels: what the stored numbers hold
 
 
 @dataclass(frozen=True)
-class StoredCrop:
+class StoredCrop(OuterCrop):
     """A crop that was drawn once and stored; where no entry was taken of a sample, a new one by `crop`.
 
     crop: the geometry that drew it. second: the crop of the partner with which the entry is mixed.
@@ -30,23 +30,12 @@ class StoredCrop:
 
     crop: Drawn
     second: bool = False
-    boxes: bool = True
     record: str = KIND
 
     @property
     def image(self) -> str | None:
         """Return the field that names the image to cut, if it is not the sample itself."""
         return "partner" if self.second else None
-
-    @property
-    def size(self) -> int:
-        """Return the side of the view, pixels."""
-        return self.crop.size
-
-    @property
-    def draws(self) -> int:
-        """Return how many uniform numbers a new crop takes."""
-        return self.crop.draws
 
     def draw(self, uniforms: np.ndarray, sizes: np.ndarray, rows: Rows | None = None) -> np.ndarray:
         """Turn uniforms [n, draws], image sizes [n, 2] and stored rows into boxes [n, 7]; all new without rows."""

@@ -14,7 +14,7 @@ class ReinforceSettings(SplitPassSettings):
     """Which views of every image the teachers see, and what is kept of what they say (arXiv 2303.08983)."""
 
     entries: int = Field(400, gt=0, le=1 << 20, description="views of every image")
-    topk: int = Field(10, gt=0, description="classes that are kept of every view, the most probable ones")
+    topk: int = Field(10, gt=0, description="most probable classes that are kept of every view, or all of fewer")
     mix: bool = Field(False, description="mix views with those of other images: mixup and CutMix")
     crop: StorableCrop = Field(
         StoredResizedCrop(), description="of the views; without a size: the first teacher's own"

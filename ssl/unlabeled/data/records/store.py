@@ -240,8 +240,12 @@ def open_store(folder: str | Path, source: Source, kind: str) -> Store:
     classes that are not those of the set, and for an unfinished store.
     """
     folder = Path(folder).expanduser()
-    header = Header.read(folder)
     command = COMMANDS.get(kind, "the command that makes them")
+    if not (folder / HEADER).exists():
+        makes = f"make them with: {command} TEACHER card=CARD split={source.split} out={folder}, or "
+        raise UserError(f"{folder} holds no {kind} rows of split '{source.split}' of data card '{source.name}'; "
+                        f"{makes if kind in COMMANDS else ''}name the folder that has them with records.{kind}=FOLDER")
+    header = Header.read(folder)
     if header.kind != kind:
         raise UserError(f"{folder} holds {header.kind} rows, but {kind} is asked for; make them with: {command}")
     if not source.random_access:

@@ -64,19 +64,28 @@ def _unpickled(file: Path) -> Any:
                             "again") from error
         raise UserError(
             f"{file} holds {unsafe[1]} besides tensors, and such a pickle could run any code when it is read. If you "
-            f"trust it, convert it:\n{_converting(file)}"
+            f"trust it, convert it{_taken(file)}:\n{_converting(file)}"
         ) from error
 
 
+def _taken(file: Path) -> str:
+    """Say what to do where a file has the name under which the pickle would be converted."""
+    there = file.with_suffix(".safetensors")
+    return f" ({there} is there already: name that, if it was made of this, else move it away first)" * there.exists()
+
+
 def _converting(file: Path) -> str:
-    """Return the line of Python that turns an unsafe pickle into safetensors, a whole module or nested states too."""
+    """Return the line of Python that turns an unsafe pickle into safetensors, a whole module or nested states too.
+
+    It overwrites nothing.
+    """
     return (
-        'python -c "import torch; from safetensors.torch import save_file; '
+        'python -c "import torch; from safetensors.torch import save; '
         f"x = torch.load('{file}', map_location='cpu', weights_only=False); "
         "x = x.state_dict() if hasattr(x, 'state_dict') else x; "
         "x = x.get('state_dict', x.get('model', x)); "
-        "save_file({k: v.clone().contiguous() for k, v in x.items() if torch.is_tensor(v)}, "
-        f"'{file.with_suffix('.safetensors')}')\""
+        "x = save({k: v.clone().contiguous() for k, v in x.items() if torch.is_tensor(v)}); "
+        f"open('{file.with_suffix('.safetensors')}', 'xb').write(x)\""
     )
 
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from unlabeled.config.recipe import Recipe
+from unlabeled.config.sources import copy_of
 from unlabeled.config.yaml.write import to_yaml
 from unlabeled.engine.run.checkpoint import Checkpoints, anew, vanished
 from unlabeled.engine.run.lock import RunLock
 from unlabeled.engine.run.record import NAME, new_id, read_record, this_start, what_changed
-from unlabeled.engine.run.same_recipe import as_begun, differences, flat, kept_recipe, stored_recipe
+from unlabeled.engine.run.same_recipe import (
+    as_begun,
+    differences,
+    flat,
+    kept_recipe,
+    replaced_sources,
+    stored_recipe,
+)
 from unlabeled.engine.run.sources import export_problem
 from unlabeled.errors import UserError
 from unlabeled.ops.machine.files import disk_error, sweep, write_atomically
@@ -52,6 +61,8 @@ class RunFolder:
             self._mend(recipe, info)
         else:
             earlier = self._saved_nothing(recipe)
+            for source in replaced_sources(recipe, self.path):  # what begins takes what is there now
+                shutil.rmtree(copy_of(source, self.path))
             self.write("recipe.yaml", to_yaml(recipe))
             self._write_record({"id": new_id(), "starts": [], **earlier, **info})
         self.requeue.unlink(missing_ok=True)

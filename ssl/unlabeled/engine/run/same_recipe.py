@@ -12,7 +12,7 @@ from unlabeled.config.read import read_recipe, recipe_from
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.sources import copy_of, public, split_source
 from unlabeled.config.yaml.lines import parse_file
-from unlabeled.engine.run.sources import digests, kept_public, public_digest
+from unlabeled.engine.run.sources import digests, kept_public, public_digest, replaced_since
 from unlabeled.errors import UserError
 
 
@@ -105,6 +105,12 @@ def as_begun(recipe: Recipe, stored: dict[str, Any], run: Path) -> Recipe:
             model = _replaced(model, key.split("."), texts[key])
     assert isinstance(model, Recipe)
     return model
+
+
+def replaced_sources(recipe: Recipe, run: Path) -> list[str]:
+    """Return the names of networks in a recipe under which other weights stand than those that `run` has copied."""
+    texts = {text for text in flat(recipe.model_dump(mode="json")).values() if isinstance(text, str)}
+    return sorted(text for text in texts if copy_of(text, run).is_dir() and replaced_since(text, run))
 
 
 def _replaced(model: BaseModel, path: list[str], value: str) -> BaseModel:

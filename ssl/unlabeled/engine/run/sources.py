@@ -99,6 +99,23 @@ def kept_public(named: Public, copy: Path) -> Public | None:
     return None if file is None else Public(named.library, named.name, file)
 
 
+def replaced_since(source: str, run: Path) -> bool:
+    """Return whether other weights stand under a name by now than those of it that `run` has copied.
+
+    What is gone, or is no finished run any more, is not replaced: the copy stands for it.
+    """
+    copy, named = copy_of(source, run), public(source)
+    before: object
+    now: object
+    if named is None:
+        before, now = digests(copy), digests(split_source(source)[0])
+    else:
+        kept = kept_public(named, copy)
+        before = _sums(copy).get(kept.file.name) if kept and kept.file else None  # of a damaged copy as it was made
+        now = public_digest(named)
+    return before is not None and now is not None and before != now
+
+
 def adopt(source: str, run: Path) -> str:
     """Copy what `load_export` needs of a finished run or of public weights into RUN/sources, once.
 
@@ -116,6 +133,18 @@ def adopt(source: str, run: Path) -> str:
     if on_rank0(lambda: _copied(str(origin), copy, done, lambda into: _fill_run(origin, into))):
         return str(copy) if name is None else f"{copy}:{name}"
     return source
+
+
+def as_given(text: str, source: str, copy: str) -> str:
+    """Return a text about a copy, as `adopt` names it, with what the source calls it in its place."""
+    named, kept = public(source), public(copy)
+    text = text.replace(copy, source)
+    if named is None or kept is None or kept.file is None:
+        return text.replace(str(split_source(copy)[0]), str(split_source(source)[0]))
+    text = text.replace(str(kept.file), str(named.file or source))
+    if named.file is not None:  # beside it stands what it is to be converted into
+        text = text.replace(f"{kept.file.with_suffix('')}.", f"{named.file.with_suffix('')}.")
+    return text
 
 
 def _copied(origin: str, copy: Path, at_hand: bool, fill: Callable[[Path], None]) -> bool:
@@ -180,12 +209,19 @@ def _copy(copy: Path, fill: Callable[[Path], None]) -> None:
     partial.rename(copy)
 
 
+def _sums(copy: Path) -> dict[str, str]:
+    """Return the checksums by name that a copy's files had when it was made; none of one that kept none."""
+    file = copy / _SUMS
+    lines = [line.split("  ", 1) for line in file.read_text().splitlines()] if file.exists() else []
+    return {name: total for total, name in lines}
+
+
 def _copy_problem(copy: Path) -> str | None:
     """Say what is wrong with a copy, None if nothing; in copies made before sums were kept only exports are checked."""
     try:
         if (copy / _SUMS).exists():
-            lines = [line.split("  ", 1) for line in (copy / _SUMS).read_text().splitlines()]
-            bad = [name for total, name in lines if not (copy / name).is_file() or sha256(copy / name) != total]
+            bad = [name for name, total in _sums(copy).items()
+                   if not (copy / name).is_file() or sha256(copy / name) != total]
             return f"{bad[0]} is missing or differs" if bad else None
         missing = [name for name in ("recipe.yaml", "run.json", "export") if not (copy / name).exists()]
         if missing:

@@ -31,6 +31,8 @@ from unlabeled.ops.labels import known, known_accuracy, likeliest, one_hot
 from unlabeled.ops.machine.memory import to_device
 from unlabeled.ops.targets.top_classes import densify, kl_divergence
 
+SHOWN = ("kind", "size", "pad", "border", "resize", "interpolation")  # keys of a crop on which a replay depends
+
 
 class Reinforcement(Method):
     """KL divergence from the stored probabilities to the student's, on a replay of the stored view."""
@@ -134,9 +136,14 @@ def refuse_other_views(cfg: ReinforcementConfig, about: dict[str, Any]) -> None:
     if stated != RANDAUGMENT_INTERPOLATION:
         raise UserError(f"RandAugment of the stored views was {stated}, and a replay is {RANDAUGMENT_INTERPOLATION}: "
                         "make entries anew, with unlabeled reinforce")
-    for key in ("kind", "size", "pad", "border", "resize", "interpolation"):
-        ours = getattr(cfg.crop, key, None)
-        if ours != stored.get(key):
-            theirs = "null" if stored.get(key) is None else stored[key]
-            raise UserError(f"method.crop.{key} is {ours}, but the stored views have {theirs}, and a replay shows what "
-                            f"the teachers saw: give method.crop.{key}={theirs}, or make entries of other views")
+    theirs = {key: "null" if stored.get(key) is None else stored[key] for key in SHOWN
+              if getattr(cfg.crop, key, None) != stored.get(key)}
+    if theirs:
+        first, others = next(iter(theirs)), len(theirs) - 1
+        cure = " ".join(f"method.crop.{key}={value}" for key, value in theirs.items())
+        if first == "kind":  # each has keys of its own
+            block = ", ".join(f"{key}: {stored[key]}" for key in SHOWN if stored.get(key) is not None)
+            cure = f"'method.crop={{{block}}}'"
+        raise UserError(f"method.crop.{first} is {getattr(cfg.crop, first, None)}, but the stored views have "
+                        f"{theirs[first]}{f', and {others} more differ' * (others > 0)}, and a replay shows what the "
+                        f"teachers saw: give {cure}, or make entries of other views")

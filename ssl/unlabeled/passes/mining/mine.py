@@ -25,7 +25,7 @@ from unlabeled.ops.machine.files import refuse_unwritable
 from unlabeled.ops.selection import Selection, top_per_class
 from unlabeled.passes.mining.candidates import PAIR, columns, readable
 from unlabeled.passes.mining.duplicates import REASONS, Judged, judge
-from unlabeled.passes.mining.result import LIST, REPORT, write_pairs, write_report, write_result
+from unlabeled.passes.mining.result import CARD, LIST, REPORT, write_pairs, write_report, write_result
 from unlabeled.passes.mining.scoring import Scorer, scoring
 from unlabeled.passes.mining.sets import NamedSet, known_images, open_set
 from unlabeled.report.mining import PAGE, Pictured, Rows, draw_mining
@@ -182,6 +182,8 @@ def _finish(mined: _Mined, out: Path) -> Path:
     print(f"{out / LIST}: {chosen} of {counts['pool']} images, at most {mined.cfg.per_class} for each of "
           f"{len(mined.names)} classes; {len(mined.judged.removed)} are copies of evaluation images, "
           f"{len(mined.trained)} in the training set, {len(mined.unreadable)} unreadable. {out / REPORT}, {out / PAGE}")
+    print(f"look at the page, then train on them without labels: data.train.card={out / CARD}, or in data.train.mix "
+          "beside others")
     return out / LIST
 
 
