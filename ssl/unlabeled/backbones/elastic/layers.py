@@ -131,7 +131,7 @@ class Conv2d(nn.Conv2d):
         return plain
 
     def _slices(self, width: int, outputs: int | None) -> Tensor:
-        weight = self.weight[:outputs]
+        weight = self.weight if outputs is None else self.weight[:outputs]  # the gradient of a slice is a copy
         # a convolution copies a slice in any case, so the copy may as well be scaled
         return weight if width == self.in_channels else weight[:, :width] * (self.in_channels / width)
 
