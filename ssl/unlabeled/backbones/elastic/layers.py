@@ -9,7 +9,7 @@ extraction.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,8 @@ class Linear(nn.Linear):
         weight, bias = self._slices(width)
         plain = nn.Linear(width, len(weight), bias=bias is not None)
         plain.weight = _parameter(weight * (self.in_features / width))
-        plain.bias = None if bias is None else _parameter(bias)
+        if bias is not None:
+            plain.bias = _parameter(bias)
         return plain
 
     def _slices(self, width: int) -> tuple[Tensor, Tensor | None]:
@@ -126,7 +127,8 @@ class Conv2d(nn.Conv2d):
     def narrowed(self, width: int, outputs: int | None = None) -> nn.Conv2d:
         """Return the plain convolution of `width` channels, scaled."""
         weight = self._slices(width, outputs)
-        plain = nn.Conv2d(width, len(weight), self.kernel_size, self.stride, self.padding, bias=False)
+        shape: Any = (self.kernel_size, self.stride, self.padding)
+        plain = nn.Conv2d(width, len(weight), *shape, bias=False)
         plain.weight = _parameter(weight)
         return plain
 

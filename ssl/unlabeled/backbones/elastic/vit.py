@@ -179,7 +179,7 @@ class ElasticViT(ElasticNetwork):
         ).to(self.cls_token)
         for i, number in enumerate(chosen_blocks(depth, len(self.blocks))):
             narrow(self.blocks[number], plain.blocks[i], width, self.num_features)
-        plain.norm = self.norm.narrowed(width)
+        plain.norm = self.norm.narrowed(width)  # type: ignore[assignment]
         with torch.no_grad():
             bias, ours = self.patch_embed.proj.bias, plain.patch_embed.proj.bias
             assert bias is not None and ours is not None

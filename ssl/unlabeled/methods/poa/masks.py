@@ -8,7 +8,7 @@ import numpy as np
 
 _TRIES = 10
 _SMALLEST = 4  # patches of a rectangle
-_ASPECT = (0.3, 1 / 0.3)
+_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 
 
 def draw_masks(crops: int, cells: int, masked: float, ratio: tuple[float, float], random: np.random.Generator,
@@ -43,7 +43,7 @@ def _hide_rectangle(mask: np.ndarray, remaining: float, random: np.random.Genera
     for _ in range(_TRIES):
         # the bounds come in either order, as on small grids
         area = _SMALLEST + (remaining - _SMALLEST) * random.random()
-        aspect = math.exp(random.uniform(*map(math.log, _ASPECT)))
+        aspect = math.exp(random.uniform(*_LOG_ASPECT))
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if height >= side or width >= side:
             continue

@@ -177,6 +177,7 @@ class POA(Method):
     def after_step(self, step: Step, carry: dict[str, Tensor]) -> dict[str, float]:
         """Move the centres by what the teacher said, which the next update sees, then the teacher."""
         for i, centering in enumerate(self.centerings):
+            assert isinstance(centering, Centering)
             centering.move({name.removeprefix(f"{i}."): x for name, x in carry.items() if name.startswith(f"{i}.")})
         momentum = step.value(self.cfg.momentum)
         ema_update(self.teacher, self.student, momentum)

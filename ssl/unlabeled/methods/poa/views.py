@@ -24,7 +24,8 @@ class Views(NamedTuple):
 
     def of_block(self, images: int, block: Block) -> Views:
         """Return the views of a block of the `images` images."""
-        return Views(*(rows_of_block(x, images, block) for x in self[:3]), self.hides)
+        crops, local, masks = (rows_of_block(x, images, block) for x in self[:3])
+        return Views(crops, local, masks, self.hides)
 
 
 class HiddenPatches(NamedTuple):
