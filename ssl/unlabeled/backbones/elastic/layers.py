@@ -127,8 +127,8 @@ class Conv2d(nn.Conv2d):
     def narrowed(self, width: int, outputs: int | None = None) -> nn.Conv2d:
         """Return the plain convolution of `width` channels, scaled."""
         weight = self._slices(width, outputs)
-        shape: Any = (self.kernel_size, self.stride, self.padding)
-        plain = nn.Conv2d(width, len(weight), *shape, bias=False)
+        shape: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
+        plain = nn.Conv2d(width, len(weight), **shape, bias=False)
         plain.weight = _parameter(weight)
         return plain
 
