@@ -143,3 +143,32 @@ def test_the_smoothing_of_the_recipe_reaches_the_targets() -> None:
     expected = torch.full((classes,), 0.2 / classes)
     expected[0] += 0.8
     torch.testing.assert_close(target.sort(1, descending=True)[0], expected.expand(4, classes).to(target.dtype))
+
+
+def test_the_average_of_weights_and_statistics_is_what_is_handed_out() -> None:
+    tiny = tiny_run(tiny_recipe("finetune", "average", ["method.layer_decay=0.5", "method.ema=0.7"]))
+    method = tiny.updater.method
+    assert not any("average" in name for group in method.param_groups() for name in group.names)
+    states = [snapshot(tiny)]
+    for update in range(2):
+        tiny.train(update, update + 1)
+        states.append(snapshot(tiny))
+    network = "network.bn1.running_mean", "network.conv1.weight", "linear.bias"
+    for name in network:
+        start, first, second = (state[f"classifier.{name}"] for state in states)
+        expected = 0.49 * start + 0.21 * first + 0.3 * second
+        torch.testing.assert_close(states[2][f"average.{name}"], expected)
+        assert not torch.equal(expected, second)
+    assert states[2]["average.network.bn1.num_batches_tracked"] == 2
+    exported = {name: export.build().state_dict() for name, export in method.exports().items()}
+    assert torch.equal(exported["classifier"]["linear.bias"], states[2]["average.linear.bias"])
+    assert torch.equal(exported["backbone"]["conv1.weight"], states[2]["average.network.conv1.weight"])
+
+
+def test_the_average_follows_a_curve_and_none_is_kept_by_default() -> None:
+    curve = "method.ema={start: 0.0, end: 1.0, shape: linear, warmup_epochs: 0}"
+    tiny = tiny_run(tiny_recipe("finetune", "average", [curve]))
+    tiny.train(0, 1)
+    state = snapshot(tiny)
+    assert torch.equal(state["average.linear.weight"], state["classifier.linear.weight"])  # the curve starts at 0
+    assert tiny_run(tiny_recipe("finetune", "average", ["method.ema=null"])).updater.method.average is None

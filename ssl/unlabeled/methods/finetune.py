@@ -2,10 +2,13 @@
 
 SimCLRv2's second stage (arXiv 2006.10029 section 2) with `backbone.init: RUN:backbone+head1`; from any other export the
 usual fine-tuning; without `backbone.init` the supervised baseline, from random weights. Off by default is what
-transformers need besides: layer-wise learning rates, RandAugment, random erasing, mixup, CutMix, smoothing.
+transformers need besides: layer-wise learning rates, RandAugment, random erasing, mixup, CutMix, smoothing, a moving
+average of the weights.
 """
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import Tensor
@@ -18,6 +21,7 @@ from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Group, Info, Losses, MakeBackbone, Method, Step, input_of
 from unlabeled.methods.classifier import Classifier
 from unlabeled.methods.finetune_config import FinetuneConfig
+from unlabeled.ops.ema import ema_update
 from unlabeled.ops.labels import known, known_accuracy, known_soft_cross_entropy, likeliest, one_hot
 
 
@@ -39,6 +43,7 @@ class Finetune(Method):
         network = make_backbone()
         self.input = input_of(network, cfg.crop.size, info)
         self.classifier = Classifier(network, info.classes)
+        self.average = None if cfg.ema is None else copy.deepcopy(self.classifier).requires_grad_(False)
 
     def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
         """The crops [b, 3, S, S] and their targets [b, C], zero where the label is unknown."""
@@ -71,6 +76,14 @@ class Finetune(Method):
             metrics={"accuracy": known_accuracy(logits, likeliest(target), counts["labels"])},
         )
 
+    def after_step(self, step: Step, carry: dict[str, Tensor]) -> dict[str, float]:
+        """Move the average, if there is one, BatchNorm statistics included: they belong to averaged weights."""
+        if self.average is None or self.cfg.ema is None:
+            return {}
+        decay = step.value(self.cfg.ema)
+        ema_update(self.average, self.classifier, decay, "average")
+        return {"ema": decay}
+
     def param_groups(self) -> list[Group]:
         """One group; with `layer_decay` or `stage_lr` one per factor, and all new layers at the full rate."""
         network, cfg = self.classifier.network, self.cfg
@@ -87,5 +100,5 @@ class Finetune(Method):
         return [Group(tuple(names), lr_mult=factor) for factor, names in groups.items()]
 
     def exports(self) -> dict[str, Export]:
-        """The classifier, and the network without it."""
-        return self.classifier.exports(self.input)
+        """The classifier, and the network without it; of averaged weights, if there are any."""
+        return (self.average or self.classifier).exports(self.input)

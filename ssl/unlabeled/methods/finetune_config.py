@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from unlabeled.config.augment import Crop, RandAugment, ResizedCrop
+from unlabeled.config.base.curve import Momentum
 from unlabeled.config.recipe import MethodConfig
 
 
@@ -30,6 +31,10 @@ class FinetuneConfig(MethodConfig):
     mixup: float = Field(0.0, ge=0, description="alpha of mixup (arXiv 1710.09412), within a process; 0: none")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix (arXiv 1905.04899); with mixup: either, evenly")
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+    ema: Momentum | None = Field(
+        None, description="decay per update of a moving average of all weights and BatchNorm statistics, which is handed "
+        "out in their place, or a curve of it; null: none"
+    )
 
     @model_validator(mode="after")
     def _rates_go_by_layer_or_by_stage(self) -> FinetuneConfig:
