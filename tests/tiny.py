@@ -121,7 +121,10 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
             "cifar10/rotnet-cpu",
             [*_DIGITS, "method={name: finetune, crop: {kind: padded, size: 8}}", f"backbone={DROPS}"],
         ),
-        "average": ("cifar10/rotnet-cpu", [*_DIGITS, "method={name: finetune, crop: {kind: padded, size: 8}, ema: 0.7}"]),
+        "average": (
+            "cifar10/rotnet-cpu",
+            [*_DIGITS, "method={name: finetune, crop: {kind: padded, size: 8}, ema: 0.7}"],
+        ),
     },
     "pixpro": {
         "plain": ("demo/pixpro", [*_PIXPRO, "method.head_output_bias=true"]),

@@ -173,3 +173,20 @@ def test_a_second_protocol_reads_no_image_of_a_folder(runs, monkeypatch, tmp_pat
     first = evaluate("knn", runs.run, settings)
     assert len(read) == 12 and first.numbers[0].raw_pixels is not None
     assert evaluate("knn", runs.run, settings).numbers == first.numbers and len(read) == 12
+
+
+def test_clusters_are_of_the_test_images_and_no_training_image_is_read(runs, monkeypatch, capsys):
+    read = []
+    monkeypatch.setattr(module, "extract", lambda e, source, *a, real=module.extract, **k: read.append(source.split)
+                        or real(e, source, *a, **k))
+    report = evaluate("clustering", runs.run, ["workers=0", "restarts=2"])
+    assert read == ["val"] and report.train == report.test and report.measure == "agreement with the classes"
+    assert [number.name for number in report.numbers] == ["ACC", "ARI", "NMI", "FMI"]
+    for number in report.numbers:
+        assert number.network["value"] > number.random_init["value"] > number.chance
+        assert number.raw_pixels["value"] > 2 * number.chance
+    assert "agreement with the classes, %" in capsys.readouterr().out
+    again = evaluate("clustering", runs.run, ["workers=0", "restarts=2", "test=train"])
+    assert again.test.n == 1297 and again.cautions == ["the run itself was trained on test 'train' (data.train)"]
+    together = evaluate_many(["knn", "clustering"], runs.run, ["workers=0"])
+    assert read[2:] == ["train", "val"] and together[1].train.n == 1297

@@ -148,8 +148,8 @@ class _Work:
         export, features = _extract(jobs, restored, splits, self.run, self.device)
         if rank() != 0:
             return
-        used = (_split(splits.train.split, features["network"][0]),
-                _split((splits.test or splits.train).split, features["network"][1]))
+        scored = _split((splits.test or splits.train).split, features["network"][1])
+        used = (_split(splits.train.split, features["network"][0]) if _learns(jobs) else scored, scored)
         measured = {name: _health(pair) for name, pair in features.items() if name != "raw_pixels"}
         if splits.test is None:
             job = Job("health", jobs[0].cfg)
@@ -225,8 +225,10 @@ def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, dev
         return extract(embedders, source, batch=first.batch, workers=first.workers, device=device,
                        max_corrupt=first.max_corrupt, kept=kept)
 
-    train = read(splits.train)
-    test = train if splits.test is None else read(splits.test)
+    if splits.test is None or not _learns(jobs):
+        train = test = read(splits.test or splits.train)
+    else:
+        train, test = read(splits.train), read(splits.test)
     if kept is not None:
         kept.report()
     if splits.twins is not None:
@@ -236,6 +238,11 @@ def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, dev
         a, b = pairs["raw_pixels"]
         a.x, b.x = drop_equal_channels(a.x, b.x)
     return name, pairs
+
+
+def _learns(jobs: Sequence[Job]) -> bool:
+    """Return whether any of the protocols learns from the training images; if none does, they are not read."""
+    return any(job.cfg.learns for job in jobs)
 
 
 def _evaluate_classifiers(job: Job, restored: Restored, splits: Splits, device: torch.device) -> Report:
@@ -317,5 +324,6 @@ def _report(job: Job, restored: Restored, splits: Splits, export: str, used: tup
         train=used[0], test=used[1], numbers=numbers, health=measured,
         warning=collapse_warning(measured["network"]) if measured else None, sheet=str(sheet) if sheet else None,
         shared=shared, precision=pick_precision(job.cfg.precision, device.type),
+        measure=job.cfg.measure,
         cautions=cautions(job.cfg, used[0].split, used[1].split, shared, scored, splits.trained if numbers else None),
     )

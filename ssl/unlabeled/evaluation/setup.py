@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unlabeled.config.card import Card
-from unlabeled.config.protocols.vectors import Classify, Knn, Protocol
+from unlabeled.config.protocols.vectors import Knn, Protocol
 from unlabeled.config.read import read_card
 from unlabeled.config.recipe import SetData
 from unlabeled.data.overlap import twins
@@ -50,7 +50,7 @@ class Splits:
 
     def shared(self, cfg: Protocol) -> int:
         """Return how many of the test images whose label is known stand in the split that `cfg` learns from."""
-        if self.twins is None or self.test is None or self.test.labels is None or isinstance(cfg, Classify):
+        if self.twins is None or self.test is None or self.test.labels is None or not cfg.learns:
             return 0
         return int(((self.twins >= 0) & (self.test.labels >= 0)).sum())
 
@@ -154,7 +154,7 @@ def open_splits(cfg: Protocol, restored: Restored) -> Splits:
     """Open the splits of a protocol: its own card's, or the run's. Raises UserError if there is nothing to score."""
     card, root, own = find_card(cfg.card, cfg.root, restored)
     wanted = cfg.train
-    if isinstance(cfg, Classify) and wanted is None and own is None and "train" not in card.splits:
+    if not cfg.learns and wanted is None and own is None and "train" not in card.splits:
         wanted = scored_split(cfg.test, card)  # nothing is learned: a card of test images is enough
     train = open_train(wanted, card, root, own)
     if train.labels is None or not (train.labels >= 0).any():

@@ -32,8 +32,8 @@ class FinetuneConfig(MethodConfig):
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix (arXiv 1905.04899); with mixup: either, evenly")
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     ema: Momentum | None = Field(
-        None, description="decay per update of a moving average of all weights and BatchNorm statistics, which is handed "
-        "out in their place, or a curve of it; null: none"
+        None, description="decay per update of a moving average of all weights and BatchNorm statistics, or a curve of "
+        "it; the average is handed out in their place; null: none"
     )
 
     @model_validator(mode="after")

@@ -20,6 +20,8 @@ class Protocol(Strict):
 
     needs: ClassVar[str | None] = None  # of its card: masks or boxes (see `Card.has`)
     idle: ClassVar[Mapping[str, str]] = {}  # what all protocols share and this one does not use, and why
+    learns: ClassVar[bool] = True  # from the images of the split `train`
+    measure: ClassVar[str] = "accuracy"  # what its numbers are, in percent
     protocol: str
     export: str | None = Field(
         None,
@@ -121,9 +123,21 @@ class Logistic(Protocol):
             raise UserError("logistic regression chooses c on held-out training images, but no class has two")
 
 
+class Clustering(Protocol):
+    """k-means of the test features on the unit sphere, and how far its clusters are the classes."""
+
+    learns = False
+    measure = "agreement with the classes"
+    idle: ClassVar[Mapping[str, str]] = {"train": "nothing is learnt; 'test' is the split that is clustered"}
+    protocol: Literal["clustering"]
+    clusters: Annotated[int, Field(gt=1)] | None = Field(None, description="null: as many as there are classes")
+    restarts: Positive = Field(10, description="of k-means, each from centres of its own; the tightest result counts")
+
+
 class Classify(Protocol):
     """Accuracy of the classifiers that the method itself trained, on the test split."""
 
+    learns = False
     idle: ClassVar[Mapping[str, str]] = {"seed": "it draws nothing", "keep_features": "it keeps none"}
     protocol: Literal["classify"]
     real: str | None = Field(
