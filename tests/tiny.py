@@ -71,6 +71,7 @@ _POA = [
     "method.local_crop={size: 4, area: [0.2, 0.5]}",
 ]
 
+_GRID = "name: linear-grid, crop: {kind: padded, size: 8}, lr: [0.1, 0.5]"
 _RELABEL = "name: relabel, crop: {size: 8, area: [0.2, 1.0]}"
 _MAPS = ["data.train.records={labelmap: '@labelmaps'}"]
 
@@ -125,6 +126,17 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
             "cifar10/rotnet-cpu",
             [*_DIGITS, "method={name: finetune, crop: {kind: padded, size: 8}, ema: 0.7}"],
         ),
+    },
+    "linear-grid": {
+        "tokens": (
+            "cifar10/rotnet-cpu",
+            [
+                *_DIGITS,
+                f"method={{{_GRID}}}",
+                f"backbone={DROPS.replace('global_pool: avg, class_token: false, ', '')}",
+            ],
+        ),
+        "vector": ("cifar10/rotnet-cpu", [*_DIGITS, f"method={{{_GRID}}}"]),
     },
     "pixpro": {
         "plain": ("demo/pixpro", [*_PIXPRO, "method.head_output_bias=true"]),

@@ -19,7 +19,7 @@ from unlabeled.config.batches import idle_blocks, small_batches
 from unlabeled.config.card import Card
 from unlabeled.config.files import find, shown
 from unlabeled.config.protocols.all import AnyProtocol
-from unlabeled.config.protocols.vectors import Protocol
+from unlabeled.config.protocols.vectors import Protocol, Trained
 from unlabeled.config.recipe import Backbone, MethodConfig, Recipe
 from unlabeled.config.sources import Public, copy_of, public, split_source
 from unlabeled.config.tables import BACKBONE_OPTIONS, BACKBONES, METHODS
@@ -212,6 +212,8 @@ def read_protocol(name: str | Path, overrides: Sequence[str] = ()) -> Protocol:
         idle = {path: protocol.idle[str(path[0])] for path in values.overrides if str(path[0]) in protocol.idle}
         problems += [(path, f"'{path[0]}' has no effect with protocol '{protocol.protocol}': {why}")
                      for path, why in idle.items()]
+        if isinstance(protocol, Trained) and config is not None and (why := protocol.misfit(config)):
+            problems.append((("held_out",), why))
     if problems or found:
         raise UserError(_report(values, [*problems, *found]))
     return protocol if config is None else protocol.model_copy(update={"method": config})

@@ -32,10 +32,12 @@ class MethodConfig(Strict):
     """Base of every `method:` block; subclasses add the fields of their paper, with its defaults.
 
     streams: names of the data streams that the method reads. needs: what the backbone must offer (see `tables`).
+    chooses: it trains many classifiers, one of which a protocol chooses by images that were held out.
     """
 
     streams: ClassVar[tuple[str, ...]] = ("train",)
     needs: ClassVar[frozenset[str]] = frozenset()
+    chooses: ClassVar[bool] = False
 
     name: str
 

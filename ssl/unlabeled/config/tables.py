@@ -10,6 +10,10 @@ METHODS: dict[str, tuple[str, str]] = {
         "unlabeled.methods.feature_distil.method:FeatureDistil",
     ),
     "finetune": ("unlabeled.methods.finetune_config:FinetuneConfig", "unlabeled.methods.finetune:Finetune"),
+    "linear-grid": (
+        "unlabeled.methods.probe.grid_config:LinearGridConfig",
+        "unlabeled.methods.probe.grid:LinearGrid",
+    ),
     "pixpro": ("unlabeled.methods.pixpro_config:PixProConfig", "unlabeled.methods.pixpro:PixPro"),
     "poa": ("unlabeled.methods.poa.config:POAConfig", "unlabeled.methods.poa.method:POA"),
     "probe": ("unlabeled.methods.probe.config:ProbeConfig", "unlabeled.methods.probe.method:Probe"),

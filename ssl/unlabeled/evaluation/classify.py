@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from unlabeled.engine.passes.features import Features, extract, network_embedder
 from unlabeled.errors import UserError
 from unlabeled.evaluation.real import RealLabels
 from unlabeled.evaluation.vectors.scores import Score, accuracy
-from unlabeled.methods.base import Method
+from unlabeled.methods.base import Export, Method
 from unlabeled.ops.distributed import rank
 
 _TOP = 5
@@ -36,6 +37,13 @@ def score_classifiers(
     if not chosen:
         known = f"its classifiers: {', '.join(exports)}" if exports else "it has none; use knn or linear"
         raise UserError(f"the method has no classifier '{cfg.export or ''}' to score; {known}")
+    return score_exports(chosen, method.taught_names, cfg, test, device)
+
+
+def score_exports(
+    chosen: Mapping[str, Export], taught: list[str] | None, cfg: Protocol, test: Source, device: torch.device
+) -> tuple[dict[str, Score], Features]:
+    """Score exports that give logits as `score_classifiers` does; taught: classes of those that name none."""
     sized = {name: replace(e, input=replace(e.input, size=cfg.size or e.input.size)) for name, e in chosen.items()}
     precision = pick_precision(cfg.precision, device.type)
     embedders = {name: network_embedder(export, device, precision) for name, export in sized.items()}
@@ -43,7 +51,7 @@ def score_classifiers(
                        max_corrupt=cfg.max_corrupt)
     for name, logits in features.items():
         elsewhere = chosen[name].names
-        told = Classes(f"classifier '{name}'", logits.x.shape[1], elsewhere or method.taught_names,
+        told = Classes(f"classifier '{name}'", logits.x.shape[1], elsewhere or taught,
                        public=elsewhere is not None)
         refuse_other_classes(told, classes_of_card(test), "choose the set that it was trained for, or knn or linear")
     scores: dict[str, Score] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,9 +16,11 @@ from unlabeled.engine.public.networks import BACKBONE
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
+from unlabeled.evaluation.choice import choose_and_score, held_out_rule
 from unlabeled.evaluation.classify import score_classifiers
 from unlabeled.evaluation.setup import Splits, pick_export, scored_stream
 from unlabeled.evaluation.vectors.scores import Score
+from unlabeled.methods.probe.grid import LinearGrid
 from unlabeled.ops.distributed import world
 
 # keys of the recipe that `recipe_on` makes, and of the protocol
@@ -59,7 +61,11 @@ def train_and_score(
             raise UserError(f"{path} was interrupted after update {result.update}; the same command goes on from there")
         # cfg.export is what was trained upon; what was trained in batches can be scored in them
         own = cfg.model_copy(update={"export": None, "batch": min(cfg.batch, max(1, cfg.data.batch // world()))})
-        scores[kind], found = score_classifiers(load_run(path, device=device).method, own, splits.test, device)
+        method = load_run(path, device=device).method
+        if cfg.held_out is None:
+            scores[kind], found = score_classifiers(method, own, splits.test, device)
+        else:
+            scores[kind], found = choose_and_score(cast(LinearGrid, method), own, splits.train, splits.test, device)
     return export, scores, found
 
 
@@ -74,6 +80,7 @@ def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = T
     """Return the recipe that trains `cfg` on the run's export, with the labels of `split`; trained: False at random."""
     export, chosen = pick_export(restored.method, cfg.export, cfg.size)
     own = None if cfg.card else scored_stream(restored)[1]
+    learnt = {"subset": held_out_rule(cfg, complement=True)} if cfg.held_out else {}
     init = {"init": _source(restored, export), "init_weights": trained}
     return Recipe(
         method=_sized(cfg, chosen.input.size),
@@ -85,7 +92,7 @@ def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = T
                 card=own.card if own else cfg.card,
                 root=cfg.root or (own.root if own else None),
                 split=split,
-                **dict(cfg.data),
+                **{**dict(cfg.data), **learnt},
             ),
         ),
         optim=cfg.optim,

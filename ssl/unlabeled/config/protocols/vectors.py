@@ -9,7 +9,7 @@ from pydantic import Field
 
 from unlabeled.config.base.optim import Optim
 from unlabeled.config.marks import Free, Scoring
-from unlabeled.config.recipe import Precision, Strict, Subset
+from unlabeled.config.recipe import MethodConfig, Precision, Strict, Subset
 from unlabeled.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -168,6 +168,10 @@ class Trained(Protocol):
     data: TrainedData
     optim: Optim
     epochs: int = Field(gt=0)
+    held_out: float | None = Field(
+        None, gt=0, lt=1, description="share of every training class that is not learnt and chooses among the "
+        "classifiers of a method that trains many"
+    )
     precision: Precision = Field("auto", description="of training and scoring: auto is bf16 on GPUs and on CPUs with "
                                  "AMX, else fp32")
     sync_bn: bool = Field(True, description="BatchNorm statistics over all processes")
@@ -178,3 +182,19 @@ class Trained(Protocol):
         False, description="go on although the data is not what the training began with"
     )
     raw_pixels: Literal[False] = False
+
+    def misfit(self, method: MethodConfig) -> str | None:
+        """Return what is wrong with `held_out` for the method whose options are given, None if nothing is."""
+        if self.held_out is None:
+            return (f"missing key 'held_out': of the classifiers of method '{method.name}' one is chosen by held-out "
+                    "training images, such as held_out=0.05" if method.chooses else None)
+        if not method.chooses:
+            return f"'held_out' has no effect with method '{method.name}', all of whose classifiers are scored"
+        return "give either 'held_out' or 'data.subset': each says what is learnt" if self.data.subset else None
+
+    def check(self, counts: Sequence[int], names: Sequence[str]) -> None:
+        """Raise UserError if a class cannot spare a held-out image."""
+        short = [name for count, name in zip(counts, names, strict=True) if count < 2]
+        if self.held_out is not None and short:
+            raise UserError("the classifier is chosen on held-out training images of every class, but class "
+                            f"'{short[0]}' has fewer than two labelled ones; use the protocol linear-sgd")

@@ -46,8 +46,8 @@ def run(cfg: Clustering, train: Features, test: Features, classes: int, device: 
     return {name: Score(value, details={
         "chance": float(np.mean([other[name] for other in shuffled])),
         "restarts": {"value": [score[name] for score in scores], "inertia": inertia},
-        "note": f"least inertia of {cfg.restarts} restarts; over all of them {np.mean([s[name] for s in scores]):.1f} ± "
-                f"{np.std([s[name] for s in scores]):.1f}",
+        "note": f"least inertia of {cfg.restarts} restarts; over all of them "
+                f"{np.mean([score[name] for score in scores]):.1f} ± {np.std([score[name] for score in scores]):.1f}",
     }) for name, value in scores[best].items()}
 
 
