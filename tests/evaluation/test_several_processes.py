@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from tests.evaluation.fakes import FakeRuns, Noise, Projection
 from tests.processes import run_processes
@@ -80,18 +81,22 @@ def test_two_processes_give_the_numbers_of_one_and_find_its_features_again(tmp_p
     assert (tmp_path / "two" / "eval" / "knn-precision=fp32-update00000012.json").exists()
 
 
-def trained_in_a_process(rank: int, run: Path) -> float | None:
+GRID = ["method.lr=[0.1, 1.0]", "data.epoch_samples=320", "held_out=0.2"]
+
+
+def trained_in_a_process(rank: int, run: Path, protocol: str, more: list[str]) -> float | None:
     settings = ["workers=0", "data.batch=64", "epochs=4", "random_init=false", "method.crop={area: [0.6, 1.0]}"]
-    report = evaluate_module.evaluate("linear-sgd", run, settings)
+    report = evaluate_module.evaluate(protocol, run, [*settings, *more])
     return None if report is None else report["linear"].network["value"]
 
 
-def test_a_protocol_that_trains_gives_the_number_of_one_process(tmp_path):
+@pytest.mark.parametrize("protocol, more", [("linear-sgd", []), ("linear-grid", GRID)])
+def test_a_protocol_that_trains_gives_the_number_of_one_process(tmp_path, protocol, more):
     small = ["backbone.width=0.125", "train.epochs=null", "train.updates=30", "data.train.batch=16", "eval.every=0",
              "eval.at_end=[]", "optim.warmup_epochs=0", "optim.lr.base=0.01"]
     run = tmp_path / "run"
     assert train(read_recipe("demo/simclrv2", small), run).finished
     shutil.copytree(run, tmp_path / "two")
-    alone = trained_in_a_process(0, run)
-    first, second = run_processes(2, trained_in_a_process, tmp_path / "two")
+    alone = trained_in_a_process(0, run, protocol, more)
+    first, second = run_processes(2, trained_in_a_process, tmp_path / "two", protocol, more)
     assert second is None and alone is not None and abs(first - alone) <= 1.0  # sums in another order
