@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,8 +63,8 @@ class Grid:
     """Stands in for a trained grid of the first so many classifiers."""
 
     def __init__(self, right: list[tuple[float, float]]) -> None:
-        self.right, self.cfg = right, SimpleNamespace(lr=[0.1, 0.2, 0.5])
-        self.choices = [("last", lr) for lr in self.cfg.lr][: len(right)]
+        self.right = right
+        self.choices = [("last", lr) for lr in (0.1, 0.2, 0.5)][: len(right)]
 
     def verdicts(self) -> Export:
         return Export(lambda: Answers(self.right), "vector", Input(8))

@@ -15,8 +15,7 @@ from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.passes.features import Features, extract, network_embedder
 from unlabeled.evaluation.classify import score_exports
 from unlabeled.evaluation.vectors.scores import Score
-from unlabeled.methods.base import Export
-from unlabeled.methods.probe.grid import LinearGrid
+from unlabeled.methods.base import Choosing, Export
 from unlabeled.ops.distributed import on_rank0
 
 
@@ -25,7 +24,7 @@ def held_out_rule(cfg: Trained, *, complement: bool = False) -> Subset:
     return Subset(share=cfg.held_out, seed=cfg.seed, complement=complement)
 
 
-def choose_and_score(method: LinearGrid, cfg: Trained, train: Source, test: Source, device: torch.device,
+def choose_and_score(method: Choosing, cfg: Trained, train: Source, test: Source, device: torch.device,
                      ) -> tuple[dict[str, Score], Features]:
     """Choose among the method's classifiers by the held-out part of `train`, and score that one on `test`.
 
@@ -43,7 +42,8 @@ def choose_and_score(method: LinearGrid, cfg: Trained, train: Source, test: Sour
         details: dict[str, Any] = {"features": form, "lr": lr, "held_out": round(right[0][chosen], 2)}
         details["classifiers"] = {name: {"held_out": one, "test": other}
                                   for name, one, other in zip(names, *right, strict=True)}
-        if len(method.cfg.lr) > 1 and lr in (method.cfg.lr[0], method.cfg.lr[-1]):
+        rates = {rate for _, rate in method.choices}
+        if len(rates) > 1 and lr in (min(rates), max(rates)):
             details["note"] = "the chosen lr is at the end of the grid"
         scores["linear"] = replace(scores["linear"], details=details)
     return scores, read

@@ -20,7 +20,7 @@ from unlabeled.evaluation.choice import choose_and_score, held_out_rule
 from unlabeled.evaluation.classify import score_classifiers
 from unlabeled.evaluation.setup import Splits, pick_export, scored_stream
 from unlabeled.evaluation.vectors.scores import Score
-from unlabeled.methods.probe.grid import LinearGrid
+from unlabeled.methods.base import Choosing
 from unlabeled.ops.distributed import world
 
 # keys of the recipe that `recipe_on` makes, and of the protocol
@@ -65,7 +65,7 @@ def train_and_score(
         if cfg.held_out is None:
             scores[kind], found = score_classifiers(method, own, splits.test, device)
         else:
-            scores[kind], found = choose_and_score(cast(LinearGrid, method), own, splits.train, splits.test, device)
+            scores[kind], found = choose_and_score(cast(Choosing, method), own, splits.train, splits.test, device)
     return export, scores, found
 
 

@@ -228,3 +228,17 @@ class Method(nn.Module):
     def exports(self) -> dict[str, Export]:
         """Return what is evaluated during training and handed to users; the first is the default."""
         raise NotImplementedError
+
+
+class Choosing(Protocol):
+    """What a method offers besides whose options say `chooses`: classifiers of which a protocol chooses one."""
+
+    @property
+    def choices(self) -> list[tuple[str, float]]:
+        """Return the form of the features and the learning rate of every classifier."""
+
+    def verdicts(self) -> Export:
+        """Return what all of them take an image for in one pass: [b, 3, S, S] -> classes float32 [b, K]."""
+
+    def classifier(self, choice: tuple[str, float]) -> Export:
+        """Return one of them, which gives logits."""
