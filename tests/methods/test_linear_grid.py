@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from tiny import snapshot, tiny_recipe, tiny_run
 from torch import nn
 
+from unlabeled.backbones.build import build_backbone
+from unlabeled.config.recipe import Backbone
 from unlabeled.errors import UserError
 from unlabeled.methods.probe.forms import Forms, spread_blocks
 
@@ -107,3 +109,19 @@ def test_verdicts_are_the_answers_of_the_classifiers() -> None:
 def test_rates_that_stand_twice_are_refused() -> None:
     with pytest.raises(UserError, match=r"lr lists rising learning rates, each once; got \[0.1, 0.1\]"):
         tiny_recipe("linear-grid", "vector", ["method.lr=[0.1, 0.1]"])
+
+
+@pytest.mark.parametrize("name", ["elastic_vit_tiny", "elastic_swin_tiny", "elastic_resnet_tiny"])
+def test_elastic_networks_have_the_forms_of_their_family(name: str) -> None:
+    network = build_backbone(Backbone(name=name)).eval()
+    size = getattr(network, "img_size", 32)
+    with torch.no_grad():
+        x = images(size)
+        found = Forms(network, size)(x)
+        tokens = network.forward_features(x)
+    if name != "elastic_vit_tiny":
+        assert list(found) == ["vector"]
+        return
+    last = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
+    torch.testing.assert_close(found["last+mean"], last)
+    torch.testing.assert_close(found["four+mean"][:, -last.shape[1]:], last)
