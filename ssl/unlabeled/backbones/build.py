@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from unlabeled.backbones.elastic.sizes import size_of
 from unlabeled.backbones.options import constructor_options, written
 from unlabeled.config.base.objects import is_dotted, load_object, refuse_unknown_options
 from unlabeled.config.recipe import RESERVED_OPTIONS, Backbone
@@ -58,7 +59,7 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
         module, _, builder = cfg.name.partition(":")
         return (
             f"from safetensors.torch import load_file\nfrom {module} import {builder}\n"
-            f"model = {builder}({written(cfg).removeprefix(', ')})\n"
+            f"model = {builder}({written(cfg).removeprefix(', ')})\n{_size_lines(cfg)}"
             f'model.load_state_dict(load_file("{weights}"))'
         )
     if cfg.name not in BACKBONES:
@@ -80,17 +81,34 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
     )
 
 
+def _size_lines(cfg: Backbone) -> str:
+    if cfg.size is None:
+        return ""
+    return f'from unlabeled.backbones.elastic.sizes import size_of\nmodel = model.extract(size_of("{cfg.size}"))\n'
+
+
 def _build(cfg: Backbone) -> nn.Module:
     if (named := public(cfg.name)) is not None:
         from unlabeled.backbones import torchvision_networks
 
         return torchvision_networks.build_torchvision(named.name, constructor_options(cfg))
     if is_dotted(cfg.name):
-        return _own(cfg)
+        return _of_size(_own(cfg), cfg)
     if cfg.name not in BACKBONES:
         return _from_timm(cfg)
-    model: nn.Module = load_object(BACKBONES[cfg.name][0])(cfg)
-    return model
+    return _of_size(load_object(BACKBONES[cfg.name][0])(cfg), cfg)
+
+
+def _of_size(network: Any, cfg: Backbone) -> nn.Module:
+    """Return the network, or what `backbone.size` names of an elastic one. Raises UserError if it is not elastic."""
+    if cfg.size is None:
+        whole: nn.Module = network
+        return whole
+    if not hasattr(network, "extract"):
+        raise UserError(f"backbone.size is {cfg.size}, but '{cfg.name}' gives a {type(network).__name__}, which is not "
+                        "elastic; leave it out")
+    part: nn.Module = network.extract(size_of(cfg.size)).train()  # as new networks are
+    return part
 
 
 def _own(cfg: Backbone) -> nn.Module:
