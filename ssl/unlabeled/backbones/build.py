@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from unlabeled.backbones.elastic.network import ElasticNetwork, of_size
 from unlabeled.backbones.elastic.sizes import size_of
 from unlabeled.backbones.options import constructor_options, written
 from unlabeled.config.base.objects import is_dotted, load_object, refuse_unknown_options
@@ -84,7 +85,8 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
 def _size_lines(cfg: Backbone) -> str:
     if cfg.size is None:
         return ""
-    return f'from unlabeled.backbones.elastic.sizes import size_of\nmodel = model.extract(size_of("{cfg.size}"))\n'
+    return ("from unlabeled.backbones.elastic.network import of_size\n"
+            f'from unlabeled.backbones.elastic.sizes import size_of\nmodel = of_size(model, size_of("{cfg.size}"))\n')
 
 
 def _build(cfg: Backbone) -> nn.Module:
@@ -93,22 +95,21 @@ def _build(cfg: Backbone) -> nn.Module:
 
         return torchvision_networks.build_torchvision(named.name, constructor_options(cfg))
     if is_dotted(cfg.name):
-        return _of_size(_own(cfg), cfg)
+        return _sized(_own(cfg), cfg)
     if cfg.name not in BACKBONES:
         return _from_timm(cfg)
-    return _of_size(load_object(BACKBONES[cfg.name][0])(cfg), cfg)
+    return _sized(load_object(BACKBONES[cfg.name][0])(cfg), cfg)
 
 
-def _of_size(network: Any, cfg: Backbone) -> nn.Module:
+def _sized(network: nn.Module, cfg: Backbone) -> nn.Module:
     """Return the network, or what `backbone.size` names of an elastic one. Raises UserError if it is not elastic."""
-    if cfg.size is None:
-        whole: nn.Module = network
-        return whole
-    if not hasattr(network, "extract"):
+    size = size_of(cfg.size or "")
+    if size is None:
+        return network
+    if not isinstance(network, ElasticNetwork):
         raise UserError(f"backbone.size is {cfg.size}, but '{cfg.name}' gives a {type(network).__name__}, which is not "
                         "elastic; leave it out")
-    part: nn.Module = network.extract(size_of(cfg.size)).train()  # as new networks are
-    return part
+    return of_size(network, size).train()  # as new networks are
 
 
 def _own(cfg: Backbone) -> nn.Module:

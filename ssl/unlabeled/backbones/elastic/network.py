@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -85,6 +86,12 @@ class ElasticNetwork(nn.Module):
             return output
         output = block(x, *others)
         return output
+
+
+def of_size(network: ElasticNetwork, size: Size) -> ElasticNetwork:
+    """Return what `extract` gives, or a copy of a network that has this size alone, whose layers may be plain already.
+    """
+    return copy.deepcopy(network).eval() if network.grid.sizes == [size] else network.extract(size)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:

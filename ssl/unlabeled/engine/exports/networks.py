@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from unlabeled.backbones.build import loading_lines
-from unlabeled.backbones.elastic.network import ElasticNetwork
+from unlabeled.backbones.elastic.network import ElasticNetwork, of_size
 from unlabeled.backbones.elastic.sizes import Size, size_of
 from unlabeled.backbones.intermediate import Intermediate
 from unlabeled.config.recipe import Recipe
@@ -117,17 +117,17 @@ def _unknown(exports: Mapping[str, Export], name: str) -> UserError:
 def inner(export: Export, inside: Inside) -> Export:
     """Return the export of a part of its network: a size of it, or what ends after a block inside it."""
     if inside.size is not None:
-        export = dataclasses.replace(export, build=partial(_of_size, export, inside.size))
+        export = dataclasses.replace(export, build=partial(_sized, export, inside.size))
     if inside.block is None:
         return export
     block = inside.block
     return dataclasses.replace(export, build=lambda: Intermediate(export.build(), block), gives="map", names=None)
 
 
-def _of_size(export: Export, size: Size) -> ElasticNetwork:
+def _sized(export: Export, size: Size) -> ElasticNetwork:
     network = export.build()
     assert isinstance(network, ElasticNetwork)  # `find_export` has looked
-    part = network.extract(size)
+    part = of_size(network, size)
     part.grad_checkpointing = network.grad_checkpointing
     return part
 
