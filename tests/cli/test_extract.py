@@ -63,6 +63,7 @@ def test_the_printed_lines_load_what_the_elastic_network_computes(run: Path, tmp
     x = torch.rand(2, 3, 8, 8)
     expected = load_export(f"{run}:teacher").build().features(x, size_of("8x2")).vector
     torch.testing.assert_close(loaded(lines)(x), expected, rtol=1e-5, atol=1e-5)
+    assert "VisionTransformer(" in lines and "unlabeled" not in lines
     about = json.loads((out / "8x2.json").read_text())
     content = (out / "8x2.safetensors").read_bytes()
     state = load_file(out / "8x2.safetensors")
@@ -71,6 +72,28 @@ def test_the_printed_lines_load_what_the_elastic_network_computes(run: Path, tmp
     assert [about[key] for key in ("method", "export", "size", "run", "gives", "update", "seed")] == [
         "poa", "teacher", "8x2", str(run), "vector", 2, 0]
     assert about["input"]["size"] == about["preparation"]["size"] == 8 and about["backbone"]["size"] == "8x2"
+
+
+@pytest.mark.parametrize(("backbone", "size", "crop", "names"), [
+    ("name: elastic_resnet_tiny, options: {widths: [64, 128, 64], depths: [[1, 2], [1, 2]]}", "64x1-2", 16, "timm"),
+    ("name: elastic_swin_tiny, options: {widths: [16, 32, 16], depths: [1, 2], window: 2}", "16x2", 32, "unlabeled"),
+    ("name: elastic_swin_tiny, options: {widths: [16, 32, 16], depths: [1, 2], window: 2}", "32x2", 32, "timm"),
+    ("name: elastic_vit_tiny, options: {widths: [4, 8, 4], depths: [1, 2], head_width: 4, patch_size: 2, img_size: 8}",
+     "4x2", 12, "unlabeled"),
+], ids=["resnet", "swin", "whole swin", "vit"])
+def test_every_family_loads_by_the_printed_lines(backbone: str, size: str, crop: int, names: str, tmp_path: Path,
+                                                 capsys) -> None:
+    """A ViT for images of another size is no network of timm's, nor is a Swin with a wider patch embedding."""
+    run = tmp_path / "run"
+    recipe = read_recipe("cifar10/rotnet-cpu", [*DIGITS, f"backbone={{{backbone}}}", f"method.crop.size={crop}"])
+    assert train(recipe, run).finished
+    width, _, depth = size.partition("x")
+    lines = said(capsys, str(run), f"width={width}", f"depth={depth}").partition("\n\n")[2]
+    assert json.loads((run / "extract" / f"{size}.json").read_text())["names"] == names
+    x = torch.rand(2, 3, crop, crop)
+    expected = load_export(f"{run}:backbone").build().features(x, size_of(size)).vector
+    torch.testing.assert_close(loaded(lines).eval()(x), expected, rtol=1e-5, atol=1e-5)
+    assert said(capsys, str(run), "params=1k").count("is nearest") == 1
 
 
 def test_every_width_is_taken_with_every_depth_and_listed(run: Path, tmp_path: Path, capsys) -> None:

@@ -36,14 +36,14 @@ def extract(run: Path, export: str | None, settings: ExtractSettings, scoring: S
     sizes = choose(network, settings, whole.input.size)
     out = Path(settings.out).expanduser() if settings.out else run / "extract"
     refuse_unwritable(out / "extract.csv", "name a folder elsewhere with out=FOLDER")
-    blank, rows, lines = on_meta(network), [], []
+    blank, rows, lines, side = on_meta(network), [], [], whole.input.size
     backbone = read_recipe(run / "recipe.yaml").backbone
     own = {**export_about(run, name), "run": str(run), "export": name}
     for size in sizes:
-        spent, part = cost(blank, size, whole.input.size), backbone.model_copy(update={"size": str(size)})
+        spent, part = cost(blank, size, side), backbone.model_copy(update={"size": str(size)})
         about = {**own, "backbone": part.model_dump(), "size": str(size), "parameters": spent.params,
                  "multiply_adds": spent.flops}
-        lines.append(write_network(of_size(network, size), part, about, out / f"{size}.safetensors"))
+        lines.append(write_network(of_size(network, size), part, side, about, out / f"{size}.safetensors"))
         rows.append(Row(str(size), size.width, "-".join(map(str, size.depth)), *spent))
     if settings.knn:
         rows = [_scored(row, run, name, scoring) for row in rows]

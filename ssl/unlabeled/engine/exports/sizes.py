@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from unlabeled.backbones.build import loading_lines
 from unlabeled.backbones.elastic.network import ElasticNetwork, of_size
 from unlabeled.backbones.elastic.sizes import Size
+from unlabeled.backbones.elastic.timm_names import timm_agrees, timm_lines, timm_state
 from unlabeled.config.recipe import Backbone
 from unlabeled.engine.exports.networks import weights_file
 from unlabeled.ops.machine.files import write_atomically
@@ -79,20 +79,18 @@ def on_meta(network: ElasticNetwork) -> ElasticNetwork:
     return copy.deepcopy(network).to("meta")
 
 
-def write_network(network: nn.Module, backbone: Backbone, about: Mapping[str, Any], file: Path) -> str:
+def write_network(network: ElasticNetwork, backbone: Backbone, side: int, about: Mapping[str, Any], file: Path) -> str:
     """Write the weights of a plain network and, beside them, a JSON file; return the Python lines that load them.
 
-    file: .safetensors. backbone: what builds the network. about: what the JSON file says besides its hash. Raises
-    UserError if the disk is full or not writable.
+    The weights have timm's names if a class of timm's computes the same on images of `side` pixels. backbone: what
+    builds the network otherwise. file: .safetensors. about: what the JSON file says besides its hash and whose names
+    these are. Raises UserError if the disk is full or not writable.
     """
-    state, lines = _form(network, backbone, file)
-    content = weights_file(state)
-    stated = json.dumps({**about, "sha256": hashlib.sha256(content).hexdigest()}, indent=1)
+    lines = timm_lines(network) if timm_agrees(network, side) else None
+    content = weights_file(network.state_dict() if lines is None else timm_state(network))
+    stated = {**about, "names": "unlabeled" if lines is None else "timm", "sha256": hashlib.sha256(content).hexdigest()}
     write_atomically(file, lambda stream: stream.write(content))
-    write_atomically(file.with_suffix(".json"), lambda stream: stream.write(stated.encode()))
-    return lines
-
-
-def _form(network: nn.Module, backbone: Backbone, file: Path) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors under the names of the class that will load them, and the lines that do it."""
-    return network.state_dict(), loading_lines(backbone, str(file))
+    write_atomically(file.with_suffix(".json"), lambda stream: stream.write(json.dumps(stated, indent=1).encode()))
+    if lines is None:
+        return loading_lines(backbone, str(file))
+    return f'{lines}\nfrom safetensors.torch import load_file\nmodel.load_state_dict(load_file("{file}"))'
