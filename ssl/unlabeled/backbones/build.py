@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from unlabeled.backbones.elastic.network import ElasticNetwork, of_size
-from unlabeled.backbones.elastic.sizes import size_of
 from unlabeled.backbones.options import constructor_options, written
 from unlabeled.config.base.objects import is_dotted, load_object, refuse_unknown_options
 from unlabeled.config.recipe import RESERVED_OPTIONS, Backbone
@@ -60,7 +58,7 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
         module, _, builder = cfg.name.partition(":")
         return (
             f"from safetensors.torch import load_file\nfrom {module} import {builder}\n"
-            f"model = {builder}({written(cfg).removeprefix(', ')})\n{_size_lines(cfg)}"
+            f"model = {builder}({written(cfg).removeprefix(', ')}){f'.part({cfg.size!r})' if cfg.size else ''}\n"
             f'model.load_state_dict(load_file("{weights}"))'
         )
     if cfg.name not in BACKBONES:
@@ -82,13 +80,6 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
     )
 
 
-def _size_lines(cfg: Backbone) -> str:
-    if cfg.size is None:
-        return ""
-    return ("from unlabeled.backbones.elastic.network import of_size\n"
-            f'from unlabeled.backbones.elastic.sizes import size_of\nmodel = of_size(model, size_of("{cfg.size}"))\n')
-
-
 def _build(cfg: Backbone) -> nn.Module:
     if (named := public(cfg.name)) is not None:
         from unlabeled.backbones import torchvision_networks
@@ -101,15 +92,16 @@ def _build(cfg: Backbone) -> nn.Module:
     return _sized(load_object(BACKBONES[cfg.name][0])(cfg), cfg)
 
 
-def _sized(network: nn.Module, cfg: Backbone) -> nn.Module:
+def _sized(network: Any, cfg: Backbone) -> nn.Module:
     """Return the network, or what `backbone.size` names of an elastic one. Raises UserError if it is not elastic."""
-    size = size_of(cfg.size or "")
-    if size is None:
-        return network
-    if not isinstance(network, ElasticNetwork):
+    whole: nn.Module = network
+    if cfg.size is None:
+        return whole
+    if not hasattr(network, "grid"):
         raise UserError(f"backbone.size is {cfg.size}, but '{cfg.name}' gives a {type(network).__name__}, which is not "
                         "elastic; leave it out")
-    return of_size(network, size).train()  # as new networks are
+    part: nn.Module = network.part(cfg.size).train()  # as new networks are
+    return part
 
 
 def _own(cfg: Backbone) -> nn.Module:

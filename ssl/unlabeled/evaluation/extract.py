@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from unlabeled.backbones.elastic.network import ElasticNetwork, of_size
+from unlabeled.backbones.elastic.network import ElasticNetwork
 from unlabeled.backbones.elastic.sizes import Size
 from unlabeled.config.passes.extract import ExtractSettings
 from unlabeled.config.read import read_protocol, read_recipe
@@ -43,7 +43,7 @@ def extract(run: Path, export: str | None, settings: ExtractSettings, scoring: S
         spent, part = cost(blank, size, side), backbone.model_copy(update={"size": str(size)})
         about = {**own, "backbone": part.model_dump(), "size": str(size), "parameters": spent.params,
                  "multiply_adds": spent.flops}
-        lines.append(write_network(of_size(network, size), part, side, about, out / f"{size}.safetensors"))
+        lines.append(write_network(network.part(size), part, side, about, out / f"{size}.safetensors"))
         rows.append(Row(str(size), size.width, "-".join(map(str, size.depth)), *spent))
     if settings.knn:
         rows = [_scored(row, run, name, scoring) for row in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unlabeled.backbones.build import build_backbone
+from unlabeled.backbones.build import build_backbone, loading_lines
 from unlabeled.backbones.elastic.sizes import Size, size_of
 from unlabeled.backbones.intermediate import Intermediate
 from unlabeled.config.recipe import Backbone
@@ -105,3 +105,19 @@ def test_a_backbone_of_one_size_is_the_plain_network() -> None:
         Backbone(name="resnet18", size="8x3")
     with pytest.raises(ValueError, match="'size' needs WIDTHxDEPTH, such as 384x12, given 'small'"):
         Backbone(name="elastic_vit_s", size="small")
+
+
+def test_an_elastic_network_of_ones_own_has_sizes_too() -> None:
+    backbone = Backbone(name="unlabeled.backbones.elastic.build:elastic_vit", options=TINY.options, size="8x3")
+    network, found = build_backbone(backbone), {}
+    assert network.num_features == 8
+    exec(loading_lines(backbone, "FILE").rpartition("\n")[0], found)
+    assert found["model"].load_state_dict(network.state_dict()) and found["model"].grid.full == Size(8, (3,))
+    with pytest.raises(UserError, match="gives a Linear, which is not elastic"):
+        build_backbone(Backbone(name="tests.engine.exports.test_sizes:rigid", size="8x3"))
+
+
+def rigid() -> torch.nn.Module:
+    network = torch.nn.Linear(3, 2)
+    network.num_features = 2
+    return network

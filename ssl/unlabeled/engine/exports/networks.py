@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from unlabeled.backbones.build import loading_lines
-from unlabeled.backbones.elastic.network import ElasticNetwork, of_size
+from unlabeled.backbones.elastic.network import ElasticNetwork
 from unlabeled.backbones.elastic.sizes import Size, size_of
 from unlabeled.backbones.intermediate import Intermediate
 from unlabeled.config.recipe import Recipe
@@ -127,7 +127,7 @@ def inner(export: Export, inside: Inside) -> Export:
 def _sized(export: Export, size: Size) -> ElasticNetwork:
     network = export.build()
     assert isinstance(network, ElasticNetwork)  # `find_export` has looked
-    part = of_size(network, size)
+    part = network.part(size)
     part.grad_checkpointing = network.grad_checkpointing
     return part
 

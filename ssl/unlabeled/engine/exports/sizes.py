@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from unlabeled.backbones.build import loading_lines
-from unlabeled.backbones.elastic.network import ElasticNetwork, of_size
+from unlabeled.backbones.elastic.network import ElasticNetwork
 from unlabeled.backbones.elastic.sizes import Size
 from unlabeled.backbones.elastic.timm_names import timm_agrees, timm_lines, timm_state
 from unlabeled.config.recipe import Backbone
@@ -34,7 +34,7 @@ class Cost(NamedTuple):
 def cost(network: ElasticNetwork, size: Size, side: int) -> Cost:
     """Return the cost of a size on images of `side` pixels, of shapes alone: `network` is on the meta device."""
     with torch.device("meta"), torch.no_grad():
-        plain = of_size(network, size)
+        plain = network.part(size)
         with FlopCounterMode(display=False) as counter:
             plain(torch.empty(1, 3, side, side))
     return Cost(sum(p.numel() for p in plain.parameters()), counter.get_total_flops() // 2)
