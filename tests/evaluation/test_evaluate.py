@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 from tests.evaluation.fakes import FakeRuns, Projection
 from torch import nn
 
+from unlabeled.backbones.build import build_backbone
+from unlabeled.config.recipe import Backbone
 from unlabeled.data.sources.folder import FolderSource
 from unlabeled.engine.exports.networks import open_residuals
 from unlabeled.engine.passes.kept_features import LIMIT
@@ -135,6 +138,28 @@ def test_the_untrained_baseline_has_its_residual_branches_open():
     norm, closed, convolution, small = open_residuals(Export(build, "vector", Input(8))).build()
     assert bool((closed.weight == 1).all()) and bool((norm.weight == 1).all())
     assert bool((closed.bias == 0).all()) and convolution.weight.std() < 1 and float(small.weight.detach().max()) < 0.2
+
+
+@pytest.mark.parametrize("backbone", [
+    {"name": "vit_tiny_patch16_224", "options": {"img_size": 8, "patch_size": 4, "depth": 2, "embed_dim": 8,
+                                                 "num_heads": 1, "init_values": 1e-5}},
+    {"name": "convnext_atto", "options": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}},
+    {"name": "elastic_vit_tiny", "options": {"widths": [4, 8, 4], "depths": [2, 2], "head_width": 4, "patch_size": 4,
+                                             "img_size": 8}},
+], ids=lambda backbone: backbone["name"])
+@pytest.mark.parametrize("start", [1e-6, 1e-5, 0.1])
+def test_the_untrained_baseline_has_its_factors_behind_branches_open(backbone, start):
+    def build() -> nn.Module:
+        network = build_backbone(Backbone(**backbone))
+        for name, p in network.named_parameters():
+            if name.endswith("gamma"):
+                nn.init.constant_(p, start)
+        return network
+
+    opened = {name: p for name, p in open_residuals(Export(build, "vector", Input(8))).build().named_parameters()
+              if name.endswith("gamma")}
+    expected = 1 if start < 1e-4 else start  # as LayerScale may start too: nearly closed is not closed
+    assert len(opened) == 4 and all(torch.equal(p, torch.full_like(p, expected)) for p in opened.values())
 
 
 def forwards(monkeypatch) -> list[int]:

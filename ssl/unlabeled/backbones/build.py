@@ -58,7 +58,7 @@ def loading_lines(cfg: Backbone, weights: str) -> str:
         module, _, builder = cfg.name.partition(":")
         return (
             f"from safetensors.torch import load_file\nfrom {module} import {builder}\n"
-            f"model = {builder}({written(cfg).removeprefix(', ')})\n"
+            f"model = {builder}({written(cfg).removeprefix(', ')}){f'.part({cfg.size!r})' if cfg.size else ''}\n"
             f'model.load_state_dict(load_file("{weights}"))'
         )
     if cfg.name not in BACKBONES:
@@ -86,11 +86,22 @@ def _build(cfg: Backbone) -> nn.Module:
 
         return torchvision_networks.build_torchvision(named.name, constructor_options(cfg))
     if is_dotted(cfg.name):
-        return _own(cfg)
+        return _sized(_own(cfg), cfg)
     if cfg.name not in BACKBONES:
         return _from_timm(cfg)
-    model: nn.Module = load_object(BACKBONES[cfg.name][0])(cfg)
-    return model
+    return _sized(load_object(BACKBONES[cfg.name][0])(cfg), cfg)
+
+
+def _sized(network: Any, cfg: Backbone) -> nn.Module:
+    """Return the network, or what `backbone.size` names of an elastic one. Raises UserError if it is not elastic."""
+    whole: nn.Module = network
+    if cfg.size is None:
+        return whole
+    if not hasattr(network, "grid"):
+        raise UserError(f"backbone.size is {cfg.size}, but '{cfg.name}' gives a {type(network).__name__}, which is not "
+                        "elastic; leave it out")
+    part: nn.Module = network.part(cfg.size).train()  # as new networks are
+    return part
 
 
 def _own(cfg: Backbone) -> nn.Module:

@@ -85,6 +85,24 @@ def existing_network(source: Path) -> None:
         existing(named.file)
 
 
+def named_export(source: Path, settings: Sequence[str]) -> tuple[Path, list[str]]:
+    """Part RUN:EXPORT, or RUN:SIZE, into the run and the setting `export=EXPORT`; other names of networks stay as they
+    are.
+
+    Raises UserError if the settings name an export too.
+    """
+    from unlabeled.config.sources import public, split_source
+
+    if public(str(source)) is not None or os.path.exists(source):
+        return source, list(settings)
+    run, export = split_source(str(source))
+    if export is None:
+        return source, list(settings)
+    if (other := next((text for text in settings if text.startswith("export=")), None)) is not None:
+        raise UserError(f"'{source}' names an export, and so does {other}; leave one of them out")
+    return run, [*settings, f"export={export}"]
+
+
 def home(source: Path) -> Path:
     """Return the folder for what is made of a network: a run's own, or that of a public network's results."""
     from unlabeled.config.sources import public

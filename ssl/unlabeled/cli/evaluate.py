@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from unlabeled.cli.arguments import existing_network, take
+from unlabeled.cli.arguments import existing_network, named_export, take
 from unlabeled.errors import UserError
 
 SUMMARY = "Measure a run or checkpoint by a protocol of eval/."
@@ -13,6 +13,7 @@ EXAMPLES = [
     "unlabeled evaluate knn runs/demo-simclrv2-s0",
     "accelerate launch evaluate.py eval/linear.yaml runs/cifar10-simclrv2-s0 epochs=30",
     "unlabeled evaluate knn timm:resnet50@weights.safetensors card=imagenet root=FOLDER",
+    "unlabeled evaluate knn runs/poa-s0:384x12",
     "unlabeled evaluate finetune-1pct runs/cifar10-simclrv2-s0 --seeds 3",
 ]
 
@@ -20,8 +21,9 @@ EXAMPLES = [
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("protocol", metavar="PROTOCOL", help="name or path of an evaluation protocol")
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, a checkpoint, or a public network: "
-                        "timm:NAME, timm:NAME@FILE, torchvision:NAME or torchvision:NAME@FILE")
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, RUN:EXPORT, RUN:SIZE (of an "
+                        "elastic network, such as RUN:384x12), a checkpoint, or a public network: timm:NAME, "
+                        "timm:NAME@FILE, torchvision:NAME or torchvision:NAME@FILE")
     parser.add_argument("settings", metavar="key=value", nargs="*",
                         help="overrides of the protocol. A public network needs card=CARD; its results go to "
                         "out=FOLDER (default evaluations/NAME-HASH)")
@@ -36,10 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
     from unlabeled.config.read import read_protocol
     from unlabeled.config.sources import public
 
-    settings, own = take(arguments.settings, {"out": None})
+    run, given = named_export(arguments.run, arguments.settings)
+    settings, own = take(given, {"out": None})
     cfg = read_protocol(arguments.protocol, settings)
-    existing_network(arguments.run)
-    named = public(str(arguments.run))
+    existing_network(run)
+    named = public(str(run))
     if named is None and own["out"]:
         raise UserError(f"out={own['out']} has no effect: what is measured of a run stands in its folder")
     if named is not None and cfg.card is None:
@@ -51,10 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.seeds > 1:
         from unlabeled.evaluation.seeds import evaluate_seeds
 
-        evaluate_seeds(arguments.protocol, arguments.run, settings, range(arguments.seeds), out)
+        evaluate_seeds(arguments.protocol, run, settings, range(arguments.seeds), out)
         return 0
 
     from unlabeled.evaluation.evaluate import evaluate
 
-    evaluate(arguments.protocol, arguments.run, settings, out=out)
+    evaluate(arguments.protocol, run, settings, out=out)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from unlabeled.cli.arguments import existing_network, home
+from unlabeled.cli.arguments import existing_network, home, named_export
 from unlabeled.cli.passes import settings_help
 
 SUMMARY = "Write the features of every image in a folder or a data card, with their keys; the same command goes on."
@@ -27,7 +27,8 @@ _OWN = (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("run", metavar="RUN", type=Path,
-                        help="folder of a run, a checkpoint, timm:NAME[@FILE] or torchvision:NAME[@FILE]")
+                        help="folder of a run, RUN:EXPORT, RUN:SIZE, a checkpoint, timm:NAME[@FILE] or "
+                        "torchvision:NAME[@FILE]")
     parser.add_argument("images", metavar="FOLDER|CARD", help="folder of images, flat or nested; or a data card")
     parser.add_argument("settings", metavar="key=value", nargs="*",
                         help=settings_help(_OWN, max_corrupt=1.0, split=False))
@@ -38,9 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     from unlabeled.config.passes.features import FeatureSettings, folder_or_card
     from unlabeled.config.read import read_settings
 
-    run, images = arguments.run, arguments.images
+    images = arguments.images
+    run, given = named_export(arguments.run, arguments.settings)
     existing_network(run)
-    settings = read_settings("unlabeled features", FeatureSettings, arguments.settings)
+    settings = read_settings("unlabeled features", FeatureSettings, given)
     of_card = folder_or_card(images, settings.split, settings.root)
     name = Path(images).expanduser().resolve().name if of_card is None else of_card[0]
     file = f"{name}-{settings.export}.npy" if settings.export else f"{name}.npy"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from unlabeled.cli.arguments import existing, existing_network
+from unlabeled.cli.arguments import existing, existing_network, named_export
 from unlabeled.errors import UserError
 
 SUMMARY = "Draw what a run's network sees in images: its map in colours and, for PixPro, the pairs of two crops."
@@ -19,8 +19,8 @@ EXAMPLES = [
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.usage = f"{parser.prog} [METHOD] RUN [IMAGE ...] [--pca] [key=value ...]"
-    parser.add_argument("run", metavar="RUN", help="folder of a run, a checkpoint, timm:NAME[@FILE] or "
-                        "torchvision:NAME[@FILE]; a method's name before it, as in "
+    parser.add_argument("run", metavar="RUN", help="folder of a run, RUN:EXPORT, RUN:SIZE, a checkpoint, "
+                        "timm:NAME[@FILE] or torchvision:NAME[@FILE]; a method's name before it, as in "
                         "'look pixpro RUN', is compared with the run's")
     parser.add_argument(
         "words", metavar="IMAGE | key=value", nargs="*",
@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     run = Path(words.pop(0))
     written = [word for word in words if "=" in word and not Path(word).exists()]
     images = [Path(word) for word in words if word not in written]
+    run, written = named_export(run, written)
     settings = read_settings("unlabeled look", LookSettings, written)
     existing_network(run)
     for path in images:

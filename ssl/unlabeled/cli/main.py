@@ -16,6 +16,7 @@ from unlabeled.cli import (
     convert,
     evaluate,
     export,
+    extract,
     features,
     labelmaps,
     look,
@@ -31,8 +32,8 @@ from unlabeled.cli.output import safe_streams
 from unlabeled.errors import UserError, did_you_mean, nearest
 
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "chain": chain, "features": features, "export": export,
-            "look": look, "pack": pack, "labelmaps": labelmaps, "reinforce": reinforce, "mine": mine,
-            "convert": convert, "recipes": recipes, "schema": schema}
+            "extract": extract, "look": look, "pack": pack, "labelmaps": labelmaps, "reinforce": reinforce,
+            "mine": mine, "convert": convert, "recipes": recipes, "schema": schema}
 
 PRINTING = {"recipes", "schema", "--print", "--help", "-h", "--version"}  # what they print is all that they do
 

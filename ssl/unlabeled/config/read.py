@@ -21,7 +21,7 @@ from unlabeled.config.files import find, shown
 from unlabeled.config.protocols.all import AnyProtocol
 from unlabeled.config.protocols.vectors import Protocol, Trained
 from unlabeled.config.recipe import Backbone, MethodConfig, Recipe
-from unlabeled.config.sources import Public, copy_of, public, split_source
+from unlabeled.config.sources import Public, copy_of, public, sized, split_source
 from unlabeled.config.tables import BACKBONE_OPTIONS, BACKBONES, METHODS
 from unlabeled.config.yaml import former
 from unlabeled.config.yaml.explain import Problem, Roots, explain, show
@@ -273,6 +273,12 @@ def _inherit_backbone(value: dict[str, Any], check: bool, run: Path | None) -> l
     if not isinstance(source, dict) or not isinstance(source.get("backbone"), dict):
         return [(("backbone", "init"), f"{file} is damaged: it names no backbone; bring the file of that run back")]
     theirs = {key: given for key, given in source["backbone"].items() if key != "init"}
+    part = sized(split_source(block["init"])[1])
+    if part is not None and theirs.get("name") not in BACKBONE_OPTIONS["size"] and not is_dotted(theirs.get("name")):
+        return [(("backbone", "init"), f"'{block['init']}' names a size, but the backbone of that run, "
+                 f"'{theirs.get('name')}', is not elastic; leave the size out")]
+    if part is not None:
+        theirs["size"] = part.size
     others = [key for key in block if key not in ("init", "grad_checkpointing") and block[key] != theirs.get(key)]
     block.update({key: given for key, given in theirs.items() if key not in block})
     return [

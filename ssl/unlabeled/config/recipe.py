@@ -13,7 +13,7 @@ from unlabeled.config.base.objects import is_dotted
 from unlabeled.config.base.optim import Optim
 from unlabeled.config.base.strict import Strict
 from unlabeled.config.marks import Free
-from unlabeled.config.sources import public
+from unlabeled.config.sources import public, sized
 from unlabeled.config.tables import BACKBONE_OPTIONS, NOT_TIMMS
 
 
@@ -57,7 +57,8 @@ class Backbone(Strict):
                       "one's own; with init that network's, if not given")
     init: str | None = Field(
         None, description="start from the network of an earlier run, RUN or RUN:EXPORT, such as runs/x:backbone+head1, "
-        "or from public weights: timm:NAME, timm:NAME@FILE, torchvision:NAME or torchvision:NAME@FILE"
+        "from a size of an elastic one, such as runs/x:384x12, or from public weights: timm:NAME, "
+        "timm:NAME@FILE, torchvision:NAME or torchvision:NAME@FILE"
     )
     init_weights: bool = Field(True, description="false: that network at random initialisation, as a baseline")
     width: float = Field(1, gt=0, description="factor on every channel count (timm ResNets only)")
@@ -70,6 +71,10 @@ class Backbone(Strict):
     )
     blocks: Literal[3, 4, 5] = Field(4, description="convolution blocks of RotNet's NIN")
     avg_after_block3: bool = Field(False, description="average pool after the NIN's third block, if more follow")
+    size: str | None = Field(
+        None, description="WIDTHxDEPTH, such as 384x12: of an elastic network the plain one of that size, which "
+        "init: RUN:WIDTHxDEPTH says by itself"
+    )
     options: dict[str, Any] = Field(
         {}, description="options of timm's constructor, such as {img_size: 32, drop_path_rate: 0.1}, or of one's own"
     )
@@ -80,8 +85,11 @@ class Backbone(Strict):
         if self.init is None and not self.init_weights:
             raise ValueError("'init_weights' has no effect without init")
         for key, names in BACKBONE_OPTIONS.items():
-            if self.name not in names and getattr(self, key) != type(self).model_fields[key].default:
+            own = key == "size" and is_dotted(self.name)  # which may be elastic
+            if not own and self.name not in names and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"'{key}' has no effect with {self.name}; it belongs to {', '.join(names)}")
+        if self.size is not None and sized(self.size) != (None, self.size, None):
+            raise ValueError(f"'size' needs WIDTHxDEPTH, such as 384x12, given '{self.size}'")
         if self.avg_after_block3 and self.blocks == 3:
             raise ValueError("'avg_after_block3' has no effect with 3 blocks; use 4 or 5, or leave it false")
         return self

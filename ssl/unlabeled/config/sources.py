@@ -1,15 +1,31 @@
-"""Names of networks, RUN[:EXPORT], timm:NAME[@FILE] or torchvision:NAME[@FILE], and where a run keeps its copies."""
+"""Names of networks, RUN[:EXPORT], timm:NAME[@FILE] or torchvision:NAME[@FILE], and where a run keeps its copies.
+
+EXPORT may be a size: RUN:384x12, or RUN:EXPORT@384x12, is the sub-network of that size of an elastic network.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 LIBRARIES = ("timm", "torchvision")  # a run whose folder has such a name is given as ./timm
 # torchvision's networks that are timm's too: they have the same names of weights, and compute the same
 _AS_TIMMS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
              "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2")
+
+SIZE = r"(\d+)x(\d+(?:-\d+)*)"  # WIDTHxDEPTH, of as many depths as stages are elastic
+_SIZED = re.compile(rf"(?:(?P<export>[^@]+)@)?(?P<size>{SIZE})(?:\.(?P<block>.+))?")
+
+
+class Sized(NamedTuple):
+    """A sub-network, by its size, of an elastic export; None: the first such, and a block inside it or None."""
+
+    export: str | None
+    size: str
+    block: str | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,12 @@ def split_source(source: str) -> tuple[Path, str | None]:
     """Split RUN or RUN:EXPORT."""
     run, colon, export = source.partition(":")
     return Path(run), export if colon else None
+
+
+def sized(export: str | None) -> Sized | None:
+    """Read [EXPORT@]SIZE[.BLOCK]; None for the name of an export, and for a text of another form."""
+    found = _SIZED.fullmatch(export or "")
+    return Sized(found["export"], found["size"], found["block"]) if found else None
 
 
 def copy_of(source: str, run: Path) -> Path:

@@ -62,6 +62,7 @@ BACKBONE_OPTIONS: dict[str, tuple[str, ...]] = {
     "project_first": ("resnet18", "resnet34"),
     "blocks": ("nin",),
     "avg_after_block3": ("nin",),
+    "size": tuple(name for name, (_, offers) in BACKBONES.items() if "elastic" in offers),
 }
 
 # protocol name -> runner; its settings are the class of `config.protocol` that has this name

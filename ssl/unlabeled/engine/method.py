@@ -20,7 +20,7 @@ from unlabeled.config.recipe import Backbone, Recipe
 from unlabeled.config.sources import public, split_source
 from unlabeled.engine.build import method_class, stored_info
 from unlabeled.engine.exports.classes import export_classes
-from unlabeled.engine.exports.networks import find_export, inner, open_residuals
+from unlabeled.engine.exports.networks import find_elastic, find_export, inner, open_residuals
 from unlabeled.engine.public.networks import BACKBONE, CLASSIFIER, open_public
 from unlabeled.engine.run.sources import adopt, as_given, refuse_bad_export
 from unlabeled.engine.steps import seed_everything
@@ -147,6 +147,8 @@ def _refuse_no_vector(network: BackboneModule, name: str, size: int) -> None:
 def load_export(source: str, *, weights: bool = True, options: Mapping[str, Any] | None = None) -> Export:
     """Return an export of a run, RUN[:EXPORT[.BLOCK]], as it was handed out at the end, or a public network.
 
+    A size of an elastic one is RUN:SIZE, such as RUN:384x12, or RUN:EXPORT@SIZE: its plain network.
+
     Public ones are timm:NAME[@FILE] and torchvision:NAME[@FILE], without their classifier. weights: False leaves it at
     random. options: of a public network's constructor. Raises UserError if there is no such run, export, network or
     file, if the run has not finished, and if weights are damaged or of another network.
@@ -171,19 +173,39 @@ def load_teacher(source: str, *, weights: bool = True, features: bool = False,
     return _of_run(source, weights=weights, logits=not features)
 
 
+def load_elastic(run: Path, name: str | None = None) -> tuple[str, Export]:
+    """Return the name of a finished run's elastic export, the one named or its first, and the export with its weights.
+
+    Raises UserError as `load_export` does, and if there is no such elastic one.
+    """
+    exports = _exports(run)
+    name, _ = find_elastic(exports, name)
+    return name, _loaded(run, name, exports[name], weights=True)
+
+
 def _of_run(source: str, *, weights: bool, logits: bool | None = None) -> Export:
     """Return an export of a run; logits: whether one that gives them is taken where none is named, None: the default.
     """
     run, name = split_source(source)
+    exports = _exports(run)
+    if name is None and logits is not None:
+        name = next((name for name, export in exports.items() if (export.gives == "logits") == logits), None)
+    name, inside, export = find_export(exports, name)
+    whole = _loaded(run, name, export, weights)
+    return whole if inside is None else inner(whole, inside)
+
+
+def _exports(run: Path) -> dict[str, Export]:
+    """Return what a run's method exports, with random weights. Raises UserError if there is no run."""
     if not (run / "recipe.yaml").exists():
         raise UserError(f"{run} is no run: {run / 'recipe.yaml'} is missing; give RUN or RUN:EXPORT, such as "
                         "runs/simclrv2-s0:backbone+head1, or timm:NAME, or timm:NAME@FILE for a file of weights")
     recipe = read_recipe(run / "recipe.yaml")
-    method = build_method(recipe, stored_info(run, recipe), run, weights=False, trained=True)
-    exports = method.exports()
-    if name is None and logits is not None:
-        name = next((name for name, export in exports.items() if (export.gives == "logits") == logits), None)
-    name, block, export = find_export(exports, name)
+    return build_method(recipe, stored_info(run, recipe), run, weights=False, trained=True).exports()
+
+
+def _loaded(run: Path, name: str, export: Export, weights: bool) -> Export:
+    """Return a run's export that is built once; weights: with those that the run has handed out."""
     network = export.build()
     if weights:
         file = refuse_bad_export(run, name)
@@ -192,8 +214,7 @@ def _of_run(source: str, *, weights: bool, logits: bool | None = None) -> Export
         except (SafetensorError, RuntimeError) as error:
             raise UserError(f"{file} is damaged or of another network ({_first_line(error)}); remove it, then give the "
                             "command of that run again, which writes it from its last checkpoint") from error
-    whole = replace(export, build=lambda: network, names=export_classes(run, name))
-    return whole if block is None else inner(whole, block)
+    return replace(export, build=lambda: network, names=export_classes(run, name))
 
 
 def _held(export: Export) -> Export:

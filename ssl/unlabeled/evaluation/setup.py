@@ -63,9 +63,9 @@ def pick_export(method: Method, name: str | None, size: int | None = None) -> tu
     exports = method.exports()
     if name is None:
         name = next((each for each, export in exports.items() if export.gives != "logits"), None)
-    outer, block, export = find_export(exports, name)
-    if block is not None:
-        export = inner(export, block)
+    outer, inside, export = find_export(exports, name)
+    if inside is not None:
+        export = inner(export, inside)
     return name or outer, replace(export, input=replace(export.input, size=size or export.input.size))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from unlabeled.config.protocols.vectors import Trained
 from unlabeled.config.recipe import Data, Eval, Recipe, StreamData, Train
-from unlabeled.config.sources import public
+from unlabeled.config.sources import public, sized
 from unlabeled.engine.passes.features import Features
 from unlabeled.engine.public.networks import BACKBONE
 from unlabeled.engine.restore import Restored, load_run
@@ -81,7 +81,8 @@ def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = T
     export, chosen = pick_export(restored.method, cfg.export, cfg.size)
     own = None if cfg.card else scored_stream(restored)[1]
     learnt = {"subset": held_out_rule(cfg, complement=True)} if cfg.held_out else {}
-    init = {"init": _source(restored, export), "init_weights": trained}
+    part, own_size = sized(export), restored.recipe.backbone.size
+    init = {"init": _source(restored, export), "init_weights": trained, "size": part.size if part else own_size}
     return Recipe(
         method=_sized(cfg, chosen.input.size),
         backbone=restored.recipe.backbone.model_copy(update=init),

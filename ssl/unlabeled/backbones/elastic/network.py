@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unlabeled.backbones.elastic.random_depth import Depth
-from unlabeled.backbones.elastic.sizes import Grid, Size
+from unlabeled.backbones.elastic.sizes import Grid, Size, size_of
 from unlabeled.errors import UserError
 
 
@@ -58,6 +59,16 @@ class ElasticNetwork(nn.Module):
         Raises UserError for a size that is not of the grid.
         """
         raise NotImplementedError
+
+    def part(self, size: Size | str) -> ElasticNetwork:
+        """Return what `extract` gives, or a copy of a network of one size, whose layers may be plain already.
+
+        size: as a text, WIDTHxDEPTH. Raises UserError for a size that is not of the grid, and for another text.
+        """
+        wanted = size_of(size) if isinstance(size, str) else size
+        if wanted is None:
+            raise UserError(f"a size is WIDTHxDEPTH, such as {self.grid.full}, given '{size}'")
+        return copy.deepcopy(self).eval() if self.grid.sizes == [wanted] else self.extract(wanted)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return vectors [b, num_features] of images [b, 3, S, S] at full size."""

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unlabeled.config.sources import SIZE
 from unlabeled.errors import UserError
 from unlabeled.ops.random import permutation
 
-_FORM = re.compile(r"(\d+)x(\d+(?:-\d+)*)")
+_FORM = re.compile(SIZE)
 
 
 class Size(NamedTuple):

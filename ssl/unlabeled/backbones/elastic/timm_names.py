@@ -14,8 +14,7 @@ from unlabeled.backbones.elastic.vit import ElasticViT
 def timm_lines(network: ElasticNetwork) -> str | None:
     """Return the Python lines that build timm's network, as `model`, that computes what this one does at full size.
 
-    None where timm has none. The classes agree on images of the training size (ViT), of any size (ResNet), and of sizes
-    whose maps the windows tile, such as 224 pixels (Swin: timm pads behind the shift).
+    None where timm has none. `timm_agrees` says on which images the two agree.
     """
     if isinstance(network, ElasticViT):
         width, (depth,) = network.grid.full
@@ -27,6 +26,17 @@ def timm_lines(network: ElasticNetwork) -> str | None:
     if isinstance(network, ElasticResNet):
         return _resnet_lines(network)
     return _swin_lines(network) if isinstance(network, ElasticSwin) else None
+
+
+def timm_agrees(network: ElasticNetwork, side: int) -> bool:
+    """Return whether the network of `timm_lines` computes the same on images of `side` pixels.
+
+    Those are images of the training size (ViT), of any size (ResNet), and of sizes whose maps the windows tile, such as
+    224 pixels (Swin: timm pads behind the shift).
+    """
+    if isinstance(network, ElasticSwin):
+        return side % (8 * network.patch * network.window) == 0
+    return not isinstance(network, ElasticViT) or side == network.img_size
 
 
 def timm_state(network: ElasticNetwork) -> dict[str, Tensor]:

@@ -153,9 +153,8 @@ class ElasticViT(ElasticNetwork):
         if cells == (side, side):
             return self.pos_embed
         first, grid = self.pos_embed[:, :1], rearrange(self.pos_embed[:, 1:], "o (h w) d -> o d h w", h=side)
-        with torch.autocast(grid.device.type, enabled=False):
-            scale = ((cells[0] + 0.1) / side, (cells[1] + 0.1) / side)
-            grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+        scale = ((cells[0] + 0.1) / side, (cells[1] + 0.1) / side)
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")  # no autocast narrows it
         return torch.cat([first, rearrange(grid, "o d h w -> o (h w) d")], 1)
 
     def layers_behind(self) -> dict[str, int]:
@@ -173,10 +172,12 @@ class ElasticViT(ElasticNetwork):
         """Return the plain network of a size; its weights load into timm's VisionTransformer."""
         self.grid.refuse_untrained(size)
         width, (depth,) = size
-        plain = ElasticViT(
-            Grid((width,), ((depth,),)), patch=self.patch, head_width=self.head_width, img_size=self.img_size,
-            layer_scale=self.layer_scale, masked=False,
-        ).to(self.cls_token)
+        with torch.device("meta"):  # all of it is replaced: random weights take seconds
+            plain = ElasticViT(
+                Grid((width,), ((depth,),)), patch=self.patch, head_width=self.head_width, img_size=self.img_size,
+                layer_scale=self.layer_scale, masked=False,
+            )
+        plain = plain.to_empty(device=self.cls_token.device).to(self.cls_token.dtype)
         for i, number in enumerate(chosen_blocks(depth, len(self.blocks))):
             narrow(self.blocks[number], plain.blocks[i], width, self.num_features)
         plain.norm = self.norm.narrowed(width)  # type: ignore[assignment]

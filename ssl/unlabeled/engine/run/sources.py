@@ -34,7 +34,7 @@ def export_problem(run: Path, name: str) -> str | None:
     if not file.is_file():
         return f"{file} is missing"
     try:
-        about = _about(run, name)
+        about = export_about(run, name)
         stated = about.get("sha256")
         digest = sha256(file)
     except (OSError, ValueError) as error:
@@ -68,13 +68,14 @@ def digests(run: Path) -> dict[str, str] | None:
     sums: dict[str, str] = {}
     try:
         for file in sorted((run / "export").glob("*.safetensors")):
-            sums[file.stem] = str(_about(run, file.stem).get("sha256") or sha256(file))
+            sums[file.stem] = str(export_about(run, file.stem).get("sha256") or sha256(file))
     except (OSError, ValueError):
         return None
     return sums or None
 
 
-def _about(run: Path, name: str) -> dict[str, Any]:
+def export_about(run: Path, name: str) -> dict[str, Any]:
+    """Return what the JSON file beside an export says. Raises OSError or ValueError if it cannot be read."""
     beside = run / "export" / f"{name}.json"
     try:
         about = json.loads(beside.read_bytes())
