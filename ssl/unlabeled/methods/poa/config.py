@@ -78,7 +78,8 @@ class POAConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _center_belongs_to_centering(self) -> POAConfig:
-        if self.targets != "centering" and "center_momentum" in self.model_fields_set:
+        default = type(self).model_fields["center_momentum"].default  # which a run's own recipe names
+        if self.targets != "centering" and self.center_momentum != default:
             raise ValueError("'center_momentum' has no effect with targets: sinkhorn, which has no centre")
         return self
 
