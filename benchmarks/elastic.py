@@ -216,7 +216,7 @@ class Work:
                 said.append(Logits(crops, local, patches))
                 terms += [cross_view_loss(target.crops, said[-1], 0.1),
                           patch_loss(target.patches, said[-1], weight, 0.1)]
-            terms.append(same_view_loss(*said, 0.1))
+            terms.append(same_view_loss(said[0], said[1], 0.1))
         for rows in self.vectors:
             terms += [koleo(crop) for crop in rows.detach().requires_grad_()[: counts[0]].chunk(2)]
         torch.stack(terms).sum().backward()
