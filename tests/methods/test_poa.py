@@ -18,6 +18,7 @@ from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Block
+from unlabeled.methods.poa.config import POAConfig
 from unlabeled.methods.poa.losses import cross_entropy, cross_view_loss, koleo, patch_loss, same_view_loss
 from unlabeled.methods.poa.masks import draw_masks
 from unlabeled.methods.poa.networks import Logits
@@ -287,3 +288,9 @@ def test_the_lines_of_a_run_load_the_teacher(tmp_path: Path) -> None:
     exec(lines.partition("\n\n")[0], names)
     x = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(names["model"].eval()(x), tiny.updater.method.teacher.backbone.float()(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"elastic": None, "patches": None}, {"targets": "centering"}])
+def test_the_options_that_a_run_keeps_are_read_again(options: dict[str, object]) -> None:
+    cfg = POAConfig.model_validate(options)
+    assert POAConfig.model_validate(cfg.model_dump(mode="json")) == cfg
