@@ -15,6 +15,7 @@ from unlabeled.backbones.elastic.network import ElasticNetwork, Features, attent
 from unlabeled.backbones.elastic.random_depth import Depth, Kept, add_branch, draw_depth
 from unlabeled.backbones.elastic.sizes import Grid, Size, chosen_blocks
 from unlabeled.errors import UserError
+from unlabeled.ops.precision import full_precision
 
 EPS = 1e-6
 _STD = 0.02  # of the weights of linear layers and of the position embedding
@@ -152,10 +153,13 @@ class ElasticViT(ElasticNetwork):
         side = self.cells(self.img_size)
         if cells == (side, side):
             return self.pos_embed
-        first, grid = self.pos_embed[:, :1], rearrange(self.pos_embed[:, 1:], "o (h w) d -> o d h w", h=side)
+        first, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         scale = ((cells[0] + 0.1) / side, (cells[1] + 0.1) / side)
-        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")  # no autocast narrows it
-        return torch.cat([first, rearrange(grid, "o d h w -> o (h w) d")], 1)
+        # as a product, since the backward pass of the interpolation itself is not deterministic on a GPU
+        single = torch.eye(side**2, dtype=grid.dtype, device=grid.device).view(1, -1, side, side)
+        weight = F.interpolate(single, scale_factor=scale, mode="bicubic")
+        with full_precision(grid.device):
+            return torch.cat([first, rearrange(weight, "o places h w -> o (h w) places") @ grid], 1)
 
     def layers_behind(self) -> dict[str, int]:
         """Return 0 for the last norm, 1 for the last block, and one more than the first block's for what embeds."""
