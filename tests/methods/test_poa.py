@@ -22,8 +22,8 @@ from unlabeled.methods.poa.config import POAConfig
 from unlabeled.methods.poa.losses import cross_entropy, cross_view_loss, koleo, patch_loss, same_view_loss
 from unlabeled.methods.poa.masks import draw_masks
 from unlabeled.methods.poa.networks import Logits
-from unlabeled.methods.poa.targets import Targets, targets_of_block
-from unlabeled.methods.poa.views import hidden_patches
+from unlabeled.methods.poa.targets import Targets, targets_of_blocks
+from unlabeled.methods.poa.views import Views, hidden_tokens, views_of_blocks
 from unlabeled.ops.targets.sinkhorn import sinkhorn
 
 
@@ -152,19 +152,37 @@ def test_masks_of_small_grids_end(cells: int) -> None:
         assert (masks.sum((1, 2)) <= 0.5 * cells * cells).all()
 
 
+def blocks_of_four_images() -> list[Views]:
+    """Return two blocks of two images, whose crops have four patches and the numbers of their images as values."""
+    crop = torch.arange(4.0).view(4, 1, 1, 1)
+    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[0, 0, :2] = masks[1, 0, 2] = masks[0, 3, 0] = masks[1, 3, 1:] = True
+    views = {"view0": crop, "view1": crop + 10, "view2": crop + 20, "mask0": masks[0], "mask1": masks[1]}
+    return views_of_blocks(views, [Block(2, slice(0, 2)), Block(3, slice(2, 4))], cells=2)
+
+
+def test_a_block_has_its_crops_and_its_hidden_patches() -> None:
+    first, second = blocks_of_four_images()
+    assert first.crops.flatten().tolist() == [0, 1, 10, 11] and second.crops.flatten().tolist() == [2, 3, 12, 13]
+    assert first.local.flatten().tolist() == [20, 21] and second.local.flatten().tolist() == [22, 23]
+    assert first.hidden.tolist() == [0, 1, 10] and second.hidden.tolist() == [4, 13, 14, 15]
+    assert second.masks.int().tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1]]
+    tokens = torch.arange(16.0).view(4, 4, 1)
+    assert torch.equal(hidden_tokens(tokens, second.hidden), tokens[second.masks])
+
+
 def test_weights_of_the_hidden_patches_of_a_crop_sum_to_one() -> None:
-    masks = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 0], [1, 1, 1]]).bool()
-    patches = hidden_patches(masks)
-    assert patches.image.tolist() == [0, 0, 0, 1, 1, 1]  # crops 0 and 2 are of image 0
-    torch.testing.assert_close(patches.weight, torch.tensor([0.5, 0.5, 1.0, 1 / 3, 1 / 3, 1 / 3]))
+    first, second = blocks_of_four_images()
+    torch.testing.assert_close(first.weights(), torch.tensor([0.5, 0.5, 1.0]))
+    torch.testing.assert_close(second.weights(), torch.tensor([1.0, 1 / 3, 1 / 3, 1 / 3]))
 
 
 def test_a_block_gets_its_own_targets() -> None:
-    masks = torch.zeros(8, 2).bool()
-    masks[[1, 2, 6], 0] = True  # of images 1, 2 and 2
-    targets = [Targets(torch.arange(8.0)[:, None], torch.tensor([[1.0], [2.0], [6.0]]))]
-    (second,) = targets_of_block(targets, hidden_patches(masks), 4, Block(1, slice(2, 4)))
-    assert second.crops.flatten().tolist() == [2, 3, 6, 7] and second.patches.flatten().tolist() == [2, 6]
+    whole = Targets(torch.arange(8.0)[:, None], torch.arange(7.0)[:, None])
+    [[first], [second]] = targets_of_blocks([whole], blocks_of_four_images())
+    assert first.crops.flatten().tolist() == [0, 1, 2, 3] and second.crops.flatten().tolist() == [4, 5, 6, 7]
+    assert first.patches.flatten().tolist() == [0, 1, 2] and second.patches.flatten().tolist() == [3, 4, 5, 6]
+    assert second.patches.data_ptr() == whole.patches[3:].data_ptr()  # no copy
 
 
 # ---- the method
