@@ -294,6 +294,9 @@ def test_a_round_of_draws_takes_every_candidate_but_the_whole(name: str, count: 
               for block, first in ((0, 0), (0, count), (1, 0))]
     for draws in rounds:
         assert sorted(draws) == sorted(grid.candidates[:-1]) and grid.full not in draws
+    assert grid.largest_part in rounds[0]
+    assert all((size.width, sum(size.depth)) <= (grid.largest_part.width, sum(grid.largest_part.depth))
+               for size in rounds[0])
     assert rounds[0] != rounds[1] != rounds[2] != rounds[0]  # another order in the next round, and in another block
     assert [grid.drawn(5, 0, i) for i in range(count)] == rounds[0]
     assert [grid.drawn(6, 0, i) for i in range(count)] != rounds[0]

@@ -108,6 +108,15 @@ def test_few_images_say_what_all_of_them_keep(method: str, variant: str) -> None
     assert float(said[1]) == pytest.approx(sum(sizes.values()) / 2**20, abs=0.006, rel=0.01)
 
 
+def test_the_largest_sub_network_counts_whenever_the_run_ends() -> None:
+    sizes = []
+    for updates in (8, 9):
+        tiny = tiny_run(tiny_recipe("poa", "sinkhorn", [f"train.updates={updates}", "method.patches=null",
+                                                        "backbone.options.drop_path_rate=0"]))
+        sizes.append(activation_sizes(tiny.updater, tiny.micros(0)[0], "fp32"))
+    assert sizes[0] == sizes[1] and 0.5 < sizes[0]["elastic student"] / sizes[0]["intact student"] < 1
+
+
 @pytest.mark.parametrize(("method", "variant", "more", "images"), [
     ("rotnet", "all", [], 2),
     ("simclrv2", "colour", [], 2),

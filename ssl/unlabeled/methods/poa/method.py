@@ -28,7 +28,7 @@ from unlabeled.methods.poa.networks import Network, Opinion
 from unlabeled.methods.poa.targets import Centering, Targets, by_sinkhorn, entropy, targets_of_blocks
 from unlabeled.methods.poa.views import Views, hidden_tokens, views_of_blocks
 from unlabeled.ops.ema import ema_update
-from unlabeled.ops.machine.activations import branch
+from unlabeled.ops.machine.activations import branch, is_measured
 from unlabeled.ops.machine.memory import memory_of_machine, to_device
 from unlabeled.ops.random import generator, seed_of
 
@@ -137,7 +137,8 @@ class POA(Method):
         intact = self._student(views, grid.full, block, step)
         students, parts = [intact], [(1 - share, self._taught(views, targets, intact, temperature))]
         if cfg.elastic is not None:
-            elastic = self._student(views, grid.drawn(self.info.seed, block.number, step.update), block, step)
+            drawn = grid.drawn(self.info.seed, block.number, step.update)
+            elastic = self._student(views, grid.largest_part if is_measured() else drawn, block, step)
             students.append(elastic)
             if cfg.elastic.cross_view:
                 parts.append((share, self._taught(views, targets, elastic, temperature)))
