@@ -119,12 +119,14 @@ def test_koleo_is_the_log_distance_of_nearest_neighbours() -> None:
     angles = torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64)
     z = 5 * torch.stack([angles.cos(), angles.sin()], 1)
     gaps = 2 * torch.tensor([0.3, 0.3, 1.7]).div(2).sin()
-    spread, single = koleo(z), koleo(z.float())
-    assert float(spread) == pytest.approx(-float(gaps.log().mean()), abs=1e-6)
+    assert float(koleo(z)) == pytest.approx(-float(gaps.log().mean()), abs=1e-6)
     assert koleo(z.half()).dtype == torch.float32
     assert koleo(torch.ones(2, 3)).isfinite()
+    near = torch.tensor([0.0, 0.02, 0.05])  # whose cosines are all 1 in bfloat16
+    near = torch.stack([near.cos(), near.sin()], 1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(koleo(z), spread) and torch.equal(koleo(z.float()), single)
+        half = koleo(near)
+    assert torch.equal(half, koleo(near))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -199,7 +201,9 @@ def test_a_block_gets_its_own_targets() -> None:
     masks = torch.zeros(8, 2).bool()
     masks[[1, 2, 6], 0] = True  # of images 1, 2 and 2
     targets = [Targets(torch.arange(8.0)[:, None], torch.tensor([[1.0], [2.0], [6.0]]))]
-    (second,) = targets_of_block(targets, hidden_patches(masks), 4, Block(1, slice(2, 4)))
+    (first,), (second,) = (targets_of_block(targets, hidden_patches(masks), 4, Block(number, rows))
+                           for number, rows in enumerate((slice(0, 2), slice(2, 4))))
+    assert first.crops.flatten().tolist() == [0, 1, 4, 5] and first.patches.flatten().tolist() == [1]
     assert second.crops.flatten().tolist() == [2, 3, 6, 7] and second.patches.flatten().tolist() == [2, 6]
 
 
