@@ -126,6 +126,11 @@ def test_all_sizes_and_those_nearest_to_a_cost(run: Path, tmp_path: Path, capsys
             f"{near}.safetensors", f"{near}.json", "extract.csv"}
 
 
+def test_a_size_that_is_named_twice_is_taken_once(run: Path, tmp_path: Path, capsys) -> None:
+    for words in (["width=4,4", "depth=2"], ["params=1,2"]):
+        assert "1 network," in said(capsys, str(run), *words, f"out={tmp_path}")
+
+
 def test_sizes_are_scored_as_evaluate_scores_them(run: Path, tmp_path: Path, capsys) -> None:
     how = ["k=[3]", "workers=0", "precision=fp32"]
     said(capsys, str(run), "width=4,8", "depth=2", f"out={tmp_path}", "knn=true", *how)

@@ -13,6 +13,7 @@ from processes import run_processes
 from tiny import Tiny, tiny_recipe, tiny_run
 from torch import Tensor
 
+from unlabeled.augment import photometric
 from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.train import train
@@ -20,9 +21,9 @@ from unlabeled.errors import UserError
 from unlabeled.methods.base import Block
 from unlabeled.methods.poa.config import POAConfig
 from unlabeled.methods.poa.losses import cross_entropy, cross_view_loss, koleo, patch_loss, same_view_loss
-from unlabeled.methods.poa.masks import draw_masks
-from unlabeled.methods.poa.networks import Logits
-from unlabeled.methods.poa.targets import Targets, targets_of_blocks
+from unlabeled.methods.poa.masks import _hide_rectangle, draw_masks
+from unlabeled.methods.poa.networks import Head, Logits
+from unlabeled.methods.poa.targets import Centering, Targets, entropy, targets_of_blocks
 from unlabeled.methods.poa.views import Views, hidden_tokens, views_of_blocks
 from unlabeled.ops.targets.sinkhorn import sinkhorn
 
@@ -56,6 +57,19 @@ def test_sinkhorn_takes_no_rows_and_very_different_ones() -> None:
     assert sinkhorn(torch.zeros(0, 4), 0.04).shape == (0, 4)
     q = sinkhorn(torch.tensor([[1.0, -1.0], [-60.0, -60.0]]), 0.04)
     assert q.isfinite().all()
+    assert sinkhorn(normal(3, 4).half(), 0.04).dtype == torch.float32
+
+
+def test_entropy_of_targets_is_a_share_of_the_largest() -> None:
+    even, sure = torch.full((3, 8), 1 / 8), torch.eye(3, 5)
+    assert float(entropy([Targets(even, even)])) == pytest.approx(1)
+    assert float(entropy([Targets(even, even), Targets(sure, even)])) == pytest.approx(0.5)
+
+
+def test_a_centre_waits_while_nothing_is_hidden() -> None:
+    centering = Centering(3, 0.5)
+    centering.move(Centering.sums(Targets(torch.full((2, 3), 4.0), torch.zeros(0, 3))))
+    assert centering.crops.tolist() == [2, 2, 2] and centering.patches.tolist() == [0, 0, 0]
 
 
 def _part_of_sinkhorn(rank: int) -> Tensor:
@@ -108,6 +122,11 @@ def test_koleo_is_the_log_distance_of_nearest_neighbours() -> None:
     assert float(koleo(z)) == pytest.approx(-float(gaps.log().mean()), abs=1e-6)
     assert koleo(z.half()).dtype == torch.float32
     assert koleo(torch.ones(2, 3)).isfinite()
+    near = torch.tensor([0.0, 0.02, 0.05])  # whose cosines are all 1 in bfloat16
+    near = torch.stack([near.cos(), near.sin()], 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = koleo(near)
+    assert torch.equal(half, koleo(near))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -116,6 +135,12 @@ def test_losses_of_half_precision_are_computed_in_float32(dtype: torch.dtype) ->
     loss = cross_view_loss(target, Logits(logits, logits[:0], logits[:0]), 0.1)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, cross_view_loss(target, Logits(logits.float(), logits[:0], logits[:0]), 0.1))
+
+
+def test_heads_begin_with_small_weights() -> None:
+    head = Head(64, 128, 32, 8)
+    for layer in (head.mlp[0], head.mlp[2], head.mlp[4]):
+        assert 0.018 < float(layer.weight.detach().std()) < 0.022 and not layer.bias.any()
 
 
 # ---- masks
@@ -142,6 +167,19 @@ def test_masks_are_made_of_rectangles_and_shuffled() -> None:
     assert 0 < hidden[:20].sum() < 20
     neighbours = first & (np.roll(first, 1, 1) | np.roll(first, 1, 2))
     assert neighbours.sum() > 0.7 * first.sum()
+
+
+def test_rectangles_reach_every_place_but_never_span_the_grid() -> None:
+    for cells, most in ((4, 8), (14, 60)):
+        seen, tall = np.zeros((cells, cells), bool), []
+        for seed in range(400):
+            mask = np.zeros((cells, cells), bool)
+            new = _hide_rectangle(mask, most, random(seed))
+            height, width = mask.any(1).sum(), mask.any(0).sum()
+            assert new == mask.sum() == height * width <= most and max(height, width) < cells
+            seen |= mask
+            tall.append(np.sign(height - width))
+        assert seen.all() and abs(np.mean(tall)) < 0.1
 
 
 @pytest.mark.parametrize("cells", [1, 2, 4])
@@ -215,6 +253,40 @@ def test_before_patches_are_hidden_there_is_no_term_of_them_and_the_token_stays(
     sum(losses.terms.values()).backward()
     token = tiny.updater.method.student.backbone.mask_token.grad
     assert token is not None and not token.any()
+
+
+def test_patches_are_hidden_from_an_epoch_on_by_masks_of_the_update_and_the_block() -> None:
+    tiny = poa("later")  # from 0.02 of an epoch of 54 updates
+    assert "mask0" not in tiny.losses(1)[0]
+    two, three = (tiny.losses(update)[0]["mask0"].unflatten(0, (4, 6)) for update in (2, 3))
+    assert not torch.equal(two, three)
+    assert len({tuple(block.flatten().tolist()) for block in two}) == 4
+
+
+def test_views_are_drawn_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probabilities of greyscale, solarisation and blur of the global crops and of a local one."""
+    seen: list = []
+    for name in ("draw_chosen", "draw_blur"):
+        real = getattr(photometric, name)
+        monkeypatch.setattr(photometric, name, lambda n, *how, real=real: seen.append(how[:-1]) or real(n, *how))
+    poa("sinkhorn", "method.local_crops=1").losses(0)
+    blur = (0.1, 2.0)
+    assert seen == [(0.2,), (0.0, blur), (0.0,), (0.2,), (0.9, blur), (0.2,), (0.2,), (0.5, blur), (0.0,)]
+
+
+def test_random_depth_is_drawn_by_block_update_and_size_and_only_in_training() -> None:
+    tiny = poa()
+    backbone, seen = tiny.updater.method.student.backbone, []
+    features = backbone.features
+    backbone.features = lambda x, size, mask, depth: seen.append((size, depth)) or features(x, size, mask, depth)
+    for update in range(2):
+        tiny.losses(update)
+    drawn = {str([kept.rows.tolist() for pair in depth for kept in pair]) for _, depth in seen}
+    assert len(drawn) == len(seen) == 32  # of 4 blocks, two students each, their global and local crops
+    tiny.updater.method.eval()
+    seen.clear()
+    tiny.losses(0)
+    assert seen and all(depth is None for _, depth in seen)
 
 
 def test_blocks_train_sub_networks_of_their_own_and_never_the_whole() -> None:
@@ -306,6 +378,14 @@ def test_the_lines_of_a_run_load_the_teacher(tmp_path: Path) -> None:
     exec(lines.partition("\n\n")[0], names)
     x = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(names["model"].eval()(x), tiny.updater.method.teacher.backbone.float()(x))
+
+
+def test_teacher_and_student_are_handed_on() -> None:
+    method = poa().updater.method
+    with torch.no_grad():
+        method.student.backbone.norm.bias.add_(1)
+    states = {name: export.build().state_dict()["norm.bias"] for name, export in method.exports().items()}
+    assert list(states) == ["teacher", "student"] and torch.equal(states["student"], states["teacher"] + 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"elastic": None, "patches": None}, {"targets": "centering"}])
