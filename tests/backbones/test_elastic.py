@@ -85,6 +85,18 @@ def test_a_sub_network_is_what_is_extracted(family: str, size: Size) -> None:
         assert ours.vector.shape[1] == plain.num_features
 
 
+@FAMILIES
+def test_extraction_draws_nothing_and_shares_nothing(family: str) -> None:
+    network = tiny(family).requires_grad_(False)
+    state, before = torch.get_rng_state(), network(images(32))
+    plain = network.extract(network.grid.full)
+    assert torch.equal(torch.get_rng_state(), state)  # random weights would take seconds
+    assert all(p.requires_grad and p.device.type == "cpu" for p in plain.parameters())
+    for x in (*plain.parameters(), *plain.buffers()):
+        x.data.zero_()
+    assert torch.equal(network(images(32)), before)
+
+
 @pytest.mark.parametrize(("family", "size"), [("swin", "16x2"), ("swin", "32x3"), ("resnet", "24x2-2")])
 def test_an_extracted_network_is_built_from_options(family: str, size: str) -> None:
     network, (width, depth) = tiny(family), size_of(size)

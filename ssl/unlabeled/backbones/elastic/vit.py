@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from unlabeled.backbones.elastic.layers import LayerNorm, LayerScale, Linear, refuse_uneven
+from unlabeled.backbones.elastic.layers import LayerNorm, LayerScale, Linear, copied, refuse_uneven
 from unlabeled.backbones.elastic.network import ElasticNetwork, Features, attention, narrow
 from unlabeled.backbones.elastic.random_depth import Depth, Kept, add_branch, draw_depth
 from unlabeled.backbones.elastic.sizes import Grid, Size, chosen_blocks
@@ -176,20 +176,18 @@ class ElasticViT(ElasticNetwork):
         """Return the plain network of a size; its weights load into timm's VisionTransformer."""
         self.grid.refuse_untrained(size)
         width, (depth,) = size
-        with torch.device("meta"):  # all of it is replaced: random weights take seconds
+        with torch.device("meta"):  # all of it is replaced
             plain = ElasticViT(
                 Grid((width,), ((depth,),)), patch=self.patch, head_width=self.head_width, img_size=self.img_size,
                 layer_scale=self.layer_scale, masked=False,
             )
-        plain = plain.to_empty(device=self.cls_token.device).to(self.cls_token.dtype)
         for i, number in enumerate(chosen_blocks(depth, len(self.blocks))):
             narrow(self.blocks[number], plain.blocks[i], width, self.num_features)
         plain.norm = self.norm.narrowed(width)  # type: ignore[assignment]
-        with torch.no_grad():
-            bias, ours = self.patch_embed.proj.bias, plain.patch_embed.proj.bias
-            assert bias is not None and ours is not None
-            plain.patch_embed.proj.weight.copy_(self.patch_embed.proj.weight[:width])
-            ours.copy_(bias[:width])
-            plain.cls_token.copy_(self.cls_token[..., :width])
-            plain.pos_embed.copy_(self.pos_embed[..., :width])
+        bias = self.patch_embed.proj.bias
+        assert bias is not None
+        plain.patch_embed.proj.weight = copied(self.patch_embed.proj.weight[:width])
+        plain.patch_embed.proj.bias = copied(bias[:width])
+        plain.cls_token = copied(self.cls_token[..., :width])
+        plain.pos_embed = copied(self.pos_embed[..., :width])
         return plain.eval()
