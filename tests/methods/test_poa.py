@@ -356,6 +356,8 @@ def test_blur_is_the_effective_one_unless_the_papers_is_asked_for() -> None:
     (["backbone.options.depths=[3, 3]", "backbone.options.widths=[12, 12, 4]"], "one size"),
     (["backbone.options.widths=[4, 13, 4]"], "does not end at 13, the full size, but at 12"),
     (["backbone.options.head_width=3"], "4 is no multiple of 3"),
+    (["method.crop.size=9"], "method.crop.size is 9, but elastic_vit_tiny takes no images of 9 x 9: 9 is no multiple of"),
+    (["method.local_crop.size=5"], "method.local_crop.size is 5, but elastic_vit_tiny takes no images of 5 x 5: 5 is no"),
     (["train.blocks=24"], "one image each"),
     (["method.prototypes=[100000000000]"], "method.prototypes"),
     (["train.grad_accum=2"], "grad_accum"),
