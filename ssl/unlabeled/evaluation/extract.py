@@ -16,8 +16,8 @@ from unlabeled.engine.exports.preparation import preparing_lines
 from unlabeled.engine.exports.sizes import cost, costs, nearest, on_meta, write_network
 from unlabeled.engine.method import load_elastic
 from unlabeled.engine.run.sources import export_about
-from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.errors import UserError
+from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.ops.machine.files import refuse_unwritable
 from unlabeled.report.sizes import Row, draw_sizes, has_scores, print_sizes, short, write_csv
 
