@@ -146,6 +146,32 @@ def test_sizes_are_scored_as_evaluate_scores_them(run: Path, tmp_path: Path, cap
     assert rows[0]["knn3@.07"]
 
 
+def test_a_table_with_scores_and_files_of_another_network_are_kept(run: Path, tmp_path: Path, capsys) -> None:
+    how = [str(run), f"out={tmp_path}"]
+    said(capsys, *how, "width=4,8", "depth=2", "knn=true", "k=[3]", "workers=0", "random_init=false")
+    table = (tmp_path / "extract.csv").read_bytes()
+    assert "extract.csv as it was, with its scores" in said(capsys, *how, "width=12", "depth=2")
+    assert (tmp_path / "extract.csv").read_bytes() == table and (tmp_path / "12x2.json").exists()
+    weights = (tmp_path / "8x2.safetensors").read_bytes()
+    text = refused(capsys, "extract", str(run), "student", "width=4,8", "depth=2,3", f"out={tmp_path}")
+    assert f"{tmp_path} holds 4x2 of another network, teacher of {run} at update 2; name another folder" in text
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    assert "of another network" in refused(capsys, "extract", str(moved), "width=8", "depth=2", f"out={tmp_path}")
+    assert (tmp_path / "8x2.safetensors").read_bytes() == weights and not (tmp_path / "8x3.json").exists()
+    said(capsys, str(moved), "width=8", "depth=2")
+    again = tmp_path / "again"
+    moved.rename(again)
+    said(capsys, str(again), "width=8", "depth=2")
+
+
+def test_the_json_file_of_every_size_holds_the_lines_that_load_it(run: Path, tmp_path: Path, capsys) -> None:
+    assert "such as 12x3.json)" in said(capsys, str(run), "width=4,12", "depth=3", f"out={tmp_path}")
+    lines = json.loads((tmp_path / "12x3.json").read_text())["load"]
+    x = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(loaded("\n".join(lines)).eval()(x), load_export(f"{run}:12x3").build()(x))
+
+
 def test_training_starts_from_a_size_also_when_the_elastic_run_is_gone(run: Path, tmp_path: Path, capsys) -> None:
     origin, folder = tmp_path / "origin", tmp_path / "tuned"
     shutil.copytree(run, origin)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unlabeled.augment import photometric
 from unlabeled.engine.exports.networks import write_exports
+from unlabeled.engine.plan import describe
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
@@ -346,6 +347,17 @@ def test_blur_is_the_effective_one_unless_the_papers_is_asked_for() -> None:
     torch.testing.assert_close(one["view2"], other["view2"])
 
 
+@pytest.mark.parametrize(("epoch", "line"), [
+    ("0.5", ["method.patches from update 27 on: never, for the run ends before"]),
+    ("0.02", ["method.patches from update 2 on"]),
+    ("0", []),
+])  # fmt: skip
+def test_the_plan_says_when_patches_are_hidden(epoch: str, line: list[str]) -> None:
+    tiny = poa("sinkhorn", f"method.patches.start_epoch={epoch}")
+    said = [line for line in describe(tiny.updater.plan, tiny.updater.recipe) if line.startswith("method.patches")]
+    assert said == line
+
+
 # ---- what is refused
 
 
@@ -356,6 +368,8 @@ def test_blur_is_the_effective_one_unless_the_papers_is_asked_for() -> None:
     (["backbone.options.depths=[3, 3]", "backbone.options.widths=[12, 12, 4]"], "one size"),
     (["backbone.options.widths=[4, 13, 4]"], "does not end at 13, the full size, but at 12"),
     (["backbone.options.head_width=3"], "4 is no multiple of 3"),
+    (["method.crop.size=9"], "method.crop.size is 9, but elastic_vit_tiny takes no images of 9 x 9: 9 is no"),
+    (["method.local_crop.size=5"], "local_crop.size is 5, but elastic_vit_tiny takes no images of 5 x 5: 5 is no"),
     (["train.blocks=24"], "one image each"),
     (["method.prototypes=[100000000000]"], "method.prototypes"),
     (["train.grad_accum=2"], "grad_accum"),

@@ -157,8 +157,14 @@ def refuse_uneven(widths: tuple[int, ...], unit: int, name: str) -> None:
     """Raise UserError if a width is no multiple of `unit`, the channels of a head or the groups of a norm."""
     for width in widths:
         if width % unit:
-            raise UserError(f"backbone.options.widths: {width} is no multiple of {unit}, {name}; the nearest ones are "
-                            f"{width // unit * unit} and {(width // unit + 1) * unit}")
+            raise UserError(f"backbone.options.widths: {width} is no multiple of {unit}, {name}; "
+                            f"{multiples_beside(width, unit)}")
+
+
+def multiples_beside(value: int, unit: int) -> str:
+    """Return in words which multiples of `unit`, above 0, are nearest to a value that is none."""
+    low = value // unit * unit
+    return f"the nearest ones are {low} and {low + unit}" if low else f"the smallest is {unit}"
 
 
 def _first_rows(x: Tensor, rows: int, groups: int) -> Tensor:

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from unlabeled.backbones.elastic.layers import LayerNorm, LayerScale, Linear, copied, refuse_uneven
+from unlabeled.backbones.elastic.layers import (
+    LayerNorm,
+    LayerScale,
+    Linear,
+    copied,
+    multiples_beside,
+    refuse_uneven,
+)
 from unlabeled.backbones.elastic.network import ElasticNetwork, Features, attention, narrow
 from unlabeled.backbones.elastic.random_depth import Depth, Kept, add_branch, draw_depth
 from unlabeled.backbones.elastic.sizes import Grid, Size, chosen_blocks
@@ -138,6 +145,10 @@ class ElasticViT(ElasticNetwork):
 
     def _tokens(self, x: Tensor, size: Size, mask: Tensor | None, depth: Depth | None) -> Tensor:
         width, (count,) = size
+        uneven = next((side for side in x.shape[2:] if side % self.patch), None)
+        if uneven is not None:  # a convolution would leave out the rest
+            raise UserError(f"{uneven} is no multiple of {self.patch}, the side of a patch; "
+                            f"{multiples_beside(uneven, self.patch)}")
         cells = (x.shape[2] // self.patch, x.shape[3] // self.patch)
         x = self.patch_embed(x, width)
         if mask is not None:
