@@ -130,6 +130,10 @@ def test_gradients_stay_inside_the_slice(family: str, size: Size) -> None:
         torch.testing.assert_close(grad[inside], alpha * part.grad.flatten())
         outside = torch.ones(len(grad), dtype=torch.bool).index_fill(0, inside, False)
         assert not grad[outside].any()
+    if family != "resnet":  # whose stem, and so the token of masked places, is never narrower
+        network.features(images(32).double(), size, places(network, 32)).vector.square().sum().backward()
+        token = network.mask_token.grad[0]
+        assert token[: size.width].all() and not token[size.width :].any()
 
 
 def test_published_sizes() -> None:
@@ -203,7 +207,8 @@ def test_masks_reach_the_edge_of_maps_that_were_padded(side: int) -> None:
     ("vit", "24x4", 32), ("vit", "32x5", 32), ("swin", "32x5", 32), ("resnet", "64x1-2", 64), ("resnet", "128x2-2", 48),
 ])  # fmt: skip
 def test_timms_classes_load_what_is_extracted(family: str, size: str, side: int) -> None:
-    wide = {"widths": [64, 128, 32], "depths": [[1, 2], [1, 2]], "groups": 32, "stem": "imagenet"}
+    wide = {"widths": [64, 128, 32], "depths": [[1, 2], [1, 2]], "outer_blocks": [1, 2], "groups": 32,
+            "stem": "imagenet"}
     network = tiny(family, **(wide if family == "resnet" else {})).extract(size_of(size))
     found: dict = {}
     exec(timm_lines(network), found)
@@ -226,16 +231,26 @@ def test_what_timm_cannot_hold_has_no_lines() -> None:
     assert timm_lines(tiny("resnet")) is None  # a narrower stem
 
 
-@pytest.mark.parametrize(("family", "options"), [("swin", {}), ("resnet", {}), ("resnet", {"stem": "imagenet"})],
-                         ids=str)
-def test_maps_have_channels_first(family: str, options: dict) -> None:
+@pytest.mark.parametrize(("family", "options", "reduction"), [
+    ("swin", {}, 2), ("resnet", {}, 1), ("resnet", {"stem": "imagenet"}, 4)])
+def test_maps_have_channels_first(family: str, options: dict, reduction: int) -> None:
     network, x = tiny(family, **options), images(32)
+    assert network.feature_info[0]["reduction"] == reduction
     for info, name in zip(network.feature_info, names(network), strict=True):
         expected = (3, info["num_chs"], 32 // info["reduction"], 32 // info["reduction"])
         assert Intermediate(network, name)(x).shape == expected
     inner, last = maps(network, x, [names(network)[1]])
     assert inner.shape[1] == network.feature_info[1]["num_chs"]
     torch.testing.assert_close(last.mean((2, 3)), network(x))
+
+
+def test_positions_of_oblong_images_keep_rows_and_columns_apart() -> None:
+    network = tiny("vit")
+    rows = torch.rand(8, 1, 32).expand(8, 8, 32).reshape(1, 64, 32)  # the same in every column
+    network.pos_embed.data = torch.cat([torch.zeros(1, 1, 32), rows], 1)
+    found = network._positions((6, 8))[0, 1:].unflatten(0, (6, 8))
+    torch.testing.assert_close(found, found[:, :1].expand_as(found))
+    assert not torch.allclose(found[0], found[1], atol=1e-3)
 
 
 @FAMILIES
@@ -273,9 +288,9 @@ def test_copies_and_exported_programs_compute_the_same(family: str) -> None:
 def test_a_subset_takes_every_branch() -> None:
     """floor((1 - rate) B) images, with factor B / subset; at least one image."""
     network = tiny("vit", drop_path_rate=0.3)
-    depth = network.random_depth(Size(16, (2,)), 7, torch.Generator().manual_seed(0))
+    depth, *more = (network.random_depth(Size(16, (2,)), 7, torch.Generator().manual_seed(s)) for s in range(6))
     assert len(depth) == 2
-    for kept in (kept for pair in depth for kept in pair):
+    for kept in (kept for drawn in (depth, *more) for pair in drawn for kept in pair):
         assert len(kept.rows.unique()) == len(kept.rows) == 4 and kept.factor == 7 / 4
     assert len({tuple(kept.rows.tolist()) for pair in depth for kept in pair}) == 4  # each branch has its own
     ((kept, _), _) = network.random_depth(Size(16, (2,)), 1, torch.Generator())

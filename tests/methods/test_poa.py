@@ -20,6 +20,7 @@ from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Block
+from unlabeled.methods.poa import masks as masks_module
 from unlabeled.methods.poa.config import POAConfig
 from unlabeled.methods.poa.losses import cross_entropy, cross_view_loss, koleo, patch_loss, same_view_loss
 from unlabeled.methods.poa.masks import _hide_rectangle, draw_masks
@@ -181,6 +182,14 @@ def test_rectangles_reach_every_place_but_never_span_the_grid() -> None:
             seen |= mask
             tall.append(np.sign(height - width))
         assert seen.all() and abs(np.mean(tall)) < 0.1
+
+
+def test_no_rectangle_hides_more_than_half_of_the_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list = []
+    monkeypatch.setattr(masks_module, "_hide_rectangle",
+                        lambda mask, most, random: seen.append(most) or _hide_rectangle(mask, most, random))
+    draw_masks(4, 8, 1.0, (0.9, 0.9), random())
+    assert max(seen) == 32 and min(seen) < 32
 
 
 @pytest.mark.parametrize("cells", [1, 2, 4])
