@@ -66,8 +66,8 @@ def _refuse_unfit_numbers(builder: Callable[..., ElasticNetwork], options: Mappi
         if kind in ("int", int) and not (type(value) is int and value > 0):
             raise UserError(f"backbone.options.{key} needs a whole number above 0, given {value}")
         if key == "sample_bias" and not (type(value) in (int, float) and 1 <= value < math.inf):
-            raise UserError(f"backbone.options.sample_bias needs a number from 1 on, given {value}: so many times as often "
-                            "as the largest is the smallest size trained")
+            raise UserError(f"backbone.options.sample_bias needs a number from 1 on, given {value}: so many times as "
+                            "often as the largest is the smallest size trained")
         if key == "layer_scale" and not (type(value) in (int, float) and 0 < value < math.inf):
             raise UserError(f"backbone.options.layer_scale needs a number above 0, given {value}")
 
