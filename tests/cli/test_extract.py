@@ -219,6 +219,7 @@ def test_features_of_a_size(run: Path, tmp_path: Path, capsys) -> None:
 def test_what_extract_refuses(run: Path, capsys, words: list[str], message: str) -> None:
     said = refused(capsys, "extract", str(run), *words)
     assert message in said and "\n" not in said
+    assert not (run / "extract").exists()
 
 
 def test_runs_of_which_no_size_can_be_taken(run: Path, rigid: Path, tmp_path: Path, capsys) -> None:
