@@ -19,7 +19,7 @@ from unlabeled.methods.poa.losses import cross_view_loss, koleo, patch_loss, sam
 from unlabeled.methods.poa.method import POA
 from unlabeled.methods.poa.networks import Logits
 from unlabeled.methods.poa.targets import Targets, by_sinkhorn
-from unlabeled.methods.poa.views import hidden_patches, views_of
+from unlabeled.methods.poa.views import hidden_tokens, views_of_blocks
 
 QUESTION = ("how much slower is an elastic network than a plain one, how much faster is a small slice, and what does a "
             "POA update cost beyond its parts?")
@@ -137,7 +137,7 @@ class Work:
         for i in range(2):  # of the first image a third of the patches
             self.ready[f"mask{i}"] = torch.zeros(shape.update_images, self.method.cells**2, dtype=torch.bool)
             self.ready[f"mask{i}"][0, ::3] = True
-        self.views = views_of(self.ready, self.method.cells)
+        (self.views,) = views_of_blocks(self.ready, info.blocks(shape.update_images, 0), self.method.cells)
         with torch.no_grad():
             self.vectors = [self._rows(size) for size in (self.grid.full, self.size)]
             self.logits = [[head(rows) for head in self.method.student.heads] for rows in self.vectors]
@@ -176,7 +176,7 @@ class Work:
     def teacher(self) -> None:
         """Let the teacher see the global crops, and its heads those and the hidden patches."""
         features = self.method.teacher.backbone.features(self.views.crops)
-        rows = torch.cat([features.vector, features.tokens[self.views.masks]])
+        rows = torch.cat([features.vector, hidden_tokens(features.tokens, self.views.hidden)])
         for head in self.method.teacher.heads:
             head(rows)
 
@@ -192,7 +192,9 @@ class Work:
         for crops, mask in ((self.views.crops, self.views.masks), (self.views.local, None)):
             depth = backbone.random_depth(size, len(crops), torch.Generator().manual_seed(0))
             features = backbone.features(crops, size, mask, depth)
-            found += [features.vector] if mask is None else [features.vector, features.tokens[mask]]
+            found.append(features.vector)
+            if mask is not None:
+                found.append(hidden_tokens(features.tokens, self.views.hidden))
         return torch.cat(found)
 
     def heads(self) -> None:
@@ -205,8 +207,8 @@ class Work:
 
     def losses(self) -> None:
         """Make targets of logits, and compute all terms with their gradients."""
-        counts = [len(self.views.crops), int(self.views.masks.sum()), len(self.views.local)]
-        weight, terms = hidden_patches(self.views.masks).weight, []
+        counts = [len(self.views.crops), len(self.views.hidden), len(self.views.local)]
+        weight, terms = self.views.weights(), []
         leaves = [[x.clone().requires_grad_() for x in logits] for logits in self.logits]
         for intact, elastic in zip(*leaves, strict=True):
             crops, patches, _ = intact.detach().split(counts)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks import measure
 from unlabeled.augment.geometry import EvalCrop
@@ -51,12 +52,13 @@ SMALL = ["data.train.card=digits", "data.train.batch=16", "method.prototypes=[16
 class Slice:
     """What is measured of one size of a network.
 
-    loss: cross-entropy of the student under the whole teacher's targets; of an untrained network NaN. rank: the
-    effective rank of the teacher's vectors. knn: their accuracy, percent.
+    loss: cross-entropy of the student under the whole teacher's targets; of an untrained network NaN. rank, rankme: the
+    effective ranks of the teacher's vectors, of variances and of singular values. knn: their accuracy, percent.
     """
 
     loss: float
     rank: float
+    rankme: float
     knn: float
 
 
@@ -82,9 +84,10 @@ def main(words: list[str] | None = None) -> int:
         pixels = sets.knn({"": pixel_embedder(sets.test, SIDE)})[""]
     report.table(["", *(f"seed {seed}" for seed in range(given.repeats)), "mean", "bar"], _bars(seeds))
     report.say("Means of the seeds. Loss: cross-entropy of a slice of the student under the targets of the whole "
-               "teacher, same image. Rank (effective rank of the vectors) and kNN (%): of the teacher's slices.")
-    report.table(["size", "loss with", "loss without", "rank with", "rank without", "rank untrained", "kNN with",
-                  "kNN without", "kNN untrained"], _sizes(seeds))
+               "teacher, same image. Of the teacher's slices: effective rank, exp of the entropy of the variances of "
+               "the principal directions; RankMe, that of the singular values (arXiv 2210.02885); kNN, %.")
+    beside = [f"{name} {kind}" for name in ("rank", "RankMe", "kNN") for kind in ("with", "without", "untrained")]
+    report.table(["size", "loss with", "loss without", *beside], _sizes(seeds))
     report.say(f"kNN of raw pixels: {pixels:.1f}. k = {NEIGHBOURS}, temperature {TEMPERATURE}; {len(sets.bank)} "
                f"training images vote on {len(sets.test)} test images, both spread evenly over their splits; ranks and "
                "losses are of the test images. Targets: Sinkhorn at the teacher's temperature over as many images at "
@@ -132,12 +135,19 @@ class Sets:
         embedders = {str(size): network_embedder(replace(export, build=partial(network.extract, size)), CPU)
                      for size in network.grid.sizes}
         bank, test = self.features(self.bank, embedders), self.features(self.test, embedders)
-        return {size: Slice(losses.get(size, float("nan")), effective_rank(test[str(size)].x),
-                            accuracy(bank[str(size)], test[str(size)])) for size in network.grid.sizes}
+        return {size: Slice(losses.get(size, float("nan")), variance_rank(test[str(size)].x),
+                            effective_rank(test[str(size)].x), accuracy(bank[str(size)], test[str(size)]))
+                for size in network.grid.sizes}
 
 
 def _spread(source: Source, count: int) -> Part:
     return Part(source, thin(torch.arange(len(source)), count).numpy())
+
+
+def variance_rank(x: Tensor) -> float:
+    """Return exp of the entropy of the shares of variance of the principal directions of vectors [n, F]."""
+    variances = torch.linalg.eigvalsh(torch.cov(x.double().T)).clamp_min(0)
+    return float(torch.special.entr(variances / variances.sum()).sum().exp())
 
 
 def accuracy(bank: Features, test: Features) -> float:
@@ -179,18 +189,18 @@ def _bars(seeds: Sequence[dict[str, Slices]]) -> list[list[str]]:
     def above(kind: str) -> list[float]:
         return [seed[kind][small].loss - seed[kind][full].loss for seed in seeds]
 
-    def rank_over(kind: str) -> list[float]:
-        return [seed[ELASTIC][small].rank / seed[kind][small].rank for seed in seeds]
+    def over(kind: str, measured: str) -> list[float]:
+        return [getattr(seed[ELASTIC][small], measured) / getattr(seed[kind][small], measured) for seed in seeds]
 
     with_, without = above(ELASTIC), above(ALONE)
-    over_alone, over_untrained = rank_over(ALONE), rank_over(UNTRAINED)
+    ranks = [(f"{title} of {small} / {beside}", over(kind, measured))
+             for measured, title in (("rank", "rank of variances"), ("rankme", "RankMe"))
+             for kind, beside in ((ALONE, "without the elastic student"), (UNTRAINED, "untrained"))]
     gain = [seed[ELASTIC][full].knn - seed[UNTRAINED][full].knn for seed in seeds]
     return [
         _row(f"loss of {small} above that of {full}", with_, "{:.3f}", measure.bar(max(with_), at_most=NEAR)),
         _row("the same without the elastic student", without, "{:.3f}", measure.bar(min(without), at_least=FAR)),
-        _row(f"rank of {small} / without the elastic student", over_alone, "{:.2f}",
-             measure.bar(min(over_alone), at_least=RANK)),
-        _row(f"rank of {small} / untrained", over_untrained, "{:.2f}", measure.bar(min(over_untrained), at_least=RANK)),
+        *(_row(name, values, "{:.2f}", measure.bar(min(values), at_least=RANK)) for name, values in ranks),
         _row(f"kNN of {full} above untrained, points", gain, "{:+.1f}",
              measure.bar(statistics.mean(gain), at_least=KNN, unit=" in the mean")),
     ]
@@ -202,8 +212,7 @@ def _row(name: str, values: Sequence[float], form: str, bar: str) -> list[str]:
 
 def _sizes(seeds: Sequence[dict[str, Slices]]) -> list[list[str]]:
     columns = [("loss", kind, "{:.3f}") for kind in KINDS]
-    columns += [("rank", kind, "{:.1f}") for kind in (*KINDS, UNTRAINED)]
-    columns += [("knn", kind, "{:.1f}") for kind in (*KINDS, UNTRAINED)]
+    columns += [(name, kind, "{:.1f}") for name in ("rank", "rankme", "knn") for kind in (*KINDS, UNTRAINED)]
     return [[str(size), *(form.format(statistics.mean(getattr(seed[kind][size], name) for seed in seeds))
                           for name, kind, form in columns)] for size in seeds[0][ELASTIC]]
 

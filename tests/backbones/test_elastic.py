@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -14,11 +15,12 @@ from unlabeled.backbones.build import build_backbone
 from unlabeled.backbones.elastic.network import ElasticNetwork
 from unlabeled.backbones.elastic.random_depth import Kept, add_branch
 from unlabeled.backbones.elastic.sizes import Grid, Size, chosen_blocks, size_of, steps
-from unlabeled.backbones.elastic.timm_names import timm_lines, timm_state
+from unlabeled.backbones.elastic.timm_names import timm_agrees, timm_lines, timm_state
 from unlabeled.backbones.intermediate import Intermediate, names
 from unlabeled.backbones.maps import maps
 from unlabeled.config.recipe import Backbone
 from unlabeled.errors import UserError
+from unlabeled.ops.machine.activations import kept_for_backward
 
 TINY = {
     "vit": {"name": "elastic_vit_tiny", "options": {
@@ -83,6 +85,18 @@ def test_a_sub_network_is_what_is_extracted(family: str, size: Size) -> None:
         assert ours.vector.shape[1] == plain.num_features
 
 
+@FAMILIES
+def test_extraction_draws_nothing_and_shares_nothing(family: str) -> None:
+    network = tiny(family).requires_grad_(False)
+    state, before = torch.get_rng_state(), network(images(32))
+    plain = network.extract(network.grid.full)
+    assert torch.equal(torch.get_rng_state(), state)  # random weights would take seconds
+    assert all(p.requires_grad and p.device.type == "cpu" for p in plain.parameters())
+    for x in (*plain.parameters(), *plain.buffers()):
+        x.data.zero_()
+    assert torch.equal(network(images(32)), before)
+
+
 @pytest.mark.parametrize(("family", "size"), [("swin", "16x2"), ("swin", "32x3"), ("resnet", "24x2-2")])
 def test_an_extracted_network_is_built_from_options(family: str, size: str) -> None:
     network, (width, depth) = tiny(family), size_of(size)
@@ -116,6 +130,10 @@ def test_gradients_stay_inside_the_slice(family: str, size: Size) -> None:
         torch.testing.assert_close(grad[inside], alpha * part.grad.flatten())
         outside = torch.ones(len(grad), dtype=torch.bool).index_fill(0, inside, False)
         assert not grad[outside].any()
+    if family != "resnet":  # whose stem, and so the token of masked places, is never narrower
+        network.features(images(32).double(), size, places(network, 32)).vector.square().sum().backward()
+        token = network.mask_token.grad[0]
+        assert token[: size.width].all() and not token[size.width :].any()
 
 
 def test_published_sizes() -> None:
@@ -127,7 +145,32 @@ def test_published_sizes() -> None:
         fifty = build_backbone(Backbone(name="elastic_resnet152", options={
             "widths": [64, 64, 64], "depths": [[4, 4], [6, 6]], "cut_from": "128x8-36"}))
         assert sum(p.numel() for p in fifty.parameters()) - masked == 23_508_032
-        assert build_backbone(Backbone(name="elastic_swin_b")).grid.full == Size(128, (18,))
+        swin = build_backbone(Backbone(name="elastic_swin_b"))
+        assert swin.grid.full == Size(128, (18,))
+        wide = timm.create_model("swin_base_patch4_window7_224", num_classes=0)  # whose heads are 32 channels wide
+        biases = [p.numel() for name, p in wide.named_parameters() if "bias_table" in name]
+        own = sum(p.numel() for p in swin.parameters()) - swin.mask_token.numel()
+        assert own == sum(p.numel() for p in wide.parameters()) + sum(biases)
+
+
+@pytest.mark.parametrize(("name", "count", "smallest", "full"), [
+    ("elastic_vit_l", 143, "384x12", "1024x24"), ("elastic_vit_b", 49, "384x6", "768x12"),
+    ("elastic_vit_s", 28, "192x6", "384x12"), ("elastic_swin_b", 39, "96x6", "128x18"),
+    ("elastic_resnet152", 465, "64x4-6", "128x8-36"),
+])  # fmt: skip
+def test_names_stand_for_published_grids(name: str, count: int, smallest: str, full: str) -> None:
+    sizes = published(name).sizes
+    assert (len(sizes), str(sizes[0]), str(sizes[-1])) == (count, smallest, full)
+
+
+def test_a_vit_begins_with_small_weights_and_nearly_closed_branches() -> None:
+    network = build_backbone(Backbone(name="elastic_vit_tiny"))
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Linear):
+            assert 0.017 < float(layer.weight.detach().std()) < 0.022 and not layer.bias.any(), name
+    assert 0.017 < float(network.pos_embed.detach().std()) < 0.022
+    factors = [p for name, p in network.named_parameters() if name.endswith("gamma")]
+    assert len(factors) == 24 and all((p == 1e-5).all() for p in factors)
 
 
 @FAMILIES
@@ -164,7 +207,8 @@ def test_masks_reach_the_edge_of_maps_that_were_padded(side: int) -> None:
     ("vit", "24x4", 32), ("vit", "32x5", 32), ("swin", "32x5", 32), ("resnet", "64x1-2", 64), ("resnet", "128x2-2", 48),
 ])  # fmt: skip
 def test_timms_classes_load_what_is_extracted(family: str, size: str, side: int) -> None:
-    wide = {"widths": [64, 128, 32], "depths": [[1, 2], [1, 2]], "groups": 32, "stem": "imagenet"}
+    wide = {"widths": [64, 128, 32], "depths": [[1, 2], [1, 2]], "outer_blocks": [1, 2], "groups": 32,
+            "stem": "imagenet"}
     network = tiny(family, **(wide if family == "resnet" else {})).extract(size_of(size))
     found: dict = {}
     exec(timm_lines(network), found)
@@ -174,21 +218,39 @@ def test_timms_classes_load_what_is_extracted(family: str, size: str, side: int)
     torch.testing.assert_close(found["model"].eval()(images(side)), ours, rtol=1e-5, atol=1e-5)
 
 
+def test_on_which_images_timms_networks_agree() -> None:
+    sides = (16, 24, 32, 48, 64, 96, 128)
+    assert [side for side in sides if timm_agrees(tiny("swin"), side)] == [64, 128]  # patches of 2, windows of 4
+    assert [side for side in sides if timm_agrees(tiny("vit"), side)] == [32]
+    assert all(timm_agrees(tiny("resnet"), side) for side in sides)
+
+
 def test_what_timm_cannot_hold_has_no_lines() -> None:
     assert timm_lines(tiny("swin").extract(size_of("24x4"))) is None  # a norm over channels that are then left out
     assert timm_lines(tiny("swin").extract(size_of("32x4"))) is None  # two shifted blocks next to each other
     assert timm_lines(tiny("resnet")) is None  # a narrower stem
 
 
-@pytest.mark.parametrize("family", ["swin", "resnet"])
-def test_maps_have_channels_first(family: str) -> None:
-    network, x = tiny(family), images(32)
+@pytest.mark.parametrize(("family", "options", "reduction"), [
+    ("swin", {}, 2), ("resnet", {}, 1), ("resnet", {"stem": "imagenet"}, 4)])
+def test_maps_have_channels_first(family: str, options: dict, reduction: int) -> None:
+    network, x = tiny(family, **options), images(32)
+    assert network.feature_info[0]["reduction"] == reduction
     for info, name in zip(network.feature_info, names(network), strict=True):
         expected = (3, info["num_chs"], 32 // info["reduction"], 32 // info["reduction"])
         assert Intermediate(network, name)(x).shape == expected
     inner, last = maps(network, x, [names(network)[1]])
     assert inner.shape[1] == network.feature_info[1]["num_chs"]
     torch.testing.assert_close(last.mean((2, 3)), network(x))
+
+
+def test_positions_of_oblong_images_keep_rows_and_columns_apart() -> None:
+    network = tiny("vit")
+    rows = torch.rand(8, 1, 32).expand(8, 8, 32).reshape(1, 64, 32)  # the same in every column
+    network.pos_embed.data = torch.cat([torch.zeros(1, 1, 32), rows], 1)
+    found = network._positions((6, 8))[0, 1:].unflatten(0, (6, 8))
+    torch.testing.assert_close(found, found[:, :1].expand_as(found))
+    assert not torch.allclose(found[0], found[1], atol=1e-3)
 
 
 @FAMILIES
@@ -226,10 +288,11 @@ def test_copies_and_exported_programs_compute_the_same(family: str) -> None:
 def test_a_subset_takes_every_branch() -> None:
     """floor((1 - rate) B) images, with factor B / subset; at least one image."""
     network = tiny("vit", drop_path_rate=0.3)
-    depth = network.random_depth(Size(16, (2,)), 7, torch.Generator().manual_seed(0))
+    depth, *more = (network.random_depth(Size(16, (2,)), 7, torch.Generator().manual_seed(s)) for s in range(6))
     assert len(depth) == 2
-    for kept in (kept for pair in depth for kept in pair):
+    for kept in (kept for drawn in (depth, *more) for pair in drawn for kept in pair):
         assert len(kept.rows.unique()) == len(kept.rows) == 4 and kept.factor == 7 / 4
+    assert len({tuple(kept.rows.tolist()) for pair in depth for kept in pair}) == 4  # each branch has its own
     ((kept, _), _) = network.random_depth(Size(16, (2,)), 1, torch.Generator())
     assert kept.rows.tolist() == [0] and kept.factor == 1
     assert tiny("vit").random_depth(Size(16, (2,)), 7, torch.Generator()) is None
@@ -245,6 +308,29 @@ def test_rates_of_swin_rise_with_the_place_in_the_whole() -> None:
             rate = 0.5 * number / 10
             assert kept.factor == pytest.approx(1 / (1 - rate)) and len(kept.rows) / 4000 == pytest.approx(1 - rate,
                                                                                                         abs=0.04)
+    rows = depth[-1][1].rows
+    again, other = (network.random_depth(Size(16, (2,)), 4000, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert torch.equal(again[-1][1].rows, rows) and not torch.equal(other[-1][1].rows, rows)
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_every_branch_is_skipped_by_its_own_draw(family: str) -> None:
+    """A branch that no image takes is one whose last layer gives zeros."""
+    network, x, size = tiny(family), images(32, 2), Size(16, (2,))
+    blocks = [block for block in network.modules() if hasattr(block, "mlp")]
+    taken = [blocks[number] for number in (network._numbers(size) if family == "swin" else chosen_blocks(2, 5))]
+    everyone, nobody = Kept(torch.arange(2), 1.0), Kept(torch.arange(0), 1.0)
+    for place, block in enumerate(taken):
+        for branch, last in enumerate((block.attn.proj, block.mlp.fc2)):
+            depth = [[everyone, everyone] for _ in taken]
+            depth[place][branch] = nobody
+            found = network.features(x, size, depth=depth).vector
+            weight, bias = last.weight.detach().clone(), last.bias.detach().clone()
+            with torch.no_grad():
+                last.weight.zero_(), last.bias.zero_()
+                torch.testing.assert_close(found, network.features(x, size).vector)
+                last.weight.copy_(weight), last.bias.copy_(bias)
+            assert not torch.allclose(found, network.features(x, size).vector, atol=1e-4)
 
 
 def test_images_that_skip_a_branch_pass_unchanged() -> None:
@@ -262,14 +348,19 @@ def test_recomputing_changes_no_gradient(family: str) -> None:
     size = network.grid.sizes[0]
     depth = network.random_depth(size, 3, torch.Generator().manual_seed(0))
 
-    def gradients() -> list[Tensor | None]:
+    def gradients() -> tuple[list[Tensor | None], int]:
         network.zero_grad()
-        network.features(images(32), size, places(network, 32), depth).vector.square().sum().backward()
-        return [p.grad for p in network.parameters()]
+        with kept_for_backward(network.parameters()) as kept:
+            loss = network.features(images(32), size, places(network, 32), depth).vector.square().sum()
+            size_kept = kept.sizes()["all else"]
+        loss.backward()
+        return [p.grad for p in network.parameters()], size_kept
 
-    expected = gradients()
+    expected, much = gradients()
     network.set_grad_checkpointing()
-    for ours, theirs in zip(gradients(), expected, strict=True):
+    found, little = gradients()
+    assert little < 0.7 * much
+    for ours, theirs in zip(found, expected, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours, theirs)
@@ -294,6 +385,9 @@ def test_a_round_of_draws_takes_every_candidate_but_the_whole(name: str, count: 
               for block, first in ((0, 0), (0, count), (1, 0))]
     for draws in rounds:
         assert sorted(draws) == sorted(grid.candidates[:-1]) and grid.full not in draws
+    assert grid.largest_part in rounds[0]
+    assert all((size.width, sum(size.depth)) <= (grid.largest_part.width, sum(grid.largest_part.depth))
+               for size in rounds[0])
     assert rounds[0] != rounds[1] != rounds[2] != rounds[0]  # another order in the next round, and in another block
     assert [grid.drawn(5, 0, i) for i in range(count)] == rounds[0]
     assert [grid.drawn(6, 0, i) for i in range(count)] != rounds[0]
@@ -335,7 +429,7 @@ def test_sizes_are_read_as_they_are_written() -> None:
 
 @pytest.mark.parametrize(("name", "options", "message"), [
     ("elastic_vit_l", {"widths": [384, 1024, 192]}, "steps of 192 does not end at 1024, the full size, but at 960"),
-    ("elastic_swin_b", {"widths": [96, 136, 8]}, "104 is no multiple of 16, the width of a head; the nearest ones are"),
+    ("elastic_swin_b", {"widths": [96, 136, 8]}, "104 is no multiple of 16, the .* ones are 96 and 112$"),
     ("elastic_resnet152", {"widths": [64, 128, 16]}, "80 is no multiple of 32, the groups of every norm"),
     ("elastic_resnet152", {"widths": [64, 96, 32]}, "96 is no multiple of 64, twice the groups of every norm"),
     ("elastic_resnet152", {"depths": [6, 36]}, r"depths needs \[smallest, largest\], whole numbers above 0, given 6"),
@@ -344,10 +438,19 @@ def test_sizes_are_read_as_they_are_written() -> None:
     ("elastic_resnet_tiny", {"outer_blocks": [1]}, r"outer_blocks needs \[of stage 1, of stage 4\].*given \[1\]"),
     ("elastic_swin_b", {"depths": [18, 6]}, "18 to 6 in steps of 1 does not end at 6"),
     ("elastic_swin_b", {"depths": [6, 18.5]}, r"depths needs \[smallest, largest\], whole numbers.*given \[6, 18.5\]"),
+    ("elastic_vit_s", {"widths": [32, 96, 32]}, "32 is no multiple of 64, the width of a head; the smallest is 64"),
+    ("elastic_vit_s", {"widths": [32, 96, 32], "head_width": 32, "patch_size": 0}, "patch_size needs a whole"),
+    ("elastic_vit_s", {"widths": [32, 96, 32], "head_width": 32.0}, "head_width needs a whole.*given 32.0"),
+    ("elastic_vit_s", {"widths": [32, 96, 32], "head_width": 32, "layer_scale": "x"}, "layer_scale needs a"),
+    ("elastic_vit_s", {"layer_scale": 0}, "layer_scale needs a number above 0, given 0"),
+    ("elastic_swin_b", {"sample_bias": 0.5}, "sample_bias needs a number from 1 on, given 0.5"),
+    ("elastic_resnet_tiny", {"groups": True}, "groups needs a whole number above 0, given True"),
     ("elastic_swin_b", {"layer_scale": 1}, "'elastic_swin_b' has no such option"),
     ("elastic_swin_b", {"cut_from": "128x18"}, "cut_from is for a network of one size, but this one has 39"),
     ("elastic_swin_b", {"cut_from": 128}, "cut_from is a size such as 128x18, given 128"),
     ("elastic_swin_b", {"cut_from": "96x6", "widths": [128, 128, 16], "depths": [6, 6]}, "does not contain 128x6"),
+    ("elastic_resnet152", {"cut_from": "128x4-36", "widths": [64, 64, 64], "depths": [[6, 6], [6, 6]]},
+     "cut_from 128x4-36 does not contain 64x6-6"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_are_refused(name: str, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught, torch.device("meta"):

@@ -126,6 +126,11 @@ def test_all_sizes_and_those_nearest_to_a_cost(run: Path, tmp_path: Path, capsys
             f"{near}.safetensors", f"{near}.json", "extract.csv"}
 
 
+def test_a_size_that_is_named_twice_is_taken_once(run: Path, tmp_path: Path, capsys) -> None:
+    for words in (["width=4,4", "depth=2"], ["params=1,2"]):
+        assert "1 network," in said(capsys, str(run), *words, f"out={tmp_path}")
+
+
 def test_sizes_are_scored_as_evaluate_scores_them(run: Path, tmp_path: Path, capsys) -> None:
     how = ["k=[3]", "workers=0", "precision=fp32"]
     said(capsys, str(run), "width=4,8", "depth=2", f"out={tmp_path}", "knn=true", *how)
@@ -139,6 +144,32 @@ def test_sizes_are_scored_as_evaluate_scores_them(run: Path, tmp_path: Path, cap
     assert float(rows[1]["knn3@.07"]) == pytest.approx(number["network"]["value"], abs=1e-3)
     assert float(rows[1]["knn3@.07 random init"]) == pytest.approx(number["random_init"]["value"], abs=1e-3)
     assert rows[0]["knn3@.07"]
+
+
+def test_a_table_with_scores_and_files_of_another_network_are_kept(run: Path, tmp_path: Path, capsys) -> None:
+    how = [str(run), f"out={tmp_path}"]
+    said(capsys, *how, "width=4,8", "depth=2", "knn=true", "k=[3]", "workers=0", "random_init=false")
+    table = (tmp_path / "extract.csv").read_bytes()
+    assert "extract.csv as it was, with its scores" in said(capsys, *how, "width=12", "depth=2")
+    assert (tmp_path / "extract.csv").read_bytes() == table and (tmp_path / "12x2.json").exists()
+    weights = (tmp_path / "8x2.safetensors").read_bytes()
+    text = refused(capsys, "extract", str(run), "student", "width=4,8", "depth=2,3", f"out={tmp_path}")
+    assert f"{tmp_path} holds 4x2 of another network, teacher of {run} at update 2; name another folder" in text
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    assert "of another network" in refused(capsys, "extract", str(moved), "width=8", "depth=2", f"out={tmp_path}")
+    assert (tmp_path / "8x2.safetensors").read_bytes() == weights and not (tmp_path / "8x3.json").exists()
+    said(capsys, str(moved), "width=8", "depth=2")
+    again = tmp_path / "again"
+    moved.rename(again)
+    said(capsys, str(again), "width=8", "depth=2")
+
+
+def test_the_json_file_of_every_size_holds_the_lines_that_load_it(run: Path, tmp_path: Path, capsys) -> None:
+    assert "such as 12x3.json)" in said(capsys, str(run), "width=4,12", "depth=3", f"out={tmp_path}")
+    lines = json.loads((tmp_path / "12x3.json").read_text())["load"]
+    x = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(loaded("\n".join(lines)).eval()(x), load_export(f"{run}:12x3").build()(x))
 
 
 def test_training_starts_from_a_size_also_when_the_elastic_run_is_gone(run: Path, tmp_path: Path, capsys) -> None:
@@ -188,6 +219,7 @@ def test_features_of_a_size(run: Path, tmp_path: Path, capsys) -> None:
 def test_what_extract_refuses(run: Path, capsys, words: list[str], message: str) -> None:
     said = refused(capsys, "extract", str(run), *words)
     assert message in said and "\n" not in said
+    assert not (run / "extract").exists()
 
 
 def test_runs_of_which_no_size_can_be_taken(run: Path, rigid: Path, tmp_path: Path, capsys) -> None:

@@ -14,7 +14,15 @@ from torch import nn
 from unlabeled.cli.main import main
 from unlabeled.config.recipe import Recipe
 from unlabeled.engine import build
-from unlabeled.engine.dry_run import VIEWS, activation_sizes, estimate, extended, few_images, fixed_sizes
+from unlabeled.engine.dry_run import (
+    VIEWS,
+    activation_sizes,
+    buffer_sizes,
+    estimate,
+    extended,
+    few_images,
+    fixed_sizes,
+)
 from unlabeled.engine.train import train
 from unlabeled.engine.updater import Updater
 from unlabeled.methods.base import Losses, Method
@@ -108,6 +116,51 @@ def test_few_images_say_what_all_of_them_keep(method: str, variant: str) -> None
     assert float(said[1]) == pytest.approx(sum(sizes.values()) / 2**20, abs=0.006, rel=0.01)
 
 
+def test_the_largest_sub_network_counts_whenever_the_run_ends() -> None:
+    sizes = []
+    for updates in (8, 9):
+        tiny = tiny_run(tiny_recipe("poa", "sinkhorn", [f"train.updates={updates}", "method.patches=null",
+                                                        "backbone.options.drop_path_rate=0"]))
+        sizes.append(activation_sizes(tiny.updater, tiny.micros(0)[0], "fp32"))
+    assert sizes[0] == sizes[1] and 0.5 < sizes[0]["elastic student"] / sizes[0]["intact student"] < 1
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"([\d.]+) MiB", text)]
+
+
+def test_views_of_all_micro_batches_are_there_and_the_activations_of_one() -> None:
+    """In all it is the sum of what is listed."""
+    recipe = tiny_recipe("pixpro", "plain", ["train.grad_accum=2"])
+    tiny, opened = tiny_run(recipe), build.open_data(recipe)
+    lines = estimate(tiny.updater, opened, build.make_info(recipe, opened))
+    assert lines[0].startswith("memory per GPU for 12 images of 24 in ")
+    sizes = activation_sizes(tiny.updater, tiny.micros(0)[0], "fp32")
+    views = 2 * sizes.pop(VIEWS)
+    activations, *_, said_views = numbers(lines[2])
+    assert said_views == pytest.approx(views / 2**20, abs=0.006)
+    assert activations == pytest.approx(sum(sizes.values()) / 2**20, abs=0.006, rel=0.01)
+    (together,) = numbers(lines[3].partition(",")[0])
+    assert together == pytest.approx(sum(numbers(lines[1])) + activations + said_views, abs=0.04)
+
+
+def test_the_last_update_is_measured() -> None:
+    tiny = tiny_run(tiny_recipe("poa", "later"))  # no patch is hidden at first
+    (batch,) = tiny.micros(0)
+    views = tiny.updater.views(tiny.updater.plan.total - 1, 0, batch)
+    assert "mask0" in views and "mask0" not in tiny.updater.views(0, 0, batch)
+    held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in views.values()}
+    assert activation_sizes(tiny.updater, batch, "fp32")[VIEWS] == sum(held.values())
+    assert len(held) < len(views)  # both masks are of one draw
+
+
+def test_the_largest_buffers_are_named_in_mib() -> None:
+    network = nn.Module()
+    for name, size in (("a", 2**18), ("b", 2**19), ("c", 1), ("d", 2**17)):
+        network.register_buffer(name, torch.zeros(size))
+    assert buffer_sizes(network, largest=2) == "buffers 3.50 MiB (b 2.00, a 1.00)"
+
+
 @pytest.mark.parametrize(("method", "variant", "more", "images"), [
     ("rotnet", "all", [], 2),
     ("simclrv2", "colour", [], 2),
@@ -138,6 +191,9 @@ def test_a_process_stands_for_one_of_many(capsys: pytest.CaptureFixture[str], tm
     out = capsys.readouterr().out
     assert "128 images each, 32 per process" in out and "4 blocks of 32 images" in out
     assert "memory per GPU for 32 images of 128" in out and "dry run: updates of 16 images, loss" in out
+    gradients, buckets = re.search(r"gradients (\S+) MiB, buckets (\S+) MiB", out).groups()
+    assert gradients == buckets  # in which they travel between the four
+    assert 0.1 < float(re.search(r"peak memory per process (\S+) GiB \(resident\)", out)[1]) < 100
     assert not (tmp_path / "run").exists()
 
 

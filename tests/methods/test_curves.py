@@ -30,6 +30,8 @@ def loss_at(method: str, variant: str, *overrides: str) -> float:
     ("simclrv2", "plain", "method.temperature"),
     ("simclrv2", "memory", "method.temperature"),
     ("simmatchv2", "plain", "method.temperature"),
+    ("poa", "sinkhorn", "method.student_temperature"),
+    ("poa", "centering", "method.teacher_temperature"),
 ])  # fmt: skip
 def test_the_temperature_of_the_update(method: str, variant: str, key: str) -> None:
     constant = "optim.lr.base=1e-9"
@@ -42,6 +44,7 @@ def test_the_temperature_of_the_update(method: str, variant: str, key: str) -> N
     ("simclrv2", "memory", "method.memory.decay", {"momentum_backbone.": "backbone.", "momentum_head.": "head."}, 4),
     ("pixpro", "plain", "method.key_momentum", {"key.": "online."}, 5),  # that of the next update, as published
     ("simmatchv2", "plain", "method.ema.momentum", {"teacher.": "student."}, 5),
+    ("poa", "sinkhorn", "method.momentum", {"teacher.": "student."}, 4),
 ])  # fmt: skip
 def test_the_momentum_of_the_update(method: str, variant: str, key: str, pairs: dict[str, str], moment: int) -> None:
     tiny = tiny_run(tiny_recipe(method, variant, [f"{key}={{start: 0.9, end: 0.3, shape: linear}}"]))

@@ -13,17 +13,20 @@ from processes import run_processes
 from tiny import Tiny, tiny_recipe, tiny_run
 from torch import Tensor
 
+from unlabeled.augment import photometric
 from unlabeled.engine.exports.networks import write_exports
+from unlabeled.engine.plan import describe
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Block
+from unlabeled.methods.poa import masks as masks_module
 from unlabeled.methods.poa.config import POAConfig
 from unlabeled.methods.poa.losses import cross_entropy, cross_view_loss, koleo, patch_loss, same_view_loss
-from unlabeled.methods.poa.masks import draw_masks
-from unlabeled.methods.poa.networks import Logits
-from unlabeled.methods.poa.targets import Targets, targets_of_block
-from unlabeled.methods.poa.views import hidden_patches
+from unlabeled.methods.poa.masks import _hide_rectangle, draw_masks
+from unlabeled.methods.poa.networks import Head, Logits
+from unlabeled.methods.poa.targets import Centering, Targets, entropy, targets_of_blocks
+from unlabeled.methods.poa.views import Views, hidden_tokens, views_of_blocks
 from unlabeled.ops.targets.sinkhorn import sinkhorn
 
 
@@ -56,6 +59,19 @@ def test_sinkhorn_takes_no_rows_and_very_different_ones() -> None:
     assert sinkhorn(torch.zeros(0, 4), 0.04).shape == (0, 4)
     q = sinkhorn(torch.tensor([[1.0, -1.0], [-60.0, -60.0]]), 0.04)
     assert q.isfinite().all()
+    assert sinkhorn(normal(3, 4).half(), 0.04).dtype == torch.float32
+
+
+def test_entropy_of_targets_is_a_share_of_the_largest() -> None:
+    even, sure = torch.full((3, 8), 1 / 8), torch.eye(3, 5)
+    assert float(entropy([Targets(even, even)])) == pytest.approx(1)
+    assert float(entropy([Targets(even, even), Targets(sure, even)])) == pytest.approx(0.5)
+
+
+def test_a_centre_waits_while_nothing_is_hidden() -> None:
+    centering = Centering(3, 0.5)
+    centering.move(Centering.sums(Targets(torch.full((2, 3), 4.0), torch.zeros(0, 3))))
+    assert centering.crops.tolist() == [2, 2, 2] and centering.patches.tolist() == [0, 0, 0]
 
 
 def _part_of_sinkhorn(rank: int) -> Tensor:
@@ -108,6 +124,11 @@ def test_koleo_is_the_log_distance_of_nearest_neighbours() -> None:
     assert float(koleo(z)) == pytest.approx(-float(gaps.log().mean()), abs=1e-6)
     assert koleo(z.half()).dtype == torch.float32
     assert koleo(torch.ones(2, 3)).isfinite()
+    near = torch.tensor([0.0, 0.02, 0.05])  # whose cosines are all 1 in bfloat16
+    near = torch.stack([near.cos(), near.sin()], 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = koleo(near)
+    assert torch.equal(half, koleo(near))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -116,6 +137,12 @@ def test_losses_of_half_precision_are_computed_in_float32(dtype: torch.dtype) ->
     loss = cross_view_loss(target, Logits(logits, logits[:0], logits[:0]), 0.1)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, cross_view_loss(target, Logits(logits.float(), logits[:0], logits[:0]), 0.1))
+
+
+def test_heads_begin_with_small_weights() -> None:
+    head = Head(64, 128, 32, 8)
+    for layer in (head.mlp[0], head.mlp[2], head.mlp[4]):
+        assert 0.018 < float(layer.weight.detach().std()) < 0.022 and not layer.bias.any()
 
 
 # ---- masks
@@ -144,6 +171,27 @@ def test_masks_are_made_of_rectangles_and_shuffled() -> None:
     assert neighbours.sum() > 0.7 * first.sum()
 
 
+def test_rectangles_reach_every_place_but_never_span_the_grid() -> None:
+    for cells, most in ((4, 8), (14, 60)):
+        seen, tall = np.zeros((cells, cells), bool), []
+        for seed in range(400):
+            mask = np.zeros((cells, cells), bool)
+            new = _hide_rectangle(mask, most, random(seed))
+            height, width = mask.any(1).sum(), mask.any(0).sum()
+            assert new == mask.sum() == height * width <= most and max(height, width) < cells
+            seen |= mask
+            tall.append(np.sign(height - width))
+        assert seen.all() and abs(np.mean(tall)) < 0.1
+
+
+def test_no_rectangle_hides_more_than_half_of_the_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list = []
+    monkeypatch.setattr(masks_module, "_hide_rectangle",
+                        lambda mask, most, random: seen.append(most) or _hide_rectangle(mask, most, random))
+    draw_masks(4, 8, 1.0, (0.9, 0.9), random())
+    assert max(seen) == 32 and min(seen) < 32
+
+
 @pytest.mark.parametrize("cells", [1, 2, 4])
 def test_masks_of_small_grids_end(cells: int) -> None:
     for seed in range(20):
@@ -152,19 +200,37 @@ def test_masks_of_small_grids_end(cells: int) -> None:
         assert (masks.sum((1, 2)) <= 0.5 * cells * cells).all()
 
 
+def blocks_of_four_images() -> list[Views]:
+    """Return two blocks of two images, whose crops have four patches and the numbers of their images as values."""
+    crop = torch.arange(4.0).view(4, 1, 1, 1)
+    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[0, 0, :2] = masks[1, 0, 2] = masks[0, 3, 0] = masks[1, 3, 1:] = True
+    views = {"view0": crop, "view1": crop + 10, "view2": crop + 20, "mask0": masks[0], "mask1": masks[1]}
+    return views_of_blocks(views, [Block(2, slice(0, 2)), Block(3, slice(2, 4))], cells=2)
+
+
+def test_a_block_has_its_crops_and_its_hidden_patches() -> None:
+    first, second = blocks_of_four_images()
+    assert first.crops.flatten().tolist() == [0, 1, 10, 11] and second.crops.flatten().tolist() == [2, 3, 12, 13]
+    assert first.local.flatten().tolist() == [20, 21] and second.local.flatten().tolist() == [22, 23]
+    assert first.hidden.tolist() == [0, 1, 10] and second.hidden.tolist() == [4, 13, 14, 15]
+    assert second.masks.int().tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1]]
+    tokens = torch.arange(16.0).view(4, 4, 1)
+    assert torch.equal(hidden_tokens(tokens, second.hidden), tokens[second.masks])
+
+
 def test_weights_of_the_hidden_patches_of_a_crop_sum_to_one() -> None:
-    masks = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 0], [1, 1, 1]]).bool()
-    patches = hidden_patches(masks)
-    assert patches.image.tolist() == [0, 0, 0, 1, 1, 1]  # crops 0 and 2 are of image 0
-    torch.testing.assert_close(patches.weight, torch.tensor([0.5, 0.5, 1.0, 1 / 3, 1 / 3, 1 / 3]))
+    first, second = blocks_of_four_images()
+    torch.testing.assert_close(first.weights(), torch.tensor([0.5, 0.5, 1.0]))
+    torch.testing.assert_close(second.weights(), torch.tensor([1.0, 1 / 3, 1 / 3, 1 / 3]))
 
 
 def test_a_block_gets_its_own_targets() -> None:
-    masks = torch.zeros(8, 2).bool()
-    masks[[1, 2, 6], 0] = True  # of images 1, 2 and 2
-    targets = [Targets(torch.arange(8.0)[:, None], torch.tensor([[1.0], [2.0], [6.0]]))]
-    (second,) = targets_of_block(targets, hidden_patches(masks), 4, Block(1, slice(2, 4)))
-    assert second.crops.flatten().tolist() == [2, 3, 6, 7] and second.patches.flatten().tolist() == [2, 6]
+    whole = Targets(torch.arange(8.0)[:, None], torch.arange(7.0)[:, None])
+    [[first], [second]] = targets_of_blocks([whole], blocks_of_four_images())
+    assert first.crops.flatten().tolist() == [0, 1, 2, 3] and second.crops.flatten().tolist() == [4, 5, 6, 7]
+    assert first.patches.flatten().tolist() == [0, 1, 2] and second.patches.flatten().tolist() == [3, 4, 5, 6]
+    assert second.patches.data_ptr() == whole.patches[3:].data_ptr()  # no copy
 
 
 # ---- the method
@@ -197,6 +263,40 @@ def test_before_patches_are_hidden_there_is_no_term_of_them_and_the_token_stays(
     sum(losses.terms.values()).backward()
     token = tiny.updater.method.student.backbone.mask_token.grad
     assert token is not None and not token.any()
+
+
+def test_patches_are_hidden_from_an_epoch_on_by_masks_of_the_update_and_the_block() -> None:
+    tiny = poa("later")  # from 0.02 of an epoch of 54 updates
+    assert "mask0" not in tiny.losses(1)[0]
+    two, three = (tiny.losses(update)[0]["mask0"].unflatten(0, (4, 6)) for update in (2, 3))
+    assert not torch.equal(two, three)
+    assert len({tuple(block.flatten().tolist()) for block in two}) == 4
+
+
+def test_views_are_drawn_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probabilities of greyscale, solarisation and blur of the global crops and of a local one."""
+    seen: list = []
+    for name in ("draw_chosen", "draw_blur"):
+        real = getattr(photometric, name)
+        monkeypatch.setattr(photometric, name, lambda n, *how, real=real: seen.append(how[:-1]) or real(n, *how))
+    poa("sinkhorn", "method.local_crops=1").losses(0)
+    blur = (0.1, 2.0)
+    assert seen == [(0.2,), (0.0, blur), (0.0,), (0.2,), (0.9, blur), (0.2,), (0.2,), (0.5, blur), (0.0,)]
+
+
+def test_random_depth_is_drawn_by_block_update_and_size_and_only_in_training() -> None:
+    tiny = poa()
+    backbone, seen = tiny.updater.method.student.backbone, []
+    features = backbone.features
+    backbone.features = lambda x, size, mask, depth: seen.append((size, depth)) or features(x, size, mask, depth)
+    for update in range(2):
+        tiny.losses(update)
+    drawn = {str([kept.rows.tolist() for pair in depth for kept in pair]) for _, depth in seen}
+    assert len(drawn) == len(seen) == 32  # of 4 blocks, two students each, their global and local crops
+    tiny.updater.method.eval()
+    seen.clear()
+    tiny.losses(0)
+    assert seen and all(depth is None for _, depth in seen)
 
 
 def test_blocks_train_sub_networks_of_their_own_and_never_the_whole() -> None:
@@ -256,6 +356,17 @@ def test_blur_is_the_effective_one_unless_the_papers_is_asked_for() -> None:
     torch.testing.assert_close(one["view2"], other["view2"])
 
 
+@pytest.mark.parametrize(("epoch", "line"), [
+    ("0.5", ["method.patches from update 27 on: never, for the run ends before"]),
+    ("0.02", ["method.patches from update 2 on"]),
+    ("0", []),
+])  # fmt: skip
+def test_the_plan_says_when_patches_are_hidden(epoch: str, line: list[str]) -> None:
+    tiny = poa("sinkhorn", f"method.patches.start_epoch={epoch}")
+    said = [line for line in describe(tiny.updater.plan, tiny.updater.recipe) if line.startswith("method.patches")]
+    assert said == line
+
+
 # ---- what is refused
 
 
@@ -266,6 +377,8 @@ def test_blur_is_the_effective_one_unless_the_papers_is_asked_for() -> None:
     (["backbone.options.depths=[3, 3]", "backbone.options.widths=[12, 12, 4]"], "one size"),
     (["backbone.options.widths=[4, 13, 4]"], "does not end at 13, the full size, but at 12"),
     (["backbone.options.head_width=3"], "4 is no multiple of 3"),
+    (["method.crop.size=9"], "method.crop.size is 9, but elastic_vit_tiny takes no images of 9 x 9: 9 is no"),
+    (["method.local_crop.size=5"], "local_crop.size is 5, but elastic_vit_tiny takes no images of 5 x 5: 5 is no"),
     (["train.blocks=24"], "one image each"),
     (["method.prototypes=[100000000000]"], "method.prototypes"),
     (["train.grad_accum=2"], "grad_accum"),
@@ -288,6 +401,14 @@ def test_the_lines_of_a_run_load_the_teacher(tmp_path: Path) -> None:
     exec(lines.partition("\n\n")[0], names)
     x = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(names["model"].eval()(x), tiny.updater.method.teacher.backbone.float()(x))
+
+
+def test_teacher_and_student_are_handed_on() -> None:
+    method = poa().updater.method
+    with torch.no_grad():
+        method.student.backbone.norm.bias.add_(1)
+    states = {name: export.build().state_dict()["norm.bias"] for name, export in method.exports().items()}
+    assert list(states) == ["teacher", "student"] and torch.equal(states["student"], states["teacher"] + 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"elastic": None, "patches": None}, {"targets": "centering"}])

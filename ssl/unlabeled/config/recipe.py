@@ -45,6 +45,10 @@ class MethodConfig(Strict):
         """Return the fewest images of a stream that an update needs; None where one is enough."""
         return None
 
+    def starts(self) -> dict[str, float]:
+        """Return what begins later than the run: its key in the recipe -> epochs."""
+        return {}
+
     def works_by_blocks(self) -> bool:
         """Return whether anything is done for each block of the global batch apart (`train.blocks`)."""
         return False

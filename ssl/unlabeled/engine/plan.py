@@ -119,6 +119,7 @@ def describe(plan: Plan, recipe: Recipe) -> list[str]:
         + "".join(f"; with them {batch} of data.{name}" for name, batch in plan.beside)
     )
     others = [f"{key} {_rule(rule, plan)}" for key, rule in curves(recipe)]
+    others += [f"{key} {_start(epoch, plan)}" for key, epoch in recipe.method.starts().items() if epoch]
     if plan.table is not None:
         return [length, f"learning rate {_steps(plan.table)}", *others]
     rule = recipe.optim.lr
@@ -134,6 +135,11 @@ def _rule(rule: CurveRule, plan: Plan) -> str:
     if rule.table is not None:
         return _steps(rule.table)
     return _course(curve_of(rule, plan.horizon, plan.updates_per_epoch))
+
+
+def _start(epoch: float, plan: Plan) -> str:
+    update = math.ceil(epoch * plan.updates_per_epoch)
+    return f"from update {update} on{': never, for the run ends before' if update >= plan.total else ''}"
 
 
 def _steps(table: Table | tuple[tuple[float, float], ...]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from unlabeled.backbones.elastic.network import ElasticNetwork
 from unlabeled.backbones.elastic.sizes import Size
@@ -14,9 +16,10 @@ from unlabeled.engine.exports.preparation import preparing_lines
 from unlabeled.engine.exports.sizes import cost, costs, nearest, on_meta, write_network
 from unlabeled.engine.method import load_elastic
 from unlabeled.engine.run.sources import export_about
+from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.ops.machine.files import refuse_unwritable
-from unlabeled.report.sizes import Row, draw_sizes, print_sizes, short, write_csv
+from unlabeled.report.sizes import Row, draw_sizes, has_scores, print_sizes, short, write_csv
 
 _PROTOCOL = "knn"
 
@@ -24,9 +27,11 @@ _PROTOCOL = "knn"
 def extract(run: Path, export: str | None, settings: ExtractSettings, scoring: Sequence[str] = ()) -> list[Row]:
     """Write SIZE.safetensors and .json of the sizes that are asked for, extract.csv and, if scored, extract.png.
 
+    A table with scores is only replaced by another one with scores.
+
     export: the elastic one that they are taken out of; None: the first. scoring: overrides of the protocol that scores.
     Prints the table and the lines that load a file. Raises UserError for a run that has not finished or is not elastic,
-    and for sizes that were not trained.
+    for sizes that were not trained, and for a folder that holds one of them of another network.
     """
     if settings.knn:
         read_protocol(_PROTOCOL, scoring)
@@ -36,9 +41,11 @@ def extract(run: Path, export: str | None, settings: ExtractSettings, scoring: S
     sizes = choose(network, settings, whole.input.size)
     out = Path(settings.out).expanduser() if settings.out else run / "extract"
     refuse_unwritable(out / "extract.csv", "name a folder elsewhere with out=FOLDER")
+    own = {**export_about(run, name), "run": str(run), "export": name}
+    for size in sizes:
+        _refuse_another(out / f"{size}.json", own, by_run=settings.out is not None)
     blank, rows, lines, side = on_meta(network), [], [], whole.input.size
     backbone = read_recipe(run / "recipe.yaml").backbone
-    own = {**export_about(run, name), "run": str(run), "export": name}
     for size in sizes:
         spent, part = cost(blank, size, side), backbone.model_copy(update={"size": str(size)})
         about = {**own, "backbone": part.model_dump(), "size": str(size), "parameters": spent.params,
@@ -48,12 +55,29 @@ def extract(run: Path, export: str | None, settings: ExtractSettings, scoring: S
     if settings.knn:
         rows = [_scored(row, run, name, scoring) for row in rows]
     print_sizes(rows)
-    files = [write_csv(rows, out / "extract.csv")]
+    table = out / "extract.csv"
     if any(row.scores for row in rows):
-        files.append(draw_sizes(rows, out / "extract.png"))
-    print(f"{out}: {len(sizes)} network{'s' * (len(sizes) > 1)}, {', '.join(file.name for file in files)}. To load "
-          f"{sizes[0]}{', or another' * (len(sizes) > 1)}:\n\n{lines[0]}\n\n{preparing_lines(whole.input)}\n")
+        files = f"{write_csv(rows, table).name}, {draw_sizes(rows, out / 'extract.png').name}"
+    elif has_scores(table):  # of hours, maybe
+        files = f"{table.name} as it was, with its scores"
+    else:
+        files = write_csv(rows, table).name
+    others = f" (lines of the others: 'load' in their JSON files, such as {sizes[-1]}.json)" if len(sizes) > 1 else ""
+    print(f"{out}: {len(sizes)} network{'s' * (len(sizes) > 1)}, {files}. To load {sizes[0]}{others}:\n\n{lines[0]}\n\n"
+          f"{preparing_lines(whole.input)}\n")
     return rows
+
+
+def _refuse_another(file: Path, own: Mapping[str, Any], *, by_run: bool) -> None:
+    """Raise UserError if a JSON file beside a network is of another export, seed, update or, if so asked, run."""
+    try:
+        about = json.loads(file.read_bytes())
+    except (OSError, ValueError):  # there is none, or a killed process left half of one
+        return
+    keys = ["method", "export", "seed", "update", *["run"] * by_run]  # a run's folder may have moved, with all in it
+    if any(about.get(key) != own.get(key) for key in keys):
+        raise UserError(f"{file.parent} holds {file.stem} of another network, {about.get('export')} of "
+                        f"{about.get('run')} at update {about.get('update')}; name another folder with out=FOLDER")
 
 
 def choose(network: ElasticNetwork, settings: ExtractSettings, side: int) -> list[Size]:

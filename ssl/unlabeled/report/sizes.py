@@ -16,6 +16,7 @@ from unlabeled.report.terminal import open_console, print_table
 
 _LEGEND = 16  # lines that a legend can name
 FLOPS = "flops (multiply-adds)"  # as the literature counts them: one for a product and its sum
+_COLUMNS = ("size", "width", "depth", "parameters", FLOPS)
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,21 @@ def short(number: float) -> str:
     return f"{number / unit:.4g}{sign}"
 
 
+def has_scores(path: Path) -> bool:
+    """Return whether a table that `write_csv` wrote holds scores; False if there is none."""
+    try:
+        return len(path.read_text().partition("\n")[0].split(",")) > len(_COLUMNS)
+    except OSError:
+        return False
+
+
 def write_csv(rows: Sequence[Row], path: Path) -> Path:
     """Write one line per row: size, width, depth, parameters, multiply-adds, and every score with the untrained one."""
     names = _names(rows)
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     scored = [title for name in names for title in (name, f"{name} random init")]
-    writer.writerow(["size", "width", "depth", "parameters", FLOPS, *scored])
+    writer.writerow([*_COLUMNS, *scored])
     for row in rows:
         scores = [scores.get(name, "") for name in names for scores in (row.scores, row.untrained)]
         writer.writerow([row.size, row.width, row.depth, row.params, row.flops, *scores])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -53,7 +55,21 @@ def build_elastic_resnet(cfg: Backbone) -> ElasticNetwork:
 def _build(cfg: Backbone, builder: Callable[..., ElasticNetwork], table: Mapping[str, Mapping[str, Any]],
            ) -> ElasticNetwork:
     refuse_unknown_options("backbone.options", builder, cfg.name, cfg.options)
+    _refuse_unfit_numbers(builder, cfg.options)
     return builder(**{**table[cfg.name], **constructor_options(cfg)})
+
+
+def _refuse_unfit_numbers(builder: Callable[..., ElasticNetwork], options: Mapping[str, Any]) -> None:
+    """Raise UserError for an option that is no number of its kind, whatever the other options are."""
+    for key, value in options.items():
+        kind = inspect.signature(builder).parameters[key].annotation
+        if kind in ("int", int) and not (type(value) is int and value > 0):
+            raise UserError(f"backbone.options.{key} needs a whole number above 0, given {value}")
+        if key == "sample_bias" and not (type(value) in (int, float) and 1 <= value < math.inf):
+            raise UserError(f"backbone.options.sample_bias needs a number from 1 on, given {value}: so many times as "
+                            "often as the largest is the smallest size trained")
+        if key == "layer_scale" and not (type(value) in (int, float) and 0 < value < math.inf):
+            raise UserError(f"backbone.options.layer_scale needs a number above 0, given {value}")
 
 
 def elastic_vit(*, widths: Sequence[int], depths: Sequence[int], sample_bias: float = 3, patch_size: int = 16,

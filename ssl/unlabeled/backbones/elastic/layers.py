@@ -4,7 +4,7 @@ arXiv 2408.01031 section 3.2, its code in mode "order": always the first channel
 through these layers with its activations: each takes the share of its channels that its input has. Linear layers and
 convolutions are scaled by alpha = widest input / input, their biases are not. At full width every layer does exactly
 what the class of torch does that it stands for. `narrowed` makes the plain layer that computes the same, for
-extraction.
+extraction; on the meta device at first, since random weights that are then replaced take seconds.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Linear(nn.Linear):
     def narrowed(self, width: int) -> nn.Linear:
         """Return the plain layer for inputs of `width` channels, scaled."""
         weight, bias = self._slices(width)
-        plain = nn.Linear(width, len(weight), bias=bias is not None)
-        plain.weight = _parameter(weight * (self.in_features / width))
+        plain = nn.Linear(width, len(weight), bias=bias is not None, device="meta")
+        plain.weight = copied(weight * (self.in_features / width))
         if bias is not None:
-            plain.bias = _parameter(bias)
+            plain.bias = copied(bias)
         return plain
 
     def _slices(self, width: int) -> tuple[Tensor, Tensor | None]:
@@ -91,9 +91,9 @@ class LayerNorm(nn.LayerNorm):
 
     def narrowed(self, width: int) -> nn.LayerNorm:
         """Return the plain norm of `width` channels."""
-        plain = nn.LayerNorm(width, self.eps)
-        plain.weight = _parameter(_first_rows(self.weight, width, self.groups))
-        plain.bias = _parameter(_first_rows(self.bias, width, self.groups))
+        plain = nn.LayerNorm(width, self.eps, device="meta")
+        plain.weight = copied(_first_rows(self.weight, width, self.groups))
+        plain.bias = copied(_first_rows(self.bias, width, self.groups))
         return plain
 
 
@@ -112,7 +112,7 @@ class LayerScale(nn.Module):
     def narrowed(self, width: int) -> LayerScale:
         """Return the plain factors of `width` channels."""
         plain = LayerScale(width, 0.0)
-        plain.gamma = _parameter(self.gamma[:width])
+        plain.gamma = copied(self.gamma[:width])
         return plain
 
 
@@ -128,8 +128,8 @@ class Conv2d(nn.Conv2d):
         """Return the plain convolution of `width` channels, scaled."""
         weight = self._slices(width, outputs)
         shape: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
-        plain = nn.Conv2d(width, len(weight), **shape, bias=False)
-        plain.weight = _parameter(weight)
+        plain = nn.Conv2d(width, len(weight), **shape, bias=False, device="meta")
+        plain.weight = copied(weight)
         return plain
 
     def _slices(self, width: int, outputs: int | None) -> Tensor:
@@ -148,8 +148,8 @@ class GroupNorm(nn.GroupNorm):
 
     def narrowed(self, width: int) -> nn.GroupNorm:
         """Return the plain norm of `width` channels."""
-        plain = nn.GroupNorm(self.num_groups, width, self.eps)
-        plain.weight, plain.bias = _parameter(self.weight[:width]), _parameter(self.bias[:width])
+        plain = nn.GroupNorm(self.num_groups, width, self.eps, device="meta")
+        plain.weight, plain.bias = copied(self.weight[:width]), copied(self.bias[:width])
         return plain
 
 
@@ -157,8 +157,14 @@ def refuse_uneven(widths: tuple[int, ...], unit: int, name: str) -> None:
     """Raise UserError if a width is no multiple of `unit`, the channels of a head or the groups of a norm."""
     for width in widths:
         if width % unit:
-            raise UserError(f"backbone.options.widths: {width} is no multiple of {unit}, {name}; the nearest ones are "
-                            f"{width // unit * unit} and {(width // unit + 1) * unit}")
+            raise UserError(f"backbone.options.widths: {width} is no multiple of {unit}, {name}; "
+                            f"{multiples_beside(width, unit)}")
+
+
+def multiples_beside(value: int, unit: int) -> str:
+    """Return in words which multiples of `unit`, above 0, are nearest to a value that is none."""
+    low = value // unit * unit
+    return f"the nearest ones are {low} and {low + unit}" if low else f"the smallest is {unit}"
 
 
 def _first_rows(x: Tensor, rows: int, groups: int) -> Tensor:
@@ -168,5 +174,6 @@ def _first_rows(x: Tensor, rows: int, groups: int) -> Tensor:
     return rearrange(x, "(g r) ... -> g r ...", g=groups)[:, : rows // groups].flatten(0, 1)
 
 
-def _parameter(x: Tensor) -> nn.Parameter:
+def copied(x: Tensor) -> nn.Parameter:
+    """Return a parameter of its own with the values of x."""
     return nn.Parameter(x.detach().clone(memory_format=torch.contiguous_format))

@@ -6,6 +6,7 @@ batches would be others for every sub-network (arXiv 2408.01031). Modules are na
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -52,8 +53,7 @@ class Bottleneck(nn.Module):
         target.norm2 = self.norm2.narrowed(width)  # type: ignore[assignment]
         target.conv3 = self.conv3.narrowed(width)  # type: ignore[assignment]
         target.norm3 = self.norm3.narrowed(self.norm3.num_channels)  # type: ignore[assignment]
-        if self.downsample is not None and target.downsample is not None:
-            target.downsample.load_state_dict(self.downsample.state_dict())
+        target.downsample = copy.deepcopy(self.downsample)
 
 
 class Stage(nn.ModuleList):
@@ -155,14 +155,14 @@ class ElasticResNet(ElasticNetwork):
     def extract(self, size: Size) -> ElasticResNet:
         """Return the plain network of a size."""
         self.grid.refuse_untrained(size)
-        plain = ElasticResNet(
-            Grid((size.width,), (size.depth,)), outer=self.outer, groups=self.groups, stem=self.stem, masked=False,
-            cut_from=self.cut_from or (None if size == self.grid.full else self.grid.full),
-        ).to(self.conv1.weight)
-        plain.conv1.load_state_dict(self.conv1.state_dict())
-        plain.norm1.load_state_dict(self.norm1.state_dict())
+        with torch.device("meta"):  # all of it is replaced
+            plain = ElasticResNet(
+                Grid((size.width,), (size.depth,)), outer=self.outer, groups=self.groups, stem=self.stem, masked=False,
+                cut_from=self.cut_from or (None if size == self.grid.full else self.grid.full),
+            )
+        plain.conv1, plain.norm1 = copy.deepcopy(self.conv1), copy.deepcopy(self.norm1)
         for i, (stage, target, chosen) in enumerate(zip(self._stages(), plain._stages(), self._chosen(size),
                                                         strict=True)):
             for number, block in zip(chosen, target, strict=True):
                 stage[number].narrow(block, size.width * 2**i)
-        return plain.eval()
+        return plain.requires_grad_().eval()

@@ -70,6 +70,11 @@ class Grid:
         """`sizes` with their repetitions; the last one is the whole network."""
         return [size for size, copies in zip(self.sizes, self.copies, strict=True) for _ in range(copies)]
 
+    @property
+    def largest_part(self) -> Size:
+        """The largest size that `drawn` gives."""
+        return self.candidates[-2]
+
     def drawn(self, seed: int, block: int, update: int) -> Size:
         """Return the size that a block of the global batch trains at an update.
 

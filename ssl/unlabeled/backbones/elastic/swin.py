@@ -7,6 +7,7 @@ channels last.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from unlabeled.backbones.elastic.layers import LayerNorm, Linear, refuse_uneven
+from unlabeled.backbones.elastic.layers import LayerNorm, Linear, copied, refuse_uneven
 from unlabeled.backbones.elastic.network import ElasticNetwork, Features, attention, narrow, refuse_cut_grid
 from unlabeled.backbones.elastic.random_depth import Depth, Kept, add_branch, draw_depth
 from unlabeled.backbones.elastic.sizes import Grid, Size, chosen_blocks
@@ -232,18 +233,19 @@ class ElasticSwin(ElasticNetwork):
         """Return the plain network of a size; its patch embedding stays as wide, since its norm sees all channels."""
         self.grid.refuse_untrained(size)
         width, full = size.width, self.grid.full.width
-        plain = ElasticSwin(
-            Grid((width,), (size.depth,)), patch=self.patch, window=self.window, head_width=self.head_width,
-            masked=False, cut_from=self.cut_from or (None if size == self.grid.full else self.grid.full),
-        ).to(self.norm.weight)
-        plain.patch_embed.load_state_dict(self.patch_embed.state_dict())
+        with torch.device("meta"):  # all of it is replaced
+            plain = ElasticSwin(
+                Grid((width,), (size.depth,)), patch=self.patch, window=self.window, head_width=self.head_width,
+                masked=False, cut_from=self.cut_from or (None if size == self.grid.full else self.grid.full),
+            )
+        plain.patch_embed = copy.deepcopy(self.patch_embed).requires_grad_()
         for stage, target, chosen in zip(self._stages(), plain._stages(), self._chosen(size), strict=True):
             narrow(stage.downsample, target.downsample, width, full)
             for number, block in zip(chosen, target.blocks, strict=True):
                 narrow(stage.blocks[number], block, width, full)
-                with torch.no_grad():
-                    table = block.attn.relative_position_bias_table
-                    table.copy_(stage.blocks[number].attn.relative_position_bias_table[:, : table.shape[1]])
+                source, heads = stage.blocks[number].attn, block.attn.relative_position_bias_table.shape[1]
+                block.attn.relative_position_bias_table = copied(source.relative_position_bias_table[:, :heads])
+                block.attn.relative_position_index = source.relative_position_index.clone()
         plain.norm = self.norm.narrowed(plain.num_features)  # type: ignore[assignment]
         return plain.eval()
 

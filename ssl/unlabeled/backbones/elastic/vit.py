@@ -10,11 +10,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from unlabeled.backbones.elastic.layers import LayerNorm, LayerScale, Linear, refuse_uneven
+from unlabeled.backbones.elastic.layers import (
+    LayerNorm,
+    LayerScale,
+    Linear,
+    copied,
+    multiples_beside,
+    refuse_uneven,
+)
 from unlabeled.backbones.elastic.network import ElasticNetwork, Features, attention, narrow
 from unlabeled.backbones.elastic.random_depth import Depth, Kept, add_branch, draw_depth
 from unlabeled.backbones.elastic.sizes import Grid, Size, chosen_blocks
 from unlabeled.errors import UserError
+from unlabeled.ops.precision import full_precision
 
 EPS = 1e-6
 _STD = 0.02  # of the weights of linear layers and of the position embedding
@@ -137,6 +145,10 @@ class ElasticViT(ElasticNetwork):
 
     def _tokens(self, x: Tensor, size: Size, mask: Tensor | None, depth: Depth | None) -> Tensor:
         width, (count,) = size
+        uneven = next((side for side in x.shape[2:] if side % self.patch), None)
+        if uneven is not None:  # a convolution would leave out the rest
+            raise UserError(f"{uneven} is no multiple of {self.patch}, the side of a patch; "
+                            f"{multiples_beside(uneven, self.patch)}")
         cells = (x.shape[2] // self.patch, x.shape[3] // self.patch)
         x = self.patch_embed(x, width)
         if mask is not None:
@@ -152,10 +164,13 @@ class ElasticViT(ElasticNetwork):
         side = self.cells(self.img_size)
         if cells == (side, side):
             return self.pos_embed
-        first, grid = self.pos_embed[:, :1], rearrange(self.pos_embed[:, 1:], "o (h w) d -> o d h w", h=side)
+        first, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         scale = ((cells[0] + 0.1) / side, (cells[1] + 0.1) / side)
-        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")  # no autocast narrows it
-        return torch.cat([first, rearrange(grid, "o d h w -> o (h w) d")], 1)
+        # as a product, since the backward pass of the interpolation itself is not deterministic on a GPU
+        single = torch.eye(side**2, dtype=grid.dtype, device=grid.device).view(1, -1, side, side)
+        weight = F.interpolate(single, scale_factor=scale, mode="bicubic")
+        with full_precision(grid.device):
+            return torch.cat([first, rearrange(weight, "o places h w -> o (h w) places") @ grid], 1)
 
     def layers_behind(self) -> dict[str, int]:
         """Return 0 for the last norm, 1 for the last block, and one more than the first block's for what embeds."""
@@ -172,20 +187,18 @@ class ElasticViT(ElasticNetwork):
         """Return the plain network of a size; its weights load into timm's VisionTransformer."""
         self.grid.refuse_untrained(size)
         width, (depth,) = size
-        with torch.device("meta"):  # all of it is replaced: random weights take seconds
+        with torch.device("meta"):  # all of it is replaced
             plain = ElasticViT(
                 Grid((width,), ((depth,),)), patch=self.patch, head_width=self.head_width, img_size=self.img_size,
                 layer_scale=self.layer_scale, masked=False,
             )
-        plain = plain.to_empty(device=self.cls_token.device).to(self.cls_token.dtype)
         for i, number in enumerate(chosen_blocks(depth, len(self.blocks))):
             narrow(self.blocks[number], plain.blocks[i], width, self.num_features)
         plain.norm = self.norm.narrowed(width)  # type: ignore[assignment]
-        with torch.no_grad():
-            bias, ours = self.patch_embed.proj.bias, plain.patch_embed.proj.bias
-            assert bias is not None and ours is not None
-            plain.patch_embed.proj.weight.copy_(self.patch_embed.proj.weight[:width])
-            ours.copy_(bias[:width])
-            plain.cls_token.copy_(self.cls_token[..., :width])
-            plain.pos_embed.copy_(self.pos_embed[..., :width])
+        bias = self.patch_embed.proj.bias
+        assert bias is not None
+        plain.patch_embed.proj.weight = copied(self.patch_embed.proj.weight[:width])
+        plain.patch_embed.proj.bias = copied(bias[:width])
+        plain.cls_token = copied(self.cls_token[..., :width])
+        plain.pos_embed = copied(self.pos_embed[..., :width])
         return plain.eval()

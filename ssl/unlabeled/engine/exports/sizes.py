@@ -83,14 +83,15 @@ def write_network(network: ElasticNetwork, backbone: Backbone, side: int, about:
     """Write the weights of a plain network and, beside them, a JSON file; return the Python lines that load them.
 
     The weights have timm's names if a class of timm's computes the same on images of `side` pixels. backbone: what
-    builds the network otherwise. file: .safetensors. about: what the JSON file says besides its hash and whose names
-    these are. Raises UserError if the disk is full or not writable.
+    builds the network otherwise. file: .safetensors. about: what the JSON file says besides its hash, whose names these
+    are and the lines. Raises UserError if the disk is full or not writable.
     """
-    lines = timm_lines(network) if timm_agrees(network, side) else None
-    content = weights_file(network.state_dict() if lines is None else timm_state(network))
-    stated = {**about, "names": "unlabeled" if lines is None else "timm", "sha256": hashlib.sha256(content).hexdigest()}
+    built = timm_lines(network) if timm_agrees(network, side) else None
+    content = weights_file(network.state_dict() if built is None else timm_state(network))
+    lines = loading_lines(backbone, str(file)) if built is None else (
+        f'{built}\nfrom safetensors.torch import load_file\nmodel.load_state_dict(load_file("{file}"))')
+    stated = {**about, "names": "unlabeled" if built is None else "timm", "load": lines.splitlines(),
+              "sha256": hashlib.sha256(content).hexdigest()}
     write_atomically(file, lambda stream: stream.write(content))
     write_atomically(file.with_suffix(".json"), lambda stream: stream.write(json.dumps(stated, indent=1).encode()))
-    if lines is None:
-        return loading_lines(backbone, str(file))
-    return f'{lines}\nfrom safetensors.torch import load_file\nmodel.load_state_dict(load_file("{file}"))'
+    return lines

@@ -83,6 +83,10 @@ class POAConfig(MethodConfig):
             raise ValueError("'center_momentum' has no effect with targets: sinkhorn, which has no centre")
         return self
 
+    def starts(self) -> dict[str, float]:
+        """Return the epoch from which on patches are hidden."""
+        return {} if self.patches is None else {"method.patches": self.patches.start_epoch}
+
     def works_by_blocks(self) -> bool:
         """Return True: sub-networks, masks, random depth and KoLeo are those of a block."""
         return True

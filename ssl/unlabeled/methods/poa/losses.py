@@ -13,8 +13,8 @@ _EPS = 1e-8  # of KoLeo in its published code
 
 
 def cross_entropy(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """Return the cross-entropy of every row [n] of logits [n, K] at a temperature, under targets [n, K]."""
-    return -(target * (at_least_float32(logits) / temperature).log_softmax(1)).sum(1)
+    """Return the cross-entropy of every row [..., n] of logits [..., n, K] at a temperature, under targets [n, K]."""
+    return -(target * (at_least_float32(logits) / temperature).log_softmax(-1)).sum(-1)
 
 
 def local_cross_entropy(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
@@ -23,9 +23,8 @@ def local_cross_entropy(target: Tensor, logits: Tensor, temperature: float) -> T
     target: of the global crops, [2 b, K]. logits: of the local ones, [V b, K]; crop after crop.
     """
     both = target.unflatten(0, (2, -1)).sum(0)  # the cross-entropy is linear in its target
-    crops = len(logits) // len(both)
-    losses = cross_entropy(both.repeat(crops, 1), logits, temperature)
-    return losses.reshape(crops, len(both)).mean(1).sum()
+    by_crop = logits.unflatten(0, (len(logits) // len(both), len(both)))
+    return cross_entropy(both, by_crop, temperature).mean(1).sum()
 
 
 def cross_view_loss(target: Tensor, logits: Logits, temperature: float) -> Tensor:

@@ -8,7 +8,7 @@ differs from the paper, the code is followed (docs/poa.md lists where). Without 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ from unlabeled.methods.poa.config import POAConfig
 from unlabeled.methods.poa.losses import cross_view_loss, koleo, patch_loss, same_view_loss
 from unlabeled.methods.poa.masks import draw_masks
 from unlabeled.methods.poa.networks import Network, Opinion
-from unlabeled.methods.poa.targets import Centering, Targets, by_sinkhorn, entropy, targets_of_block
-from unlabeled.methods.poa.views import Views, hidden_patches, views_of
+from unlabeled.methods.poa.targets import Centering, Targets, by_sinkhorn, entropy, targets_of_blocks
+from unlabeled.methods.poa.views import Views, hidden_tokens, views_of_blocks
 from unlabeled.ops.ema import ema_update
-from unlabeled.ops.machine.activations import branch
-from unlabeled.ops.machine.memory import memory_of_machine
+from unlabeled.ops.machine.activations import branch, is_measured
+from unlabeled.ops.machine.memory import memory_of_machine, to_device
 from unlabeled.ops.random import generator, seed_of
 
 # probabilities of blur and solarisation of the first global crop, the second one, and the local ones (section 4.1)
@@ -85,7 +85,7 @@ class POA(Method):
             images = block.rows.stop - block.rows.start
             drawn = draw_masks(2 * images, self.cells, patches.masked, patches.ratio, random)
             masks.append(drawn.reshape(2, images, -1))
-        first, second = torch.from_numpy(np.concatenate(masks, 1)).to(views["view0"].device)
+        first, second = to_device(torch.from_numpy(np.concatenate(masks, 1)), views["view0"].device)
         return {**views, "mask0": first, "mask1": second}
 
     def _view(self, crop: Tensor, i: int, step: Step) -> Tensor:
@@ -104,24 +104,24 @@ class POA(Method):
 
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
         """The terms of both students, means over the blocks of this process."""
-        images = len(views["view0"])
-        seen = views_of(views, self.cells)
+        blocks = self.info.blocks(len(views["view0"]), step.micro)
+        seen = views_of_blocks(views, blocks, self.cells)
         with torch.no_grad(), branch("teacher"):
             targets, carry = self._targets(seen, step)
-        patches = hidden_patches(seen.masks)
-        blocks = [
-            self._terms(seen.of_block(images, block), targets_of_block(targets, patches, images, block), block, step)
-            for block in self.info.blocks(images, step.micro)
-        ]
-        terms = {name: _mean(block[name] for block in blocks) for name in blocks[0]}
+        parts = [self._terms(*of_block, step)
+                 for of_block in zip(seen, targets_of_blocks(targets, seen), blocks, strict=True)]
+        terms = {name: _mean(part[name] for part in parts) for name in parts[0]}
         return Losses(terms, carry, {"target_entropy": entropy(targets)})
 
-    def _targets(self, views: Views, step: Step) -> tuple[list[Targets], dict[str, Tensor]]:
-        """Return what the teacher says of the global crops, seen whole, by head, and what its centres move by."""
-        features = self.teacher.backbone.features(views.crops)
-        swapped = torch.cat(features.vector.chunk(2)[::-1])  # row r of a crop teaches row r of the other one
-        rows = torch.cat([swapped, features.tokens[views.masks]])
-        logits = [Targets(*head(rows).tensor_split([len(swapped)])) for head in self.teacher.heads]
+    def _targets(self, seen: Sequence[Views], step: Step) -> tuple[list[Targets], dict[str, Tensor]]:
+        """Return what the teacher says of all global crops, seen whole, by head, and what its centres move by."""
+        crops, patches = [], []
+        for views in seen:
+            features = self.teacher.backbone.features(views.crops)
+            crops += features.vector.chunk(2)[::-1]  # row r of a crop teaches row r of the other one
+            patches.append(hidden_tokens(features.tokens, views.hidden))
+        rows, count = torch.cat([*crops, *patches]), sum(map(len, crops))
+        logits = [Targets(*head(rows).tensor_split([count])) for head in self.teacher.heads]
         temperature = step.value(self.cfg.teacher_temperature)
         if not self.centerings:
             return [by_sinkhorn(head, temperature) for head in logits], {}
@@ -137,7 +137,8 @@ class POA(Method):
         intact = self._student(views, grid.full, block, step)
         students, parts = [intact], [(1 - share, self._taught(views, targets, intact, temperature))]
         if cfg.elastic is not None:
-            elastic = self._student(views, grid.drawn(self.info.seed, block.number, step.update), block, step)
+            drawn = grid.drawn(self.info.seed, block.number, step.update)
+            elastic = self._student(views, grid.largest_part if is_measured() else drawn, block, step)
             students.append(elastic)
             if cfg.elastic.cross_view:
                 parts.append((share, self._taught(views, targets, elastic, temperature)))
@@ -167,7 +168,7 @@ class POA(Method):
         pairs = list(zip(targets, said.heads, strict=True))
         terms = {"cross_view": _mean(cross_view_loss(target.crops, logits, temperature) for target, logits in pairs)}
         if self.cfg.patches is not None and views.hides:
-            weight = hidden_patches(views.masks).weight
+            weight = views.weights()
             terms["patches"] = self.cfg.patches.weight * _mean(
                 patch_loss(target.patches, logits, weight, temperature) for target, logits in pairs)
         return terms

@@ -17,7 +17,7 @@ from unlabeled.backbones.elastic.network import ElasticNetwork
 from unlabeled.backbones.elastic.random_depth import Depth
 from unlabeled.backbones.elastic.sizes import Size
 from unlabeled.methods.poa.config import POAConfig
-from unlabeled.methods.poa.views import Views
+from unlabeled.methods.poa.views import Views, hidden_tokens
 from unlabeled.ops.machine.activations import branch
 from unlabeled.ops.precision import at_least_float32
 
@@ -85,7 +85,7 @@ class Network(nn.Module):
     def forward(self, views: Views, size: Size, depth: Callable[[int], Depth | None]) -> Opinion:
         """Return what the sub-network of a size says; depth: draws the random depth of a call of so many images."""
         crops = self.backbone.features(views.crops, size, views.masks, depth(len(views.crops)))
-        parts = [crops.vector, crops.vector[:0], crops.tokens[views.masks]]
+        parts = [crops.vector, crops.vector[:0], hidden_tokens(crops.tokens, views.hidden)]
         if len(views.local):
             parts[1] = self.backbone.features(views.local, size, None, depth(len(views.local))).vector
         rows, lengths = torch.cat(parts), [len(part) for part in parts]

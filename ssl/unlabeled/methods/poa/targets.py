@@ -1,33 +1,33 @@
-"""What the teacher of POA says, as targets, and which of it belongs to a block of images."""
+"""What the teacher of POA says, as targets, and which of them belong to a block of images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from unlabeled.methods.base import Block
-from unlabeled.methods.poa.views import HiddenPatches, rows_of_block
+from unlabeled.methods.poa.views import Views
 from unlabeled.ops.distributed import sum_over_ranks
 from unlabeled.ops.precision import at_least_float32
 from unlabeled.ops.targets.sinkhorn import sinkhorn
 
 
 class Targets(NamedTuple):
-    """Of one head: of the global crops [2 b, K], each in the place of the other crop of its image, and of the n hidden
-    patches [n, K]; probabilities, or the logits that they are made of."""
+    """Of one head, block after block: of the global crops [2 b, K], each in the place of the other crop of its image,
+    and of the n hidden patches [n, K]; probabilities, or the logits that they are made of."""
 
     crops: Tensor
     patches: Tensor
 
 
-def targets_of_block(targets: list[Targets], patches: HiddenPatches, images: int, block: Block) -> list[Targets]:
-    """Return the targets of a block of the `images` images."""
-    inside = (patches.image >= block.rows.start) & (patches.image < block.rows.stop)
-    return [Targets(rows_of_block(head.crops, images, block), head.patches[inside]) for head in targets]
+def targets_of_blocks(targets: list[Targets], seen: Sequence[Views]) -> list[list[Targets]]:
+    """Return the targets of every block by head, without a copy: those of patches may be gigabytes."""
+    crops, patches = [len(views.crops) for views in seen], [len(views.hidden) for views in seen]
+    heads = [map(Targets, head.crops.split(crops), head.patches.split(patches)) for head in targets]
+    return [list(of_block) for of_block in zip(*heads, strict=True)]
 
 
 def by_sinkhorn(logits: Targets, temperature: float) -> Targets:
@@ -55,15 +55,15 @@ class Centering(nn.Module):
         sums: dict[str, Tensor] = {}
         for kind, x in logits._asdict().items():
             sums[kind] = at_least_float32(x).sum(0, keepdim=True)
-            sums[f"{kind}_rows"] = x.new_tensor([len(x)], dtype=torch.float64)
+            sums[f"{kind}_rows"] = x.new_full((1,), len(x), dtype=torch.float64)
         return sums
 
     def move(self, sums: Mapping[str, Tensor]) -> None:
         """Move the centres by the means over all processes."""
         for kind, center in self.named_buffers():
             total, rows = sum_over_ranks(sums[kind].sum(0)), sum_over_ranks(sums[f"{kind}_rows"].sum())
-            if rows:
-                center.lerp_((total / rows).to(center.dtype), 1 - self.momentum)
+            mean = torch.where(rows > 0, total / rows.clamp_min(1), center)  # no patch may be hidden
+            center.lerp_(mean.to(center.dtype), 1 - self.momentum)
 
 
 def entropy(targets: list[Targets]) -> Tensor:

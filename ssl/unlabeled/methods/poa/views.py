@@ -1,60 +1,63 @@
-"""The views of POA as its networks take them, and the parts of them that belong to a block of images."""
+"""The views of POA as its networks take them, by blocks of images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from unlabeled.methods.base import Block
+from unlabeled.ops.machine.memory import to_device
 
 
 class Views(NamedTuple):
-    """Global crops [2 b, 3, S, S], crop after crop; local ones [V b, 3, S, S]; hidden patches, bool [2 b, T].
+    """Of b images: global crops [2 b, 3, S, S], crop after crop; local ones [V b, 3, S, S]; hidden patches.
 
-    hides: whether patches are hidden at all at this time of the run.
+    masks: which patches of the global crops are hidden, bool [2 b, T]. hidden: the same as places among all 2 b T of
+    them, rising, int64 [n]. hides: whether patches are hidden at all at this time of the run.
     """
 
     crops: Tensor
     local: Tensor
     masks: Tensor
+    hidden: Tensor
     hides: bool
 
-    def of_block(self, images: int, block: Block) -> Views:
-        """Return the views of a block of the `images` images."""
-        crops, local, masks = (rows_of_block(x, images, block) for x in self[:3])
-        return Views(crops, local, masks, self.hides)
+    def weights(self) -> Tensor:
+        """Return for every hidden patch 1 / the number of those in its crop, [n]."""
+        return 1 / self.masks.sum(1)[self.hidden // self.masks.shape[1]]
 
 
-class HiddenPatches(NamedTuple):
-    """Hidden patches [n] of global crops, in the order of `tokens[masks]`: which image each is of, and its weight.
+def views_of_blocks(views: Mapping[str, Tensor], blocks: Sequence[Block], cells: int) -> list[Views]:
+    """Collect view0, view1, ... [b, 3, S, S] and mask0, mask1 [b, cells * cells] by block.
 
-    weight: 1 / the number of hidden patches of the crop.
+    Without masks nothing is hidden. With them a GPU is waited for, once: how many patches are hidden decides the shapes
+    of all that follows.
     """
-
-    image: Tensor
-    weight: Tensor
-
-
-def views_of(views: Mapping[str, Tensor], cells: int) -> Views:
-    """Collect view0, view1, ... [b, 3, S, S] and mask0, mask1 [b, cells * cells]; without masks nothing is hidden."""
-    first, second, *local = (view for name, view in views.items() if name.startswith("view"))
-    crops = torch.cat([first, second])
-    hides = "mask0" in views
-    masks = torch.cat([views["mask0"], views["mask1"]]) if hides else None
-    if masks is None:
-        masks = torch.zeros(len(crops), cells * cells, dtype=torch.bool, device=crops.device)
-    return Views(crops, torch.cat(local) if local else crops[:0], masks, hides)
-
-
-def hidden_patches(masks: Tensor) -> HiddenPatches:
-    """Return the hidden patches of masks, bool [2 b, T]."""
-    crop = masks.nonzero()[:, 0]
-    return HiddenPatches(crop % (len(masks) // 2), 1 / masks.sum(1)[crop])
+    first, second, *others = (view for name, view in views.items() if name.startswith("view"))
+    images, crops, hides = len(first), torch.cat([first, second]), "mask0" in views
+    local = torch.cat(others) if others else crops[:0]
+    if hides:
+        masks = torch.cat([views["mask0"], views["mask1"]])
+        known = masks.cpu()
+    else:
+        masks = torch.zeros(len(crops), cells**2, dtype=torch.bool, device=crops.device)
+        known = torch.zeros(len(crops), 0, dtype=torch.bool)
+    found = []
+    for block in blocks:
+        hidden = rows_of_block(known, images, block).flatten().nonzero()[:, 0]
+        parts = (rows_of_block(x, images, block) for x in (crops, local, masks))
+        found.append(Views(*parts, to_device(hidden, crops.device), hides))
+    return found
 
 
 def rows_of_block(x: Tensor, images: int, block: Block) -> Tensor:
     """Return the rows of a block of x [crops * images, ...], crop after crop."""
     return x.unflatten(0, (len(x) // images, images))[:, block.rows].flatten(0, 1)
+
+
+def hidden_tokens(tokens: Tensor, hidden: Tensor) -> Tensor:
+    """Return the tokens [n, D] of [2 b, T, D] at the places of hidden patches."""
+    return tokens.flatten(0, 1).index_select(0, hidden)

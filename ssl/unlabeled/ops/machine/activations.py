@@ -64,6 +64,11 @@ def branch(name: str) -> AbstractContextManager[None]:
     return _NOBODY if _measuring is None else _measuring.within(name)
 
 
+def is_measured() -> bool:
+    """Return whether a forward pass is one that is measured; then it does the most that an update may need."""
+    return _measuring is not None
+
+
 @contextmanager
 def kept_for_backward(others: Iterable[Tensor] = ()) -> Iterator[Kept]:
     """Note what autograd keeps of what is computed inside; others: tensors that are there anyway, such as weights.

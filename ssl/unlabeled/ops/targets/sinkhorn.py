@@ -16,16 +16,16 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     logits: [n, K] of this process; processes may have different n, also none. Every iteration gives each class the same
     mass, then each row. A constant that is added to all logits changes nothing.
     """
-    x = at_least_float32(logits) / temperature
-    tiny = torch.finfo(x.dtype).tiny
-    largest = x.amax() if len(x) else x.new_full((), -torch.inf)
-    q = (x - max_over_ranks(largest)).exp_()
+    q = at_least_float32(logits) / temperature  # the one copy of what may be gigabytes
+    tiny = torch.finfo(q.dtype).tiny
+    largest = q.amax() if len(q) else q.new_full((), -torch.inf)
+    q.sub_(max_over_ranks(largest)).exp_()
     # rows and total mass in one message
-    total = sum_over_ranks(torch.stack([x.new_tensor(len(x)), q.sum()]))
+    total = sum_over_ranks(torch.stack([q.new_full((), len(q)), q.sum()]))
     rows = total[0].clamp_min(1)
     q /= total[1].clamp_min(tiny)
     for _ in range(iterations):
         # a class or row that has underflowed stays empty
         q /= sum_over_ranks(q.sum(0)).clamp_min_(tiny) * logits.shape[1]
         q /= q.sum(1, keepdim=True).clamp_min_(tiny) * rows
-    return q * rows
+    return q.mul_(rows)
