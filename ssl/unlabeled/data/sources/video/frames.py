@@ -75,8 +75,8 @@ def measure(file: File, key: str) -> Timeline:
     shown = np.array([-1 if time is None else time for time, _ in frames], np.int64)
     if guessed or None in dict(frames) or (np.diff(shown) <= 0).any():
         return Timeline(np.arange(len(frames)), np.zeros(1, np.int64), rate, counted=True)
-    keys = np.flatnonzero([is_key for _, is_key in frames])
-    return Timeline(shown, np.unique(np.append(keys, 0)), _rate(shown, unit) or rate)
+    marks = np.flatnonzero([is_key for _, is_key in frames])
+    return Timeline(shown, np.unique(np.append(marks, 0)), _rate(shown, unit) or rate)
 
 
 def _rate(times: np.ndarray, unit: float) -> float:
@@ -200,7 +200,9 @@ def _video(file: File, key: str) -> Iterator[tuple[Any, Any]]:
     except av.FFmpegError as error:
         raise CorruptSample(key, error.strerror or str(error)) from error
     except OSError as error:  # of the file itself; EINVAL: bytes that are no video name places outside of it
-        raise CorruptSample(key, "no video, or damaged") if error.errno == errno.EINVAL else unreadable(key, error)
+        if error.errno == errno.EINVAL:
+            raise CorruptSample(key, "no video, or damaged") from error
+        raise unreadable(key, error) from error
     except Exception as error:  # such as a stream of which the library knows no decoder
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CorruptSample(key, f"cannot be decoded: {reason}") from error
