@@ -18,7 +18,7 @@ from unlabeled.config.card import Card
 from unlabeled.config.protocols.detection import Detection
 from unlabeled.config.read import read_protocol, read_recipe
 from unlabeled.config.recipe import Backbone
-from unlabeled.data.dense.detection_batches import TrainMaker
+from unlabeled.data.detection_batches import TrainMaker
 from unlabeled.data.sources.open import open_source
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.run.lock import RunLock

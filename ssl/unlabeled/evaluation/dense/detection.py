@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unlabeled.config.card import Card
 from unlabeled.config.protocols.detection import Detection
-from unlabeled.data.dense.detection_batches import WholeMaker
+from unlabeled.data.detection_batches import WholeMaker
 from unlabeled.data.loader import batches, own_units
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.subset import Part

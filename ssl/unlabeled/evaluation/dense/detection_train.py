@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unlabeled.config.marks import Mark, marked
 from unlabeled.config.protocols.detection import Detection
 from unlabeled.config.recipe import Train
-from unlabeled.data.dense.detection_batches import DetectionBatch, TrainMaker
+from unlabeled.data.detection_batches import DetectionBatch, TrainMaker
 from unlabeled.data.loader import batches
 from unlabeled.data.sources.base import Source, too_many
 from unlabeled.engine import launch

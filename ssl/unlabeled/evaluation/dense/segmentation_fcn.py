@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unlabeled.config.protocols.dense import SegmentationFcn
-from unlabeled.data.dense.segmentation_batches import JointCrop, training_crops, whole_images
+from unlabeled.data.segmentation_batches import JointCrop, training_crops, whole_images
 from unlabeled.data.sources.dense.masks import IGNORED
 from unlabeled.engine.maps import LastMap
 from unlabeled.engine.passes.features import gather_names, refuse_corrupt

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from unlabeled.config.card import Card
-from unlabeled.data.dense.detection_batches import TrainMaker, WholeMaker, resized_to
+from unlabeled.data.detection_batches import TrainMaker, WholeMaker, resized_to
 from unlabeled.data.sources.base import CorruptSample, Source
 from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.subset import Part

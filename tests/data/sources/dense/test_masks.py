@@ -13,7 +13,7 @@ from tests.data.toys import png
 from unlabeled.config.card import Card
 from unlabeled.config.files import find
 from unlabeled.config.read import read_file
-from unlabeled.data.dense.segmentation_batches import JointCrop, Masked, training_crops, whole_images
+from unlabeled.data.segmentation_batches import JointCrop, Masked, training_crops, whole_images
 from unlabeled.data.sources.base import CorruptSample
 from unlabeled.data.sources.dense.masks import CITYSCAPES, read_mask
 from unlabeled.data.sources.open import open_source
