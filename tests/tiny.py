@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 
+import numpy as np
 import tiny_stores
 import torch
+from data.toy_videos import write_video
 from tiny_maps import labelmaps
 
 from unlabeled.config.read import read_recipe
@@ -72,6 +74,16 @@ _POA = [
 ]
 
 _GRID = "name: linear-grid, crop: {kind: padded, size: 8}, lr: [0.1, 0.5]"
+# clips of four frames of videos of twelve, a crop of 16 pixels, two hidden layers of the head
+_CVRL = [
+    "data.train.card=videos",
+    "data.train.root=@videos",
+    "method.clip={frames: 4, stride: 2}",
+    "method.head={layers: 2, hidden: 12, out_dim: 8}",
+    "method.crop.size=16",
+    "method.augment={blur_p: [1.0, 0.1]}",
+]
+
 _RELABEL = "name: relabel, crop: {size: 8, area: [0.2, 1.0]}"
 _MAPS = ["data.train.records={labelmap: '@labelmaps'}"]
 
@@ -83,6 +95,10 @@ DROPS = (
 
 # method -> variants, each a recipe and overrides; together the variants use every part of the method
 TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
+    "cvrl": {
+        "plain": ("demo/cvrl", [*_CVRL]),
+        "frames": ("demo/cvrl", [*_CVRL, "method.augment.per_frame=true", "method.interval.law=increasing"]),
+    },
     "distil": {
         "plain": ("cifar10/rotnet-cpu", [*_DIGITS, f"method={{{_DISTIL}}}"]),
         "labels": (
@@ -314,10 +330,23 @@ def teacher() -> Path:
     return run
 
 
+@functools.cache
+def videos() -> Path:
+    """Write 40 videos of twelve frames, equal in every process."""
+    folder = Path(tempfile.mkdtemp(prefix="videos-"))
+    Finalize(None, shutil.rmtree, [folder, True], exitpriority=0)
+    random = np.random.default_rng(0)
+    for number in range(40):
+        frames = random.integers(0, 256, (12, 4, 4, 3), np.uint8).repeat(6, 1).repeat(6, 2)
+        write_video(folder / f"{number:02}.mkv", frames, "ffv1")  # x264 writes other bytes in every process
+    return folder
+
+
 # what overrides may name -> what makes it
 _MADE: dict[str, Callable[[], Path]] = {
     "@teacher": teacher,
     "@labelmaps": labelmaps,
+    "@videos": videos,
     "@entries": functools.partial(tiny_stores.reinforcement, mix=False),
     "@mixed-entries": functools.partial(tiny_stores.reinforcement, mix=True),
 }
