@@ -115,7 +115,8 @@ class POA(Method):
 
     def _targets(self, seen: Sequence[Views], step: Step) -> tuple[list[Targets], dict[str, Tensor]]:
         """Return what the teacher says of all global crops, seen whole, by head, and what its centres move by."""
-        crops, patches = [], []
+        crops: list[Tensor] = []
+        patches: list[Tensor] = []
         for views in seen:
             features = self.teacher.backbone.features(views.crops)
             crops += features.vector.chunk(2)[::-1]  # row r of a crop teaches row r of the other one
