@@ -23,6 +23,7 @@ from unlabeled.engine.dry_run import (
     few_images,
     fixed_sizes,
 )
+from unlabeled.engine.optim.optimizer import set_learning_rate
 from unlabeled.engine.train import train
 from unlabeled.engine.updater import Updater
 from unlabeled.methods.base import Losses, Method
@@ -74,6 +75,7 @@ def test_a_perceptron_takes_what_can_be_counted_by_hand() -> None:
 ], ids=["sgd", "lars", "adamw", "adamp"])  # fmt: skip
 def test_the_optimizer_is_asked_and_left_as_it_was(optimizer: str, states: int, scalars: int) -> None:
     updater, micros = with_perceptron(optimizer)
+    set_learning_rate(updater.optimizer, 0.1, 0.0)
     before = {name: x.clone() for name, x in updater.method.state_dict().items()}
     assert fixed_sizes(updater.method, updater.optimizer, 1).optimizer == states * WEIGHTS + 4 * scalars
     assert not differing(before, updater.method.state_dict())
@@ -144,6 +146,17 @@ def test_views_of_all_micro_batches_are_there_and_the_activations_of_one() -> No
     assert together == pytest.approx(sum(numbers(lines[1])) + activations + said_views, abs=0.04)
 
 
+def test_an_update_of_several_micro_batches_is_rehearsed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("unlabeled.engine.launch._has_amx", lambda: False)  # by which a CPU has bf16 too
+    recipe = tiny_recipe("pixpro", "plain", ["train.grad_accum=2", "train.precision=auto"])
+    train(recipe, tmp_path / "run", dry_run=True, images=2)
+    out = capsys.readouterr().out
+    assert "memory per GPU for 12 images of 24 in bf16 " in out  # which a GPU would have
+    assert "dry run: updates of 4 images, " in out
+
+
 def test_the_last_update_is_measured() -> None:
     tiny = tiny_run(tiny_recipe("poa", "later"))  # no patch is hidden at first
     (batch,) = tiny.micros(0)
@@ -207,6 +220,9 @@ def test_processes_hold_their_gradients_twice() -> None:
     assert lines[0] == lines[1] and lines[0][0].startswith("memory per GPU for 12 images of 24 in fp32")
     gradients, buckets = re.search(r"gradients ([\d.]+) MiB, buckets ([\d.]+) MiB", lines[0][1]).groups()
     assert gradients == buckets and float(gradients) > 0
+    alone = said_by(0, tiny_recipe("simclrv2", "colour", ["data.train.batch=12"]))  # as many images in one process
+    views = [re.search(r"views (\S+) MiB", said[2])[1] for said in (lines[0], alone)]
+    assert views[0] == views[1]
 
 
 def test_the_command_says_it_and_writes_nothing(

@@ -97,6 +97,16 @@ def test_the_best_on_held_out_images_counts_and_not_the_best_on_test() -> None:
 def test_of_equal_ones_the_first_counts_and_the_end_of_the_grid_is_told() -> None:
     score = judged([(1.0, 1.0), (1.0, 0.0), (0.5, 0.5)])
     assert score.value == 100.0 and score.details["note"] == "the chosen lr is at the end of the grid"
+    assert "note" not in judged([(1.0, 1.0)]).details  # a grid of one rate has no end
+
+
+def test_images_choose_and_are_scored_at_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: set[int] = set()
+    monkeypatch.setattr(Answers, "forward",
+                        lambda self, x: sides.add(x.shape[-1]) or torch.zeros(len(x), len(self.right)))
+    cfg = read_protocol("linear-grid", ["workers=0", "held_out=0.5", "size=12"])
+    choice.choose_and_score(Grid([(0.2, 1.0), (1.0, 0.0)]), cfg, Told(80, False), Told(40, True), CPU)
+    assert sides == {12}
 
 
 def test_what_chooses_is_not_learnt(run: Path) -> None:

@@ -106,6 +106,19 @@ def test_verdicts_are_the_answers_of_the_classifiers() -> None:
     assert len({tuple(column) for column in verdicts.T.tolist()}) > 1
 
 
+def test_the_log_has_the_best_accuracy_of_every_form() -> None:
+    tiny = tiny_run(tiny_recipe("linear-grid", "tokens", ["method.lr=[0.01, 100.0]"]))
+    tiny.train(0, 3)
+    views, _, losses = tiny.losses(3)
+    method = tiny.updater.method
+    features, differ = method.features(views["view"]), False
+    for form, heads in method.heads.items():
+        right = [float((head(features[form]).argmax(1) == views["label"]).float().mean()) for head in heads]
+        assert float(losses.metrics[f"{form}_accuracy"]) == pytest.approx(max(right))
+        differ |= right[0] != right[1]
+    assert differ
+
+
 def test_rates_that_stand_twice_are_refused() -> None:
     with pytest.raises(UserError, match=r"lr lists rising learning rates, each once; got \[0.1, 0.1\]"):
         tiny_recipe("linear-grid", "vector", ["method.lr=[0.1, 0.1]"])

@@ -70,8 +70,9 @@ def test_entropy_of_targets_is_a_share_of_the_largest() -> None:
 
 def test_a_centre_waits_while_nothing_is_hidden() -> None:
     centering = Centering(3, 0.5)
+    centering.patches.fill_(6)
     centering.move(Centering.sums(Targets(torch.full((2, 3), 4.0), torch.zeros(0, 3))))
-    assert centering.crops.tolist() == [2, 2, 2] and centering.patches.tolist() == [0, 0, 0]
+    assert centering.crops.tolist() == [2, 2, 2] and centering.patches.tolist() == [6, 6, 6]
 
 
 def _part_of_sinkhorn(rank: int) -> Tensor:

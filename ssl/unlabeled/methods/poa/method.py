@@ -115,12 +115,13 @@ class POA(Method):
 
     def _targets(self, seen: Sequence[Views], step: Step) -> tuple[list[Targets], dict[str, Tensor]]:
         """Return what the teacher says of all global crops, seen whole, by head, and what its centres move by."""
-        crops, patches = [], []
+        crops: list[Tensor] = []
+        patches: list[Tensor] = []
         for views in seen:
             features = self.teacher.backbone.features(views.crops)
             crops += features.vector.chunk(2)[::-1]  # row r of a crop teaches row r of the other one
             patches.append(hidden_tokens(features.tokens, views.hidden))
-        rows, count = torch.cat([*crops, *patches]), sum(map(len, crops))
+        rows, count = torch.cat([*crops, *patches]), sum(len(vectors) for vectors in crops)
         logits = [Targets(*head(rows).tensor_split([count])) for head in self.teacher.heads]
         temperature = step.value(self.cfg.teacher_temperature)
         if not self.centerings:

@@ -48,8 +48,8 @@ def views_of_blocks(views: Mapping[str, Tensor], blocks: Sequence[Block], cells:
     found = []
     for block in blocks:
         hidden = rows_of_block(known, images, block).flatten().nonzero()[:, 0]
-        parts = (rows_of_block(x, images, block) for x in (crops, local, masks))
-        found.append(Views(*parts, to_device(hidden, crops.device), hides))
+        of_crops, of_local, masked = (rows_of_block(x, images, block) for x in (crops, local, masks))
+        found.append(Views(of_crops, of_local, masked, to_device(hidden, crops.device), hides))
     return found
 
 
