@@ -3,7 +3,8 @@
 Two conventions. `torchvision`: contrast blends with the mean of the gray image, saturation with the gray image itself.
 `simclr` (arXiv 2006.10029, tf2/data_util.py): contrast is about the mean of each channel, saturation scales the S of
 HSV. Brightness (a factor), hue (a shift on the HSV circle) and gray weights are the same in both; every operation
-clips its result to [0, 1].
+clips its result to [0, 1]. Clips come with their frames below one another, H being that of all frames together, so that
+contrast is about the mean of the clip; that is CVRL's chain (arXiv 2008.03800) with the colours of `simclr`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,17 @@ class Jitter(NamedTuple):
     def rows(self, part: slice) -> Jitter:
         """Return the parameters of these samples."""
         return Jitter(*(values[part] for values in self))
+
+    def around_contrast(self) -> tuple[Jitter, Tensor, Jitter] | None:
+        """Return what comes before the contrast of a single sample, its factor [1, 1, 1, 1], and what comes after it.
+
+        None if it has no contrast.
+        """
+        if not self.active or self.contrast == 1:
+            return None
+        place = self.order[0].tolist().index(OPERATIONS.index("contrast"))
+        before, after = self.order[:, :place], self.order[:, place + 1 :]
+        return self._replace(order=before), self.contrast.view(1, 1, 1, 1), self._replace(order=after)
 
 
 class Chosen(NamedTuple):
@@ -200,6 +212,11 @@ def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
 def adjust_contrast_per_channel(x: Tensor, factor: Tensor) -> Tensor:
     """Blend x with the mean of each channel."""
     return _blend(x, x.mean((2, 3), keepdim=True), factor)
+
+
+def contrast_about(x: Tensor, mean: Tensor, factor: Tensor, convention: Convention) -> Tensor:
+    """Blend x with the mean per channel [n, 3, 1, 1] of a whole that x is a part of, as `adjust_contrast*` does."""
+    return _blend(x, luminance(mean) if convention == "torchvision" else mean.clone(), factor)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """From crops to views: the photometric chain of all methods, batched, with parameters per sample.
 
 Drawing is apart from applying. The `draw_*` functions return CPU tensors for the whole global batch; a process takes
-its `rows` and applies them on the device. Images are float [n, 3, H, W] in [0, 1] until they are normalised.
+its `rows` and applies them on the device. Images are float [n, 3, H, W] in [0, 1] until they are normalised. A clip
+[n, 3, T, H, W] is a sample too: what is drawn for it is done to all of its frames.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unlabeled.augment.blur import Blur, blur, default_taps, draw_blur
+from unlabeled.augment.blur import Blur, Padding, blur, default_taps, draw_blur
 from unlabeled.augment.color import (
     Chosen,
     Convention,
     Jitter,
     compile_operations,
+    contrast_about,
     draw_chosen,
     draw_jitter,
     gray,
@@ -51,6 +53,8 @@ __all__ = [
 # On a CPU the chain runs over so many values at a time that they stay in the cache: one view of 224 pixels, or 256 of
 # 32 pixels, where smaller chunks would pay more for calls than they save.
 _CHUNK_VALUES = 256 * 3 * 32 * 32
+_FRAMES_VALUES = 3 * 224 * 224  # of a longer clip so many values at a time
+_GPU_VALUES = 1 << 25  # of clips, so many at a time on a GPU: what the operations need besides is then small
 
 
 class Drawn(NamedTuple):
@@ -80,37 +84,88 @@ def render(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Tensor:
-    """Turn crops, uint8 or float [n, 3, S, S], into views: jitter, gray, blur, solarize, normalise (if mean is given).
+    """Turn crops, uint8 or float [n, 3, S, S] or clips [n, 3, T, S, S], into views of the same shape.
 
-    convention: "torchvision", or "simclr" with its colour operations and zero-padded blur. taps: of the blur, see
-    `blur`. float64 crops stay float64, all others become float32.
+    In this order: jitter, gray, blur, solarize, normalise (if mean is given). In a clip the contrast is about the mean
+    of all frames, and the blur stays within a frame. convention: "torchvision", or "simclr" with its colour operations
+    and zero-padded blur. taps: of the blur, see `blur`. float64 crops stay float64, all others become float32.
     """
-    n, values = len(crops), crops[:1].numel()
-    step = max(1, _step(values)) if crops.device.type == "cpu" else max(1, n)
-    if n <= step:
-        return _render(crops, drawn, convention, taps, mean, std)
+    n, values, chain = len(crops), crops[:1].numel(), _Chain(convention, taps, mean, std)
+    cpu, clips = crops.device.type == "cpu", crops.ndim == 5
+    long = cpu and clips and values > _FRAMES_VALUES
+    step = 1 if long else max(1, _step(values) if cpu else _GPU_VALUES // max(values, 1) if clips else n)
+    if n <= step and not long:
+        return _render(crops, drawn, chain)
     out = torch.empty(crops.shape, dtype=_float_type(crops), device=crops.device)
     for start in range(0, n, step):
         part = slice(start, start + step)
-        out[part] = _render(crops[part], drawn.rows(part), convention, taps, mean, std)
+        if long:
+            _render_long(crops[start], drawn.rows(part), chain, out[start])
+        else:
+            out[part] = _render(crops[part], drawn.rows(part), chain)
     return out
 
 
-def _render(
-    crops: Tensor, drawn: Drawn, convention: Convention, taps: int | None, mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Tensor:
+class _Chain(NamedTuple):
+    """What is the same for all samples of a batch; see `render`."""
+
+    convention: Convention
+    taps: int | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+
+def _render(crops: Tensor, drawn: Drawn, chain: _Chain) -> Tensor:
     x = to_float(crops)
-    inplace = x is not crops
+    if crops.ndim == 5:
+        return _steps(_below(x), drawn, chain, crops.shape[2], inplace=x is not crops).view(crops.shape)
+    return _steps(x, drawn, chain, 1, inplace=x is not crops)
+
+
+def _render_long(clip: Tensor, drawn: Drawn, chain: _Chain, out: Tensor) -> None:
+    """Write the view of one clip [3, T, H, W] into `out`, a few frames at a time, which stay in the cache.
+
+    The contrast parts the chain, for its centre is known when all frames have come to it.
+    """
+    frames = max(1, _FRAMES_VALUES // clip[:, 0].numel())
+    parts = [slice(start, start + frames) for start in range(0, clip.shape[1], frames)]
+    views = [_below(out[None, :, part]) for part in parts]
+    around = drawn.jitter and drawn.jitter.around_contrast()
+    sums = []
+    for part, view in zip(parts, views, strict=True):
+        view.copy_(_below(to_float(clip[None, :, part])))
+        if around:
+            sums.append(jitter(view, around[0], chain.convention, inplace=True).sum((2, 3), keepdim=True))
+    if around:
+        factor, mean = around[1].to(out.dtype), sum(sums) / clip[0].numel()
+        drawn = drawn._replace(jitter=around[2])
+    for view in views:
+        if around:
+            contrast_about(view, mean, factor, chain.convention)
+        count = view.shape[2] // clip.shape[2]
+        done = _steps(view, drawn, chain, count, inplace=True)
+        if done is not view:
+            view.copy_(done)
+
+
+def _below(clips: Tensor) -> Tensor:
+    """Return clips [n, 3, T, H, W] with their frames below one another, [n, 3, T H, W]."""
+    return clips.flatten(2, 3)
+
+
+def _steps(x: Tensor, drawn: Drawn, chain: _Chain, frames: int, *, inplace: bool) -> Tensor:
+    """Do what is drawn to x [n, 3, frames H, W]."""
     if drawn.jitter is not None:
-        x = jitter(x, drawn.jitter, convention, inplace=inplace)
+        x = jitter(x, drawn.jitter, chain.convention, inplace=inplace)
     if drawn.gray is not None:
         x = gray(x, drawn.gray, inplace=inplace)
     if drawn.blur is not None:
-        x = blur(x, drawn.blur, taps=taps, padding="zeros" if convention == "simclr" else "reflect", inplace=inplace)
+        apart = x.unflatten(2, (frames, x.shape[2] // frames)).flatten(1, 2)  # frames are channels that do not mix
+        padding: Padding = "zeros" if chain.convention == "simclr" else "reflect"
+        x = blur(apart, drawn.blur, taps=chain.taps, padding=padding, inplace=inplace).view(x.shape)
     if drawn.solarize is not None:
         x = solarize(x, drawn.solarize, inplace=inplace)
-    return x if mean is None or std is None else normalise(x, mean, std)
+    return x if chain.mean is None or chain.std is None else normalise(x, chain.mean, chain.std)
 
 
 def _step(values: int) -> int:
