@@ -183,13 +183,13 @@ def to_float(crops: Tensor) -> Tensor:
 
 
 def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return (x - mean) / std per channel of x [n, 3, H, W], in new memory."""
-    statistics = to_device(torch.tensor([mean, std], dtype=x.dtype), x.device).view(2, 1, -1, 1, 1)
+    """Return (x - mean) / std per channel of x [n, 3, H, W] or [n, 3, T, H, W], in new memory."""
+    statistics = to_device(torch.tensor([mean, std], dtype=x.dtype), x.device).view(2, 1, -1, *[1] * (x.ndim - 2))
     return (x - statistics[0]).div_(statistics[1])
 
 
 def to_input(crops: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    """Return crops [n, 3, H, W] as a network expects them: in [0, 1], normalised if it has statistics."""
+    """Return crops [n, 3, H, W] or [n, 3, T, H, W] as a network expects them: in [0, 1], or normalised."""
     x = to_float(crops)
     return x if mean is None or std is None else normalise(x, mean, std)
 

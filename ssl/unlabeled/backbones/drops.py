@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from unlabeled.backbones.sizes import input_shape
 from unlabeled.errors import UserError
 from unlabeled.ops.drop_path import FromGlobalBatch, HeadDropout, Rows, adopt, convert
 
@@ -25,11 +26,11 @@ _ATTENTION = ("scaled_dot_product", "_fused_sdp", "multi_head")
 
 
 def draw_for_the_global_batch(method: nn.Module, networks: Iterable[nn.Module], sizes: Iterable[int], rows: Rows,
-                              ) -> None:
+                              frames: int | None = None) -> None:
     """Convert all layers of `method` that drop at random (`ops.drop_path`), and those in place of a classifier.
 
-    networks: the backbones in it, for square images of all `sizes` in pixels; each is tried. Raises UserError, with the
-    cure, for one that draws in a way that depends on the number of processes.
+    networks: the backbones in it, for square images of all `sizes` in pixels, or clips of so many `frames`; each is
+    tried. Raises UserError, with the cure, for one that draws in a way that depends on the number of processes.
     """
     convert(method, rows)
     for name, module in method.named_modules():
@@ -41,7 +42,7 @@ def draw_for_the_global_batch(method: nn.Module, networks: Iterable[nn.Module], 
     for network in networks:
         if network in inside:  # a frozen one is in evaluation mode
             for size in sizes:
-                _try(network, size, rows)
+                _try(network, input_shape(size, frames), rows)
 
 
 def _refuse_attention(name: str, module: nn.Module) -> None:
@@ -59,17 +60,17 @@ def _refuse_attention(name: str, module: nn.Module) -> None:
                         "the number of processes: set its dropout to 0, and put nn.Dropout behind it")
 
 
-def _try(network: nn.Module, size: int, rows: Rows) -> None:
-    drawing, shapes_met = _trial(network, size)
+def _try(network: nn.Module, shape: tuple[int, ...], rows: Rows) -> None:
+    drawing, shapes_met = _trial(network, shape)
     if "" in drawing and _take_over_head(network, rows):
-        drawing, shapes_met = _trial(network, size)
+        drawing, shapes_met = _trial(network, shape)
     for name, operation in drawing.items():
         where = f"module '{name}' ({type(network.get_submodule(name)).__name__})" if name else "own forward pass"
         cure = "attn_drop_rate" if operation.startswith(_ATTENTION) else "drop rates"
         raise UserError(f"the network's {where} draws at random by itself ({operation}), which would depend on the "
                         f"number of processes: leave its {cure} out of backbone.options, or choose another network")
     odd = any(shape[0] % _IMAGES for shapes in shapes_met.values() for shape in shapes)
-    again = _trial(network, size, _MORE)[1] if odd else {}
+    again = _trial(network, shape, _MORE)[1] if odd else {}
     layers = {id(module): (name, module) for name, module in network.named_modules()}
     for identity, shapes in shapes_met.items():
         name, layer = layers[identity]
@@ -104,7 +105,7 @@ def _take_over_head(network: nn.Module, rows: Rows) -> bool:
     return True
 
 
-def _trial(network: nn.Module, size: int, images: int = _IMAGES) -> tuple[dict[str, str], Shapes]:
+def _trial(network: nn.Module, shape: tuple[int, ...], images: int = _IMAGES) -> tuple[dict[str, str], Shapes]:
     """Return the modules that draw at random and by which operation, and the shapes that every converted layer met.
 
     Both are empty where the network cannot be tried without computing.
@@ -113,7 +114,7 @@ def _trial(network: nn.Module, size: int, images: int = _IMAGES) -> tuple[dict[s
     tensors = [*network.named_parameters(), *network.named_buffers()]
     blank = {name: torch.empty_like(x, device="meta") for name, x in tensors}
     like = next(network.parameters(), torch.zeros(()))
-    x = torch.empty(images, 3, size, size, dtype=like.dtype, device="meta")
+    x = torch.empty(images, *shape, dtype=like.dtype, device="meta")
     watch = _Watch(names)
     with watch.entered(), torch.no_grad(), _recording() as shapes_met:
         try:

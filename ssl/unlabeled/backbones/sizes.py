@@ -20,16 +20,23 @@ _LARGER = 4  # doublings after which no larger image is looked for
 _USUAL = 224  # what most networks were made for
 
 
-def try_image(network: nn.Module, size: int) -> tuple[Any, str]:
+def input_shape(size: int, frames: int | None = None) -> tuple[int, ...]:
+    """Return the shape of what a network takes of one sample: [3, size, size], or of a clip [3, frames, size, size]."""
+    return (3, size, size) if frames is None else (3, frames, size, size)
+
+
+def try_image(network: nn.Module, size: int, frames: int | None = None) -> tuple[Any, str]:
     """Return what the network gives in evaluation mode for one black image [1, 3, size, size], and why it gives none.
 
-    One of the two is None or "". Its mode stays as it is. A UserError of the network's own passes.
+    One of the two is None or "". frames: of a black clip in place of the image. Its mode stays as it is. A UserError of
+    the network's own passes.
     """
     training = [module for module in network.modules() if module.training]
     like = next(network.parameters(), torch.zeros(()))
     try:
         with torch.no_grad():
-            return network.eval()(torch.zeros(1, 3, size, size, device=like.device, dtype=like.dtype)), ""
+            black = torch.zeros(1, *input_shape(size, frames), device=like.device, dtype=like.dtype)
+            return network.eval()(black), ""
     except torch.OutOfMemoryError:
         raise
     except REFUSALS as error:
@@ -48,18 +55,23 @@ def own_size(network: nn.Module) -> int | None:
     return None
 
 
-def refuse_images(network: nn.Module, sizes: Mapping[int, str], name: str, cfg: Backbone | None = None) -> None:
+def refuse_images(network: nn.Module, sizes: Mapping[int, str], name: str, cfg: Backbone | None = None, *,
+                  frames: int | None = None) -> None:
     """Raise UserError, with the cure, unless the network takes square images of all `sizes` (pixels -> their key).
 
     name: what the network is called. cfg: what it was built from; None if it is of an earlier run, whose options stand.
+    frames: of clips in place of images.
     """
     for size, key in sizes.items():
         try:
-            _, problem = try_image(network, size)
+            _, problem = try_image(network, size, frames)
         except UserError as error:  # of a network that knows its sizes; one cut short says what else is wrong with it
             if cfg is None:
                 raise
             problem = str(error)
+        if problem and frames is not None:
+            raise UserError(f"{name} takes no clips of {frames} frames of {size} x {size}: "
+                            f"{problem.splitlines()[0].rstrip('.')}; a network for clips is r3d50, or r3d_tiny")
         if problem:
             raise UserError(f"{key} is {size}, but {refusal(network, name, size, problem, key, len(sizes), cfg)}")
 

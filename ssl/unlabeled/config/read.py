@@ -323,6 +323,9 @@ def _mismatches(value: dict[str, Any], config: type[MethodConfig]) -> list[Probl
         others = f". {need.capitalize()} ones: {', '.join(ones[:6])}" if ones else ""
         problems.append((("backbone", "name"), f"method '{method}' needs {article} {need} backbone; '{backbone}' "
                          f"offers: {', '.join(sorted(offers)) or 'nothing more'}{others}"))
+    if "video" in offers - config.needs:
+        problems.append((("backbone", "name"), f"method '{method}' reads images, and '{backbone}' is a network for "
+                         "clips of video; take one for images, such as resnet50, or the method cvrl"))
     return problems
 
 

@@ -65,7 +65,7 @@ class Backbone(Strict):
         "timm:NAME@FILE, torchvision:NAME or torchvision:NAME@FILE"
     )
     init_weights: bool = Field(True, description="false: that network at random initialisation, as a baseline")
-    width: float = Field(1, gt=0, description="factor on every channel count (timm ResNets only)")
+    width: float = Field(1, gt=0, description="factor on every channel count (ResNets and R3Ds only)")
     stem: Literal["imagenet", "cifar"] = Field("imagenet", description="cifar: 3x3 stride-1 convolution, no max-pool")
     sk_ratio: float = Field(
         0, ge=0, le=1, description="SimCLRv2's selective kernels: width of their gate by filters; 0: none"

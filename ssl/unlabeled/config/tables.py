@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # method name -> (configuration class, method class), as module:object
 METHODS: dict[str, tuple[str, str]] = {
+    "cvrl": ("unlabeled.methods.cvrl.config:CVRLConfig", "unlabeled.methods.cvrl.method:CVRL"),
     "distil": ("unlabeled.methods.distil_config:DistilConfig", "unlabeled.methods.distil:Distil"),
     "feature-distil": (
         "unlabeled.methods.feature_distil.config:FeatureDistilConfig",
@@ -30,6 +31,7 @@ METHODS: dict[str, tuple[str, str]] = {
 
 _BOTTLENECKS = ("resnet50", "resnet101", "resnet152", "resnet200")
 _RESNETS = ("resnet18", "resnet34", *_BOTTLENECKS)
+_R3DS = ("r3d50", "r3d101", "r3d152", "r3d_tiny")
 
 # backbone name -> (builder, what it offers a method)
 BACKBONES: dict[str, tuple[str, frozenset[str]]] = {
@@ -49,14 +51,15 @@ BACKBONES: dict[str, tuple[str, frozenset[str]]] = {
         )
         for name in names
     },
+    **{name: ("unlabeled.backbones.video.r3d:build_r3d", frozenset({"video"})) for name in _R3DS},
 }
 
 # the networks that no class of timm's builds: `backbone.options` are options of timm's constructors
-NOT_TIMMS = ("nin", "alexnet_bn", "wrn28_2", "wrn28_8", "wrn37_2")
+NOT_TIMMS = ("nin", "alexnet_bn", "wrn28_2", "wrn28_8", "wrn37_2", *_R3DS)
 
 # option of `backbone` -> the networks that have it
 BACKBONE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "width": _RESNETS,
+    "width": (*_RESNETS, *_R3DS),
     "stem": _RESNETS,
     "sk_ratio": _BOTTLENECKS,
     "project_first": ("resnet18", "resnet34"),

@@ -38,7 +38,7 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
     networks are known to take its crops. Raises UserError for a bad source, and for a network that does not take them.
     """
     seed_everything(info.seed, "init")
-    sizes = {} if trained else _crop_sizes(recipe)
+    sizes, frames = {} if trained else _crop_sizes(recipe), _clip_frames(recipe)
     backbones: list[BackboneModule] = []
 
     def make_backbone(source: str | None = None, *, features: bool = False, options: Mapping[str, Any] | None = None,
@@ -46,9 +46,9 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
         if source is None and recipe.backbone.init is None:
             network = cast(BackboneModule, build_backbone(recipe.backbone))
             network.input = network.gives = network.names = None
-            refuse_images(network, sizes, recipe.backbone.name, recipe.backbone)
+            refuse_images(network, sizes, recipe.backbone.name, recipe.backbone, frames=frames)
             if sizes:
-                _refuse_no_vector(network, recipe.backbone.name, next(iter(sizes)))
+                _refuse_no_vector(network, recipe.backbone.name, next(iter(sizes)), frames)
         else:
             as_trained = weights and (source is not None or recipe.backbone.init_weights)
             origin = source or recipe.backbone.init or ""
@@ -63,7 +63,7 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
                 network = cast(BackboneModule, export.build().train().requires_grad_(True))
             if built is not None and built.grad_checkpointing:
                 recompute_activations(network, built.name)
-            refuse_images(network, sizes, f"'{origin}'", built)
+            refuse_images(network, sizes, f"'{origin}'", built, frames=frames)
             network.input, network.gives = export.input, export.gives
             network.names = export.names if source is not None and weights else None
             seed_everything(info.seed, "init", len(backbones))  # what follows does not depend on how it was built
@@ -74,7 +74,7 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
     method.taught_names = next((network.names for network in backbones if network.names), None)
     if not trained:
         rows = Rows()
-        draw_for_the_global_batch(method, backbones, sizes, rows)
+        draw_for_the_global_batch(method, backbones, sizes, rows, frames)
         _seed_every_forward(method, info, recipe.train.grad_accum, rows)
     if recipe.train.compile:
         copies = (module for module in method.modules() if hasattr(module, "gives"))  # made by deepcopy
@@ -123,6 +123,12 @@ def _crop_sizes(recipe: Recipe) -> dict[int, str]:
     return {crop.size: keys.get(crop.size, "the crop's size") for stream in streams for crop in stream.crops}
 
 
+def _clip_frames(recipe: Recipe) -> int | None:
+    """Return the frames of the clips that the method takes; None for images."""
+    clips = [stream.clips for stream in method_class(recipe).streams(recipe.method).values() if stream.clips]
+    return clips[0].frames if clips else None
+
+
 def _sizes(block: Any, path: str) -> Iterator[tuple[int, str]]:
     """Yield the values of all keys `size` below a block, with their paths."""
     if isinstance(block, dict):
@@ -135,9 +141,9 @@ def _sizes(block: Any, path: str) -> Iterator[tuple[int, str]]:
             yield from _sizes(part, f"{path}.{number}")
 
 
-def _refuse_no_vector(network: BackboneModule, name: str, size: int) -> None:
+def _refuse_no_vector(network: BackboneModule, name: str, size: int, frames: int | None) -> None:
     """Raise UserError unless the network gives a vector of `num_features` per image, as methods expect."""
-    given, _ = try_image(network, size)
+    given, _ = try_image(network, size, frames)
     shape = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
     if shape != [1, network.num_features]:
         raise UserError(f"backbone '{name}' gives {shape} for one image and no vector of {network.num_features} "

@@ -26,6 +26,7 @@ from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
 from unlabeled.ops.batchnorm import convert, unsynchronised_buffers
 from unlabeled.ops.distributed import broadcast_buffers, counts_per_part, gather, rank, world
+from unlabeled.ops.machine.layout import channels_last, network_channels_last
 from unlabeled.ops.machine.memory import to_device
 from unlabeled.ops.norms import statistics
 
@@ -56,8 +57,11 @@ class Updater:
             )
         if recipe.train.sync_bn and world() > 1:
             convert(method, accelerator.device)
-        self.layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
-        self.method = method.to(accelerator.device).to(memory_format=self.layout).train()
+        last = recipe.train.channels_last
+        self.laid_out = channels_last if last else Tensor.contiguous
+        method = method.to(accelerator.device)
+        method = network_channels_last(method) if last else method.to(memory_format=torch.contiguous_format)
+        self.method = method.train()
         self.optimizer = build_optimizer(self.method, recipe.optim)
         self.model = accelerator.prepare_model(self.method)
         self.statistics = statistics(self.method)
@@ -68,7 +72,7 @@ class Updater:
         seed_everything(self.seed, "global", update, micro, rank())
         step = make_step(self.plan, update, micro, self.seed, rank())
         views = self.method.views({name: b.to(self.accelerator.device) for name, b in batch.items()}, step)
-        return {name: x.contiguous(memory_format=self.layout) if x.ndim == 4 else x for name, x in views.items()}
+        return {name: self.laid_out(x) for name, x in views.items()}
 
     def prime(self, views: dict[str, Tensor]) -> None:
         """Let DDP settle the order of its buckets, which it changes after the first backward, in a throw-away pass.

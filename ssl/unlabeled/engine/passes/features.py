@@ -25,6 +25,7 @@ from unlabeled.engine.run.progress import LongPass
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
 from unlabeled.ops.distributed import max_over_ranks, on_rank0, raise_together, rank, sum_over_ranks, world
+from unlabeled.ops.machine.layout import channels_last, network_channels_last
 from unlabeled.ops.precision import Resolved, autocast
 
 _GATHERED = 1 << 14  # rows per message between processes
@@ -76,14 +77,14 @@ def network_embedder(export: Export, device: torch.device, precision: Resolved =
 
     Maps [b, C, H, W] and tokens [b, T, C] are averaged over their places.
     """
-    network = export.build().to(device).to(memory_format=torch.channels_last).eval()
+    network = network_channels_last(export.build().to(device)).eval()
     image = export.input
 
     def check() -> None:
         refuse_images(network, {image.size: "size"}, f"the network that gives the export's {export.gives}")
 
     def embed(crops: Tensor) -> Tensor:
-        x = to_input(crops, image.mean, image.std).contiguous(memory_format=torch.channels_last)
+        x = channels_last(to_input(crops, image.mean, image.std))
         with autocast(crops.device, precision):
             out = network(x).float()
         return out.mean((2, 3)) if out.ndim == 4 else out.mean(1) if out.ndim == 3 else out
