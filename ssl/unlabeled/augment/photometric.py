@@ -137,7 +137,7 @@ def _render_long(clip: Tensor, drawn: Drawn, chain: _Chain, out: Tensor) -> None
         if around:
             sums.append(jitter(view, around[0], chain.convention, inplace=True).sum((2, 3), keepdim=True))
     if around:
-        factor, mean = around[1].to(out.dtype), sum(sums) / clip[0].numel()
+        factor, mean = around[1].to(out.dtype), torch.stack(sums).sum(0) / clip[0].numel()
         drawn = drawn._replace(jitter=around[2])
     for view in views:
         if around:

@@ -29,7 +29,8 @@ _TRUNCATED = 0.87962566103423978  # deviation of a standard normal that is cut a
 
 def convolution(channels: int, out: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Conv3d:
     """Make a padded convolution without bias; kernel: frames, rows, columns; stride: of rows and columns."""
-    return nn.Conv3d(channels, out, kernel, (1, stride, stride), tuple(k // 2 for k in kernel), bias=False)
+    frames, rows, columns = kernel
+    return nn.Conv3d(channels, out, kernel, (1, stride, stride), (frames // 2, rows // 2, columns // 2), bias=False)
 
 
 class Bottleneck(nn.Module):
@@ -62,6 +63,11 @@ class R3D(nn.Module):
 
     An image [b, 3, S, S] is a clip of one frame.
     """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self, layers: tuple[int, ...], channels: int) -> None:
         super().__init__()
