@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unlabeled.augment.resample import Interpolation, crop_resize, crop_resize_batch
 from unlabeled.errors import UserError
-from unlabeled.ops.boxes import crop_boxes, crop_columns
+from unlabeled.ops.boxes import CropBox, crop_boxes, crop_columns
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,39 @@ class Whole:
         if tuple(images.shape[2:]) == (self.size, self.size):
             return images.contiguous()
         return crop_resize_batch(images, parameters, self.size, self.interpolation)
+
+
+@dataclass(frozen=True)
+class EdgeCrop:
+    """The image resized to `size` pixels at its shorter side, of which a square is cut at one edge of the longer side.
+
+    place: 0, the left or top edge; 1, the middle; 2, the other edge. Boxes [n, 7] are in pixels of the resized image.
+    The three are CVRL's test views (arXiv 2008.03800; vision/ops/preprocess_ops_3d.py), resized without antialiasing.
+    """
+
+    size: int
+    place: int
+    draws: ClassVar[int] = 0
+    boxes: ClassVar[bool] = True
+
+    def draw(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn image sizes [n, 2] into boxes [n, 7]; `uniforms` [n, 0] is not looked at."""
+        resized = np.floor(self.size * sizes.astype(np.float64) / sizes.min(1, keepdims=True))
+        room = resized - self.size
+        offset = (np.zeros_like(room), np.rint(resized / 2 - self.size / 2), room)[self.place]
+        return crop_boxes(np.minimum(offset, room), np.full_like(room, self.size), resized, np.zeros(len(sizes)))
+
+    def apply(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """Cut one uint8 image [H, W, 3] by its box [7] into uint8 [3, size, size]."""
+        return self.apply_batch(torch.from_numpy(image).permute(2, 0, 1)[None], parameters[None])[0].numpy()
+
+    def apply_batch(self, images: Tensor, parameters: np.ndarray) -> Tensor:
+        """Cut equally large uint8 images [n, 3, H, W] by boxes [n, 7] into uint8 [n, 3, size, size]."""
+        box = CropBox(*(int(value) for value in parameters[0]))
+        side = (box.image_height, box.image_width)
+        if tuple(images.shape[2:]) != side:
+            images = torch.nn.functional.interpolate(images.float(), side, mode="bilinear").to(torch.uint8)
+        return images[:, :, box.top : box.top + self.size, box.left : box.left + self.size].contiguous()
 
 
 def _mirrored(places: Tensor, side: int) -> Tensor:

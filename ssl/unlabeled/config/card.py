@@ -137,6 +137,35 @@ class CocoBoxes(Strict):
     kind: Literal["coco-boxes"]
 
 
+class VideoFolder(Strict):
+    """Video files at any depth below a split's path, or those that the list at its path names."""
+
+    kind: Literal["videofolder"]
+    labels: Literal["none", "folders", "list"] = Field(
+        "none", description="folders: the first folder of a video's path is its class; list: as the list says")
+    list: Literal["paths", "kinetics", "hmdb51"] | None = Field(
+        None, description="form of the lists: lines of a path and perhaps a class; CSV with youtube_id, time_start and "
+        "time_end; or one file per class (path: PATTERN#NUMBER for the lines with that number)")
+    videos: str = Field(".", description="folder below the root from which paths in lists count")
+
+    @model_validator(mode="after")
+    def _list_has_a_user(self) -> VideoFolder:
+        if self.list is None and (self.labels == "list" or self.videos != "."):
+            raise ValueError("'labels: list' and 'videos' belong to lists of videos: say which form with 'list'")
+        return self
+
+
+class MovingShapes(Strict):
+    """Rendered videos of one object; the class is how it moves, and what it looks like is free."""
+
+    kind: Literal["moving-shapes"]
+    size: int = Field(32, ge=16, multiple_of=2, description="side of the frames, pixels")
+    frames: int = Field(60, gt=0, description="of each video, at 25 per second")
+    appearance: Literal["changing", "constant"] = Field(
+        "changing", description="changing: drawn anew every 12 frames, so that two clips share only their motion")
+    seed: int = Field(0, ge=0)
+
+
 class Own(Strict):
     """A kind of one's own: `module:object`, called with the card, a split and a root, gives a source of images."""
 
@@ -191,6 +220,8 @@ class Card(Strict):
         | Annotated[CityscapesMasks, Tag("cityscapes-masks")]
         | Annotated[VocBoxes, Tag("voc-boxes")]
         | Annotated[CocoBoxes, Tag("coco-boxes")]
+        | Annotated[VideoFolder, Tag("videofolder")]
+        | Annotated[MovingShapes, Tag("moving-shapes")]
         | Annotated[Own, Tag("module:object")],
         Discriminator(kind),
     ]
@@ -218,13 +249,15 @@ class Card(Strict):
 
     @model_validator(mode="after")
     def _options_have_a_user(self) -> Card:
-        made = self.source.kind in ("digits", "shapes")
+        made = self.source.kind in ("digits", "shapes", "moving-shapes")
         if made and self.root is not None:
             raise ValueError(f"'root' has no effect with {self.source.kind}, which reads no files")
         if self.source.kind != "array" and any(split.labels for split in self.splits.values()):
             raise ValueError("'labels' of a split belongs to source kind array")
-        if self.source.kind == "shapes" and any(split.samples is None for split in self.splits.values()):
-            raise ValueError("source kind shapes needs 'samples' in every split: the number of images to render")
+        if self.source.kind in ("shapes", "moving-shapes") and any(one.samples is None for one in self.splits.values()):
+            raise ValueError(f"source kind {self.source.kind} needs 'samples' in every split: how many to render")
+        if self.in_memory and self.source.kind in ("videofolder", "moving-shapes"):
+            raise ValueError(f"'in_memory' does not go with source kind {self.source.kind}, whose clips stay in files")
         if self.source.kind == "stream":
             if any(split.samples is None or split.path is None for split in self.splits.values()):
                 raise ValueError("source kind stream needs 'path' and 'samples' in every split: nobody counts a stream")
@@ -241,11 +274,13 @@ class Card(Strict):
         return self
 
     def _pixels_have_a_user(self) -> None:
-        no_files = self.source.kind in ("digits", "shapes", "torchvision")
+        no_files = self.source.kind in ("digits", "shapes", "moving-shapes", "torchvision")
         if isinstance(self.source, Torchvision) and self.source.dataset == "imagenet":
             no_files = False
         if self.orientation is not None and (no_files or self.source.kind == "array"):
             raise ValueError(f"'orientation' has no effect with {self.source.kind}, which holds no image files")
+        if self.levels is not None and self.source.kind == "videofolder":
+            raise ValueError("'levels' has no effect with videofolder, whose files say themselves what is black")
         if self.levels is not None and no_files:
             raise ValueError(f"'levels' has no effect with {self.source.kind}, whose images have 8 bits")
         if self.levels is not None and not self.levels[0] < self.levels[1]:

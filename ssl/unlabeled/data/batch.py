@@ -52,25 +52,48 @@ class RecordGeometry(Geometry, Protocol):
         """Turn uniforms [n, draws], image sizes [n, 2] and stored rows into parameters [n, p], float64."""
 
 
+class Clips(Protocol):
+    """Which frames of a video its clips are of: one joint draw (see `data.clips`)."""
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip."""
+
+    @property
+    def count(self) -> int:
+        """Clips of one video."""
+
+    @property
+    def draws(self) -> int:
+        """Uniform numbers that one video needs."""
+
+    def places(self, uniforms: np.ndarray, lengths: np.ndarray, rates: np.ndarray) -> np.ndarray:
+        """Turn uniforms [n, draws], lengths [n] in frames and frames per second [n] (0: unknown) into frames, int64
+        [n, count, frames].
+        """
+
+
 @dataclass(frozen=True)
 class Stream:
     """What a method wants of one stream: its crops, in order; whether it reads the labels, and whether the places.
 
-    records: what it wants of what is stored of every sample.
+    records: what it wants of what is stored of every sample. clips: samples are videos, of which each crop cuts one
+    clip; one draw of the crop serves all frames of it.
     """
 
     crops: tuple[Geometry, ...]
     labels: bool = False
     index: bool = False
     records: tuple[Record, ...] = ()
+    clips: Clips | None = None
 
 
 @dataclass
 class Batch:
     """One micro-batch of one process.
 
-    crops: per crop of the stream, uint8 [b, 3, S, S]. boxes: per crop, float32 [b, 7] with the columns of
-    `ops.boxes.CropBox`; None for warps without a box.
+    crops: per crop of the stream, uint8 [b, 3, S, S], of clips [b, 3, T, S, S]. boxes: per crop, float32 [b, 7] with
+    the columns of `ops.boxes.CropBox`; None for warps without a box.
     index: int64 [b], the sample's place in its split (of a streamed one: see `remote`). label: int64 [b], -1 where
     unknown; None if the stream has none. records: name of the store -> field -> [b, ...], see `Record`;
     on the CPU, wherever the rest is: what of them is needed elsewhere, `ops.machine.memory.to_device` copies.

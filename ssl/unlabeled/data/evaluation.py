@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.data.batch import Batch, Geometry
-from unlabeled.data.crops import TOGETHER, cut
+from unlabeled.data.batch import Batch, Clips, Geometry
+from unlabeled.data.clips import clips_of, refuse_no_clips
+from unlabeled.data.crops import TOGETHER, ClipCrop, cut, shape_of
 from unlabeled.data.loader import batches, own_units
 from unlabeled.data.sources.base import CorruptKey, CorruptSample, Source
 from unlabeled.ops.random import uniforms
@@ -45,11 +46,22 @@ def _merge(first: Batch, second: Batch) -> Batch:
 class ImageMaker:
     """Cuts the samples at given places by every geometry (a `loader.Maker`), decoding each of them once.
 
-    What the geometry of number e draws of a sample depends on (seed, name, e) and the place of the sample alone.
+    What the geometry of number e draws of a sample depends on (seed, name, e) and the place of the sample alone. For a
+    `ClipCrop` samples are videos: it gives a crop of each of its clips, and all geometries must name the same clips.
     """
 
     def __init__(self, source: Source, geometries: Sequence[Geometry], seed: int = 0, name: str = "") -> None:
         self.source, self.geometries, self.seed, self.name = source, tuple(geometries), seed, name
+        named = [one.clips if isinstance(one, ClipCrop) else None for one in geometries]
+        self.clips = named[0] if named else None
+        if any(clips != self.clips for clips in named):
+            raise ValueError("geometries that are cut together must name the same clips")
+        if self.clips is not None:
+            refuse_no_clips(source)
+        self.together = TOGETHER if self.clips is None else 1
+        # what is cut: numbers of a geometry and of a clip
+        self.cuts = [(number, clip) for number in range(len(named))
+                     for clip in range(1 if self.clips is None else self.clips.count)]
 
     def make(self, unit: np.ndarray) -> Batch:
         """Return the readable samples among those at the places `unit`, int64 [b], in order; a crop per geometry."""
@@ -57,42 +69,48 @@ class ImageMaker:
         corrupt: list[str] = [CorruptKey(self.source.key(i), reasons[i]) for i in unit.tolist() if i in reasons]
         indices = np.array([i for i in unit.tolist() if i not in reasons], np.int64)
         parts: list[list[Cut]] = []
-        if self.source.images is not None:
+        if self.source.images is not None and self.clips is None:
             if len(indices):
                 parts.append(self._cut(self.source.images[indices], indices))
         else:
             readable = []
-            for first in range(0, len(indices), TOGETHER):
-                images, places = self._read(indices[first : first + TOGETHER], corrupt)
+            for first in range(0, len(indices), self.together):
+                images, places = self._read(indices[first : first + self.together], corrupt)
                 readable += places
                 if images:
                     parts.append(self._cut(images, np.array(places, np.int64)))
             indices = np.array(readable, np.int64)
         label = None if self.source.labels is None else torch.from_numpy(self.source.labels[indices])
-        cuts = [self._joined(number, [part[number] for part in parts]) for number in range(len(self.geometries))]
+        cuts = [self._joined(self.geometries[number], [part[place] for part in parts])
+                for place, (number, _) in enumerate(self.cuts)]
         return Batch([crop for crop, _ in cuts], [box for _, box in cuts], torch.from_numpy(indices), label, corrupt)
 
     def _read(self, indices: np.ndarray, corrupt: list[str]) -> tuple[list[np.ndarray], list[int]]:
-        """Return the images that can be read, and their places; add the keys of the others to `corrupt`."""
+        """Return images, or clips [count, T, H, W, 3], that can be read, and their places; name others in `corrupt`."""
         images, places = [], []
         for index in indices.tolist():
             try:
-                images.append(self.source.image(index))
+                images.append(self.source.image(index) if self.clips is None else self._clips(self.clips, index))
                 places.append(index)
             except CorruptSample as error:
                 corrupt.append(error.key)
         return images, places
 
-    def _cut(self, images: np.ndarray | list[np.ndarray], places: np.ndarray) -> list[Cut]:
-        return [cut(geometry, images, uniforms(places, geometry.draws, self.seed, self.name, number))
-                for number, geometry in enumerate(self.geometries)]
+    def _clips(self, clips: Clips, index: int) -> np.ndarray:
+        draw = uniforms(np.array([index]), clips.draws, self.seed, self.name, "clips")
+        return clips_of(self.source, clips, draw, index)
 
-    def _joined(self, number: int, parts: list[Cut]) -> Cut:
+    def _cut(self, images: np.ndarray | list[np.ndarray], places: np.ndarray) -> list[Cut]:
+        draws = [uniforms(places, geometry.draws, self.seed, self.name, number)
+                 for number, geometry in enumerate(self.geometries)]
+        return [cut(self.geometries[number], images if self.clips is None else [image[clip] for image in images],
+                    draws[number]) for number, clip in self.cuts]
+
+    def _joined(self, geometry: Geometry, parts: list[Cut]) -> Cut:
         """Put what a geometry cut behind one another."""
         if len(parts) == 1:
             return parts[0]
-        geometry = self.geometries[number]
-        none = torch.zeros(0, 3, geometry.size, geometry.size, dtype=torch.uint8)
+        none = torch.zeros(0, *shape_of(geometry), dtype=torch.uint8)
         crops = torch.cat([crop for crop, _ in parts] or [none])
         boxes = [box for _, box in parts if box is not None]
         return crops, torch.cat(boxes or [torch.zeros(0, 7)]) if geometry.boxes else None

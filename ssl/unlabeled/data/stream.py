@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from unlabeled.data.batch import Batch, Stream
-from unlabeled.data.crops import cut, cut_in_turn
+from unlabeled.data.clips import clips_of, refuse_no_clips
+from unlabeled.data.crops import TOGETHER, ClipCrop, cut, cut_in_turn
 from unlabeled.data.loader import PATIENCE, batches
 from unlabeled.data.order import Order, WeightedOrder
 from unlabeled.data.records.rows import Rows, joined, stored_rows
@@ -90,6 +91,8 @@ class TrainStream:
         if stream.index and not source.random_access:
             raise UserError(f"data.{name}: every image needs its place, and split '{source.split}' of data card "
                             f"'{source.name}' is streamed; use a card with random access, such as source kind shards")
+        if stream.clips is not None:
+            refuse_no_clips(source)
         for record in stream.records:
             refuse_no_store(source, record.name, name)
         self.maker: _TrainMaker | InOrder
@@ -155,6 +158,9 @@ class _TrainMaker:
         # stores -> fields by which geometries cut other images than the sample's own
         self.others = [(getattr(geometry, "record", ""), getattr(geometry, "image", None)) for geometry in stream.crops]
         self.one_by_one = source.images is None or any(field is not None for _, field in self.others)
+        self.crops, self.together = stream.crops, TOGETHER
+        if stream.clips is not None:  # frames of two clips fill as much memory as those of many images
+            self.crops, self.together = tuple(ClipCrop(crop, stream.clips) for crop in stream.crops), 1
         self.unreadable = dict(source.unreadable)
         for record in stream.records:
             self.unreadable |= source.without_record(record.name)
@@ -178,7 +184,7 @@ class _TrainMaker:
                 parts.append(self._rows(unit, indices, part))
                 return parts[-1]
 
-            cuts = cut_in_turn(self.stream.crops, self._images(unit, indices, corrupt), draws, rows_of)
+            cuts = cut_in_turn(self.crops, self._images(unit, indices, corrupt), draws, rows_of, self.together)
             rows = joined(parts)
         else:
             assert self.source.images is not None
@@ -220,7 +226,11 @@ class _TrainMaker:
                         f"are unreadable, the last one {reason}")
 
     def _shown(self, unit: Unit, row: int, index: int) -> list[np.ndarray]:
-        """Return the image that each geometry cuts: the sample's own, or one that its stored row names."""
+        """Return what each geometry cuts: its clip, the sample's own image, or one that its stored row names."""
+        if self.stream.clips is not None:
+            draw = uniforms(unit.positions[row : row + 1], self.stream.clips.draws, self.order.seed, self.order.name,
+                            "clips", unit.epoch)
+            return list(clips_of(self.source, self.stream.clips, draw, index))
         own = self.source.image(index)
         images = [own] * len(self.others)
         if any(field is not None for _, field in self.others):

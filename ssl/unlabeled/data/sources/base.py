@@ -142,7 +142,8 @@ class Source(Truth):
 
     labels: int64 [n], -1 where unknown; None if the set has none. images: uint8 [n, H, W, 3] if it lives in memory,
     read-only if it is mapped from a file. unreadable: index and reason of images that could not be read into memory;
-    their rows in `images` are black. pixels: how its image files are read. stores: what is kept of every
+    their rows in `images` are black; or of videos of which no frame could be found. has_clips: whether samples are
+    videos, whose `image` is the middle frame. pixels: how its image files are read. stores: what is kept of every
     sample, by name. Masks and objects: see `Truth`.
     """
 
@@ -153,6 +154,7 @@ class Source(Truth):
     images: np.ndarray | None = None
     pixels = Pixels()
     unreadable: dict[int, str]
+    has_clips = False
     random_access = True  # False: `data.remote.StreamSource`, which is read in its own order and only to train
     _file: FileArray | None = None
 
@@ -188,6 +190,21 @@ class Source(Truth):
 
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
+        raise NotImplementedError
+
+    def length(self, index: int) -> int:
+        """Return the number of frames of a video. Only of sources with clips."""
+        raise NotImplementedError
+
+    def rate(self, index: int) -> float:
+        """Return the frames per second of a video, 0 where nobody knows. Only of sources with clips."""
+        return 0.0
+
+    def clip(self, index: int, frames: np.ndarray) -> np.ndarray:
+        """Return frames of a video, uint8 [..., H, W, 3], by their numbers `frames` [...], each below its length.
+
+        Only of sources with clips. Raises CorruptSample.
+        """
         raise NotImplementedError
 
     def raw(self, index: int) -> bytes | None:

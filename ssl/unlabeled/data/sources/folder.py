@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from unlabeled.config.card import Card, ClassFolder
 from unlabeled.data.sources.base import CorruptSample, Source, unreadable
 from unlabeled.data.sources.decode import decode
+from unlabeled.data.sources.files.formats import IMAGES, Kind
 from unlabeled.data.sources.files.listing import class_names, scan
 from unlabeled.data.sources.fingerprint import Names, spread
 from unlabeled.data.sources.labels import HIGHEST
@@ -36,12 +40,18 @@ class FolderSource(Source):
 
     def raw(self, index: int) -> bytes:
         """Return the bytes of the file. Raises CorruptSample."""
+        with self.opened(index) as file:
+            return file.read()
+
+    @contextmanager
+    def opened(self, index: int) -> Iterator[IO[bytes]]:
+        """Open the file of a sample. Raises CorruptSample, also for what goes wrong while it is read."""
         key = self.paths[index]
         try:
             with open(os.path.join(self.folder, key), "rb", buffering=0, opener=_at_once) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise CorruptSample(key, "no plain file")
-                return file.read()
+                yield file
         except OSError as error:
             raise unreadable(key, error) from error
 
@@ -88,23 +98,37 @@ def open_folder(card: Card, split: str, root: str | None) -> Source:
 
 def open_class_folder(card: Card, split: str, root: str | None) -> Source:
     """Open a folder of class folders. Raises UserError that says what is there if the split's folder is missing."""
-    folder, place = card.folder(root), card.splits[split].path or split
-    if folder.is_dir() and not (folder / place).exists():
-        raise UserError(_other_layout(card, split, folder, place))
+    folder = card.folder(root)
+    refuse_other_layout(card, split, folder)
     return class_folder(card, split, folder)
 
 
-def class_folder(card: Card, split: str, root: Path) -> Source:
-    """Open the class folders of a split.
+def refuse_other_layout(card: Card, split: str, root: Path, kind: Kind = IMAGES) -> None:
+    """Raise UserError that says what the root holds if the folder of a split is missing, with what reads that."""
+    place = card.splits[split].path or split
+    if root.is_dir() and not (root / place).exists():
+        raise UserError(_other_layout(card, split, root, place, kind))
 
-    Classes are the card's, else the folders of its first split that hold images, sorted. Raises UserError for images
-    outside a class folder and for folders that are no class.
-    """
+
+def class_folder(card: Card, split: str, root: Path) -> Source:
+    """Open the class folders of a split. Raises UserError as `folder_labels` does."""
     folder = root / (card.splits[split].path or split)
     paths = scan(folder)
+    source = FolderSource(card.name, split, folder, paths)
+    source.labels, source.classes = folder_labels(card, root, folder, paths)
+    return source
+
+
+def folder_labels(card: Card, root: Path, folder: Path, paths: list[str], kind: Kind = IMAGES,
+                  ) -> tuple[np.ndarray, list[str]]:
+    """Return labels, int64 [n], of files by the first folders of their paths below `folder`, and the classes' names.
+
+    Classes are the card's, else the folders of its first split that hold files of the kind, sorted. Raises UserError
+    for files outside a class folder and for folders that are no class.
+    """
     first = root / (next(iter(card.splits.values())).path or next(iter(card.splits)))
     by_number = isinstance(card.source, ClassFolder) and card.source.order == "number"
-    names = [] if card.classes and not by_number else class_names(first if first.is_dir() else folder)
+    names = [] if card.classes and not by_number else class_names(first if first.is_dir() else folder, kind)
     number = _numbered(names, folder, card) if by_number else {}
     classes = card.classes or ([str(i) for i in range(max(number.values()) + 1)] if by_number else names)
     number = number or {name: i for i, name in enumerate(classes)}
@@ -112,14 +136,13 @@ def class_folder(card: Card, split: str, root: Path) -> Source:
     for i, path in enumerate(paths):
         name, slash, _ = path.partition("/")
         if not slash:
-            raise UserError(f"{folder} holds '{path}' outside a class folder; move it into one, or use card 'folder'")
+            cure = "use card 'folder'" if kind is IMAGES else "set the card's source.labels to none"
+            raise UserError(f"{folder} holds '{path}' outside a class folder; move it into one, or {cure}")
         if name not in number:
             raise UserError(f"{folder / name} is no class of card '{card.name}' ({len(classes)} classes: "
                             f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''})")
         labels[i] = number[name]
-    source = FolderSource(card.name, split, folder, paths)
-    source.labels, source.classes = labels, list(classes)
-    return source
+    return labels, list(classes)
 
 
 def _numbered(names: list[str], folder: Path, card: Card) -> dict[str, int]:
@@ -134,13 +157,14 @@ def _numbered(names: list[str], folder: Path, card: Card) -> dict[str, int]:
     return number
 
 
-def _other_layout(card: Card, split: str, root: Path, place: str) -> str:
+def _other_layout(card: Card, split: str, root: Path, place: str, kind: Kind) -> str:
     """Return what to tell of a root without the folder of a split: what it holds instead, and what reads that."""
     folders = [name for name, spec in card.splits.items() if (root / (spec.path or name)).is_dir()]
-    names = [] if folders else class_names(root)
+    names = [] if folders else class_names(root, kind)
     problem = f"data card '{card.name}', split '{split}': no folder {root / place} with a folder per class"
     if not names:
         return f"{problem}; {root} holds " + (f"only: {', '.join(folders)}" if folders else "no class folders either")
-    return (f"{problem}; {root} itself holds {len(names)} folders of images ({', '.join(names[:3])}"
+    cure = "with card 'folder'" if kind is IMAGES else "with source.labels: none"
+    return (f"{problem}; {root} itself holds {len(names)} folders of {kind.noun}s ({', '.join(names[:3])}"
             f"{', ...' * (len(names) > 3)}). Move them into {root / place}, copy the card and set the split's path to "
-            f"'.', or leave the classes out with card 'folder'")
+            f"'.', or leave the classes out {cure}")

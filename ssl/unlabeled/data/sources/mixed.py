@@ -31,6 +31,7 @@ class Mixed(Source):
                 raise UserError(f"data card '{one.name}', split '{one.split}', is streamed, which does not go into a "
                                 "mix: that takes samples by their places")
         self.members, self.weights = list(members), weights
+        self.has_clips = all(one.has_clips for one in members)
         self.starts = np.cumsum([0, *(len(one) for one in members)])
         labels = [one.labels if counts else None for one, counts in zip(members, labelled, strict=True)]
         if any(own is not None for own in labels):
@@ -80,6 +81,21 @@ class Mixed(Source):
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
         one, place = self._place(index)
         return one.image(place)
+
+    def length(self, index: int) -> int:
+        """Return the number of frames of a video."""
+        one, place = self._place(index)
+        return one.length(place)
+
+    def rate(self, index: int) -> float:
+        """Return the frames per second of a video."""
+        one, place = self._place(index)
+        return one.rate(place)
+
+    def clip(self, index: int, frames: np.ndarray) -> np.ndarray:
+        """Return frames of a video, uint8 [..., H, W, 3]. Raises CorruptSample."""
+        one, place = self._place(index)
+        return one.clip(place, frames)
 
     def raw(self, index: int) -> bytes | None:
         """Return the bytes of the image's file."""

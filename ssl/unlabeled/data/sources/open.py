@@ -24,6 +24,8 @@ _OPENERS = {
     "voc-masks": "unlabeled.data.sources.dense.masks:open_voc",
     "cityscapes-masks": "unlabeled.data.sources.dense.masks:open_cityscapes",
     "voc-boxes": "unlabeled.data.sources.dense.boxes:open_voc",
+    "videofolder": "unlabeled.data.sources.video.folder:open_videos",
+    "moving-shapes": "unlabeled.data.sources.video.moving:open_moving_shapes",
     "coco-boxes": "unlabeled.data.sources.dense.coco:open_coco",
 }
 

@@ -30,6 +30,7 @@ class Part(Source):
     def __init__(self, source: Source, indices: np.ndarray) -> None:
         super().__init__(source.name, source.split)
         self.source, self.indices, self.classes = source, indices, source.classes
+        self.has_clips = source.has_clips
         self.labels = None if source.labels is None else source.labels[indices]
         self.images = None if source.images is None else source.images[indices]
         self.unreadable = {i: source.unreadable[j] for i, j in enumerate(indices.tolist()) if j in source.unreadable}
@@ -48,6 +49,18 @@ class Part(Source):
     def image(self, index: int) -> np.ndarray:
         """Return one image, uint8 [H, W, 3]. Raises CorruptSample."""
         return self.source.image(int(self.indices[index]))
+
+    def length(self, index: int) -> int:
+        """Return the number of frames of a video."""
+        return self.source.length(int(self.indices[index]))
+
+    def rate(self, index: int) -> float:
+        """Return the frames per second of a video."""
+        return self.source.rate(int(self.indices[index]))
+
+    def clip(self, index: int, frames: np.ndarray) -> np.ndarray:
+        """Return frames of a video, uint8 [..., H, W, 3]. Raises CorruptSample."""
+        return self.source.clip(int(self.indices[index]), frames)
 
     def has_record(self, name: str) -> bool:
         """Return whether there is a store of this part, or of the whole split."""

@@ -9,12 +9,20 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+_STRIPS = 4  # clips of each view, all frames of which are shown
+
 
 def views_png(views: dict[str, Tensor], images: int = 12) -> bytes | None:
-    """Return a PNG with one column per image and one row per view; None if no view is an RGB image batch.
+    """Return a PNG with one column per image and one row per view; None if no view is an RGB image or clip batch.
 
-    Views [b, 3, S, S] are stretched to their own range, so normalised ones can be seen too.
+    Views [b, 3, S, S] are stretched to their own range, so normalised ones can be seen too. Of clips [b, 3, T, S, S] a
+    row is a strip of all frames: those of the first video in all views, then those of the second, and so on.
     """
+    clips = [x for x in views.values() if x.ndim == 5 and x.shape[1] == 3]
+    if clips:
+        strips = {f"video {video}, view {number}": clip[video].transpose(0, 1)
+                  for video in range(min(_STRIPS, *map(len, clips))) for number, clip in enumerate(clips)}
+        return views_png(strips, max(map(len, strips.values())))
     found = [x for x in views.values() if x.ndim == 4 and x.shape[1] == 3]
     if not found:
         return None

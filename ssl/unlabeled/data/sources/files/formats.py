@@ -1,6 +1,9 @@
-"""Which files are images: those whose ending belongs to a format that PIL opens here."""
+"""Which files are images, those whose ending belongs to a format that PIL opens here, and which are videos."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -19,6 +22,7 @@ _COMMON = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pg
 # endings that other programs use for other things (point clouds, installers, circuit boards, workouts ...)
 _DOUBTFUL = {"blp", "bw", "cur", "dcx", "fit", "fits", "flc", "fli", "ftc", "ftu", "gbr", "icb", "im", "msp", "pcd",
              "pxr", "ras", "rgb", "rgba", "vda", "vst"}
+_VIDEOS = ("mp4", "mov", "avi", "mkv", "webm", "m4v", "mpg", "mpeg", "wmv", "flv", "3gp", "ogv", "ts", "mts", "m2ts")
 _HEIF = {".heic", ".heics", ".heif", ".heifs", ".hif"}
 
 
@@ -52,3 +56,32 @@ def cure(endings: set[str]) -> str:
     if ".avif" in endings:
         return " (to read AVIF: pip install --upgrade pillow)"
     return ""
+
+
+def is_video(path: str, ending: str) -> bool:
+    """Say whether a file with this ending (small letters, without the dot) is a video; few are opened for it."""
+    return ending in _VIDEOS and (ending != "ts" or _is_transport_stream(path))
+
+
+def _is_transport_stream(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(1) == b"G"  # else it is a program in TypeScript
+    except OSError:
+        return False
+
+
+class Kind(NamedTuple):
+    """A kind of files.
+
+    noun: what to call one. endings: the common ones first. accepts: see `is_image`. cure: see `cure`.
+    """
+
+    noun: str
+    endings: tuple[str, ...]
+    accepts: Callable[[str, str], bool]
+    cure: Callable[[set[str]], str]
+
+
+IMAGES = Kind("image", EXTENSIONS, is_image, cure)
+VIDEOS = Kind("video", _VIDEOS, is_video, lambda _: "")

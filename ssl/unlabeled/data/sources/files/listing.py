@@ -1,4 +1,4 @@
-"""The image files below a folder; what is passed over there is said in one line."""
+"""The image or video files below a folder; what is passed over there is said in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from unlabeled.data.sources.files.formats import EXTENSIONS, cure, is_image
+from unlabeled.data.sources.files.formats import IMAGES, Kind
 from unlabeled.data.sources.files.said import say_once
 from unlabeled.errors import UserError
 
@@ -21,27 +21,28 @@ _OWN = {".index", ".images"}  # this program's, see data.kept
 _OF_A_RUN = ("run.json", "checkpoints", "metrics.jsonl", "export", "views.png", "DONE")
 
 
-def scan(folder: Path) -> list[str]:
-    """Return the image files at any depth below `folder` as sorted paths below it, and say what is passed over.
+def scan(folder: Path, kind: Kind = IMAGES) -> list[str]:
+    """Return the files of a kind at any depth below `folder` as sorted paths below it, and say what is passed over.
 
     Hidden entries, leftovers of systems and folders of runs do not count. Links to folders are followed; every folder
     is read once, under its own path if that is below `folder`. Raises UserError if the folder is missing or cannot be
-    read, or holds no image.
+    read, or holds no such file.
     """
     check_folder(folder)
     passed: Counter[str] = Counter()
-    paths = sorted(_walk(os.fspath(folder), passed))
+    paths = sorted(_walk(os.fspath(folder), kind, passed))
     total, endings = sum(passed.values()), {name for name in passed if name.startswith(".")}
     largest_first = sorted(passed.items(), key=lambda item: (-item[1], item[0]))
     counts = ", ".join(f"{count} {name}" for name, count in largest_first)
-    counts += cure(endings)
+    counts += kind.cure(endings)
     if not paths:
-        known = ", ".join(EXTENSIONS[:4])
-        raise UserError(f"{folder} holds no images (looked at every depth for {known} and {len(EXTENSIONS) - 4} more "
+        known = ", ".join(kind.endings[:4])
+        raise UserError(f"{folder} holds no {kind.noun}s (looked at every depth for {known} and "
+                        f"{len(kind.endings) - 4} more "
                         f"endings){f'; passed over: {counts}' if passed else ''}")
     if passed:
         plural, others = "s" * (len(paths) > 1), "s" * (total > 1)
-        say_once(f"{folder}: {len(paths)} image{plural}; passed over {total} other file{others}: {counts}")
+        say_once(f"{folder}: {len(paths)} {kind.noun}{plural}; passed over {total} other file{others}: {counts}")
     return paths
 
 
@@ -58,8 +59,8 @@ def check_folder(folder: Path) -> None:
     raise UserError(f"{folder} {what}; give the folder that holds the images")
 
 
-def class_names(folder: Path) -> list[str]:
-    """Return the names of the sub-folders that hold an image, sorted. Raises UserError as `scan` does."""
+def class_names(folder: Path, kind: Kind = IMAGES) -> list[str]:
+    """Return the names of the sub-folders that hold a file of a kind, sorted. Raises UserError as `scan` does."""
     names = []
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -69,20 +70,20 @@ def class_names(folder: Path) -> list[str]:
         if _is_leftover(entry.name):
             continue
         if _leads_to_folder(entry):  # what it holds may stand under another name: only all of it tells
-            return _top_folders(folder)
+            return _top_folders(folder, kind)
         if entry.is_dir(follow_symlinks=False) and not _is_run(entry.path):
-            if next(_walk(entry.path, Counter(), links=False), None) is None:
-                return _top_folders(folder)
+            if next(_walk(entry.path, kind, Counter(), links=False), None) is None:
+                return _top_folders(folder, kind)
             names.append(entry.name)
     return names
 
 
-def _top_folders(folder: Path) -> list[str]:
-    return sorted({path.partition("/")[0] for path in _walk(os.fspath(folder), Counter()) if "/" in path})
+def _top_folders(folder: Path, kind: Kind) -> list[str]:
+    return sorted({path.partition("/")[0] for path in _walk(os.fspath(folder), kind, Counter()) if "/" in path})
 
 
-def _walk(root: str, passed: Counter[str], links: bool = True) -> Iterator[str]:
-    """Yield the images below `root`, in no order; `passed` counts other files. links: follow those to folders.
+def _walk(root: str, kind: Kind, passed: Counter[str], links: bool = True) -> Iterator[str]:
+    """Yield the files of a kind below `root`, in no order; `passed` counts other files. links: follow those to folders.
 
     Folders that are no links come first, so that a path does not depend on where links are.
     """
@@ -106,7 +107,7 @@ def _walk(root: str, passed: Counter[str], links: bool = True) -> Iterator[str]:
                     elif _leads_to_folder(entry):
                         if links:
                             heapq.heappush(linked, (f"{below}/", entry.path))
-                    elif _is_image(entry, passed):
+                    elif _is_of(kind, entry, passed):
                         yield below
         except OSError as error:
             raise _cannot_list(path, error) from error
@@ -126,11 +127,11 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_symlink() and os.path.isdir(entry.path)  # which is False for a link to itself
 
 
-def _is_image(entry: os.DirEntry[str], passed: Counter[str]) -> bool:
+def _is_of(kind: Kind, entry: os.DirEntry[str], passed: Counter[str]) -> bool:
     ending = os.path.splitext(entry.name)[1].lower()
     if not (os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()):
         passed["links that lead nowhere" if entry.is_symlink() else "pipes and devices"] += 1
-    elif is_image(entry.path, ending[1:]):
+    elif kind.accepts(entry.path, ending[1:]):
         return True
     elif ending not in _OWN:
         passed[ending if re.fullmatch(r"\.\w{1,12}", ending, re.ASCII) else "without a known ending"] += 1

@@ -1,0 +1,222 @@
+"""Frames of a video file by their numbers, exactly: a first pass lists when each is shown, later ones look that up.
+
+Arithmetic with a frame rate would be wrong for files of variable rate, of a late start, or cut without decoding.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from unlabeled.data.sources.base import CorruptSample, unreadable
+from unlabeled.errors import UserError
+
+try:
+    import av
+    from av.stream import Disposition
+    from av.video.reformatter import VideoReformatter
+except ImportError:  # an extra
+    av = None  # type: ignore[assignment]
+
+File = Callable[[], AbstractContextManager[IO[bytes]]]  # opens a video anew
+_NEAR = 4  # a key frame so little ahead is not worth a seek
+_PACKETS_WITHOUT_FRAME = {"vp8"}  # so that only decoding tells which frames there are
+# formats that store when each frame is shown; in others it is guessed, after a seek otherwise than from the beginning
+_TIMED = {"mov", "mp4", "matroska", "webm", "mpegts", "flv", "asf"}
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When the frames of one video are shown.
+
+    times: int64 [L], ascending, in the stream's own unit; where the file does not tell they are 0 to L - 1 and
+    `counted`: such frames are only found by decoding from the first one on. keys: int64 [k], ascending: frames at which
+    decoding may begin. rate: frames per second on average, 0 where unknown.
+    """
+
+    times: np.ndarray
+    keys: np.ndarray
+    rate: float
+    counted: bool = False
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+def refuse_no_decoder() -> None:
+    """Raise UserError if PyAV is not installed."""
+    if av is None:
+        raise UserError("videos are read by PyAV, which is not installed: pip install 'unlabeled[video]'")
+
+
+def measure(file: File, key: str) -> Timeline:
+    """List the frames of a video without decoding it, where the file tells. Raises CorruptSample if it holds none."""
+    with _video(file, key) as (container, stream):
+        rate, unit, codec = float(stream.average_rate or 0), float(stream.time_base or 0), stream.codec_context
+        guessed = not _TIMED & set(container.format.name.split(",")) and (
+            container.format.name != "avi" or codec.has_b_frames)
+        if not guessed and codec.name not in _PACKETS_WITHOUT_FRAME:
+            times, keys = _packets(container, stream)
+            if times and keys and None not in times and len(set(times)) == len(times):
+                shown = np.sort(np.array(times, np.int64))
+                shown = shown[np.searchsorted(shown, min(keys)) :]  # what comes before cannot be decoded
+                return Timeline(shown, np.searchsorted(shown, np.unique(keys)), _rate(shown, unit) or rate)
+    with _video(file, key) as (container, stream):
+        frames = [(frame.pts, frame.key_frame) for frame in _whole(container, stream)]
+    if not frames:
+        raise CorruptSample(key, "holds no frame that can be decoded")
+    shown = np.array([-1 if time is None else time for time, _ in frames], np.int64)
+    if guessed or None in dict(frames) or (np.diff(shown) <= 0).any():
+        return Timeline(np.arange(len(frames)), np.zeros(1, np.int64), rate, counted=True)
+    keys = np.flatnonzero([is_key for _, is_key in frames])
+    return Timeline(shown, np.unique(np.append(keys, 0)), _rate(shown, unit) or rate)
+
+
+def _rate(times: np.ndarray, unit: float) -> float:
+    """Return frames per second from `times`, `unit` seconds each; 0 of a single frame."""
+    return (len(times) - 1) / (int(times[-1] - times[0]) * unit) if len(times) > 1 and unit else 0.0
+
+
+def _whole(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the frames from the first on that are whole, up to where the file is damaged."""
+    try:
+        yield from (frame for frame in container.decode(stream) if not frame.is_corrupt)
+    except av.FFmpegError:
+        return
+
+
+def _packets(container: Any, stream: Any) -> tuple[list[int | None], list[int]]:
+    """Return the times of all frames, in the order of the file, and those of key frames."""
+    times: list[int | None] = []
+    keys: list[int] = []
+    try:
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard and not packet.is_corrupt:
+                times.append(packet.pts)
+                if packet.is_keyframe and packet.pts is not None:
+                    keys.append(packet.pts)
+    except av.FFmpegError:
+        if not times:
+            raise
+    return times, keys  # of a file that ends too early what is there
+
+
+def read(file: File, timeline: Timeline, frames: np.ndarray, key: str, *, upright: bool = True) -> np.ndarray:
+    """Return frames, uint8 [..., H, W, 3], by their numbers `frames` int64 [...], each below the timeline's length.
+
+    upright: whether they are turned as the file says. Raises CorruptSample if one cannot be decoded.
+    """
+    places, back = np.unique(frames, return_inverse=True)
+    with _video(file, key) as (container, stream):
+        pictures = {} if timeline.counted else dict(_sought(container, stream, timeline, places.tolist(), upright))
+    if len(pictures) < len(places):  # a seek led too far, or there is none to be had
+        with _video(file, key) as (container, stream):
+            pictures = dict(_counted(container, stream, timeline, places.tolist(), upright))
+    for place in places.tolist():
+        if place not in pictures:
+            raise CorruptSample(key, f"frame {place} of {len(timeline)} cannot be decoded")
+    if len({picture.shape for picture in pictures.values()}) > 1:
+        raise CorruptSample(key, "its frames differ in size")
+    out = np.empty((back.size, *next(iter(pictures.values())).shape), np.uint8)
+    for row, place in enumerate(back.reshape(-1).tolist()):
+        out[row] = pictures[int(places[place])]
+    return out.reshape(*np.shape(frames), *out.shape[1:])
+
+
+def _sought(container: Any, stream: Any, timeline: Timeline, places: Sequence[int], upright: bool,
+            ) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield pictures of ascending `places`, with a seek wherever a key frame lies between two of them."""
+    convert = _converter(upright)
+    decoded: Iterator[Any] = container.decode(stream)
+    at = 0  # the frame that is decoded next
+    for place in places:
+        key = int(timeline.keys[max(0, int(np.searchsorted(timeline.keys, place, "right")) - 1)])
+        if key > at + _NEAR:
+            container.seek(int(timeline.times[key]), stream=stream, backward=True)
+            decoded = container.decode(stream)
+        time = int(timeline.times[place])
+        frame = _shown(decoded, time)
+        if frame is None:
+            return
+        yield place, convert(frame)
+        at = place + 1
+
+
+def _shown(decoded: Iterator[Any], time: int) -> Any:
+    """Return the next frame that is shown at a time; None if it does not come whole."""
+    try:
+        for frame in decoded:
+            if frame.pts is not None and frame.pts >= time:
+                return None if frame.pts > time or frame.is_corrupt else frame
+    except av.FFmpegError:
+        pass
+    return None
+
+
+def _counted(container: Any, stream: Any, timeline: Timeline, places: Sequence[int], upright: bool,
+             ) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield pictures of ascending `places`, decoding the file from its beginning."""
+    convert = _converter(upright)
+    wanted = {int(timeline.times[place]): place for place in places}
+    for number, frame in enumerate(_whole(container, stream)):
+        place = wanted.pop(number if timeline.counted else frame.pts, None)
+        if place is not None:
+            yield place, convert(frame)
+        if not wanted:
+            return
+
+
+def _converter(upright: bool) -> Callable[[Any], np.ndarray]:
+    """Return what makes an array of a decoded frame; it keeps what it works out for the first one."""
+    reformatter = VideoReformatter()
+
+    def convert(frame: Any) -> np.ndarray:
+        picture: np.ndarray = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        quarters = round(frame.rotation / 90) % 4 if upright else 0  # counterclockwise
+        return np.rot90(picture, quarters) if quarters else picture
+
+    return convert
+
+
+@contextmanager
+def _video(file: File, key: str) -> Iterator[tuple[Any, Any]]:
+    """Open a file at its first video stream, decoded by this thread alone. Raises CorruptSample for what goes wrong."""
+    try:
+        with file() as data, av.open(data, metadata_errors="replace") as container:
+            streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+            if not streams:
+                raise CorruptSample(key, "holds no video, but " + _contents(container))
+            streams[0].thread_type = "NONE"
+            yield container, streams[0]
+    except (CorruptSample, UserError):
+        raise
+    except av.FFmpegError as error:
+        raise CorruptSample(key, error.strerror or str(error)) from error
+    except OSError as error:  # of the file itself; EINVAL: bytes that are no video name places outside of it
+        raise CorruptSample(key, "no video, or damaged") if error.errno == errno.EINVAL else unreadable(key, error)
+    except Exception as error:  # such as a stream of which the library knows no decoder
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CorruptSample(key, f"cannot be decoded: {reason}") from error
+
+
+def _contents(container: Any) -> str:
+    kinds = [kind for kind, _ in itertools.groupby(sorted(stream.type for stream in container.streams))]
+    return " and ".join(kinds) or "nothing"
+
+
+def write(file: Path, frames: np.ndarray, rate: int) -> None:
+    """Write frames, uint8 [T, H, W, 3] with even sides, as H.264 at `rate` per second, a key frame every 16."""
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "16", "g": "16"})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.thread_count = 1  # small frames are not worth the threads, which take longer to start
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
