@@ -13,7 +13,8 @@ TIERS = [{"errors"}, {"config"}, {"ops"}, {"data", "augment", "backbones"}, {"me
 ROOMS = {
     "config": [{"yaml", "base"}, {"", "protocols", "passes"}],
     "ops": [{"machine"}, {""}, {"measures", "targets"}],
-    "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense", "sources.video", "records"}, {""}, {"packing"}],
+    "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense", "sources.video", "records"}, {""},
+             {"packing"}],
     "augment": [{""}, {"replay"}],
     "backbones": [{""}, {"elastic"}],
     "methods": [{""}, {"feature_distil", "poa", "probe", "reinforcement", "relabel", "ssld"}],

@@ -25,7 +25,8 @@ def number_of(picture: np.ndarray) -> int:
 
 
 def write_video(path: Path, frames: np.ndarray, codec: str = "libx264", pixels: str = "yuv420p",
-                times: Sequence[int] | None = None, rotation: int | None = None, rate: int = 30, **options: str) -> Path:
+                times: Sequence[int] | None = None, rotation: int | None = None, rate: int = 30,
+                **options: str) -> Path:
     """Write frames, uint8 [n, H, W, 3]; times: when they are shown, in 1 / rate seconds; options: of the codec."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:

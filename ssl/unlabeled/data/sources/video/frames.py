@@ -200,7 +200,9 @@ def _video(file: File, key: str) -> Iterator[tuple[Any, Any]]:
     except av.FFmpegError as error:
         raise CorruptSample(key, error.strerror or str(error)) from error
     except OSError as error:  # of the file itself; EINVAL: bytes that are no video name places outside of it
-        raise CorruptSample(key, "no video, or damaged") if error.errno == errno.EINVAL else unreadable(key, error)
+        if error.errno == errno.EINVAL:
+            raise CorruptSample(key, "no video, or damaged") from error
+        raise unreadable(key, error) from error
     except Exception as error:  # such as a stream of which the library knows no decoder
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CorruptSample(key, f"cannot be decoded: {reason}") from error
