@@ -12,7 +12,7 @@ from torch import Tensor
 from unlabeled.augment.geometry import RandomResizedCrop
 from unlabeled.augment.photometric import Drawn, Jitter, draw_jitter, render
 from unlabeled.config.protocols.dense import Correspondence
-from unlabeled.data.pairs import fixed_crops
+from unlabeled.data.evaluation import fixed_crops
 from unlabeled.data.sources.open import Source, open_source
 from unlabeled.engine.passes.features import gather_names, refuse_corrupt, refuse_nonfinite
 from unlabeled.engine.restore import Restored

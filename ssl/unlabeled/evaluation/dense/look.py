@@ -14,7 +14,7 @@ from torch import Tensor
 from unlabeled.augment.plain_crops import Whole
 from unlabeled.config.look import OF_THE_PAIR, LookSettings
 from unlabeled.data.batch import Geometry
-from unlabeled.data.pairs import fixed_crops
+from unlabeled.data.evaluation import fixed_crops
 from unlabeled.data.sources.base import Pixels, with_reason
 from unlabeled.data.sources.files.levels import Levels
 from unlabeled.data.sources.folder import FolderSource

@@ -75,8 +75,8 @@ def measure(file: File, key: str) -> Timeline:
     shown = np.array([-1 if time is None else time for time, _ in frames], np.int64)
     if guessed or None in dict(frames) or (np.diff(shown) <= 0).any():
         return Timeline(np.arange(len(frames)), np.zeros(1, np.int64), rate, counted=True)
-    keys = np.flatnonzero([is_key for _, is_key in frames])
-    return Timeline(shown, np.unique(np.append(keys, 0)), _rate(shown, unit) or rate)
+    marks = np.flatnonzero([is_key for _, is_key in frames])
+    return Timeline(shown, np.unique(np.append(marks, 0)), _rate(shown, unit) or rate)
 
 
 def _rate(times: np.ndarray, unit: float) -> float:

@@ -75,24 +75,25 @@ class VideoIndex:
 
 def pack(stamps: Sequence[Stamp], entries: Sequence[Timeline | str]) -> VideoIndex:
     """Return the index of these timelines, or reasons why there is none."""
-    none = np.empty(0, np.int64)
-    lengths, rates, reasons, clocks, times, keys = [], [], [], [], [], []
-    for entry in entries:
-        bad = isinstance(entry, str)
-        lengths.append(0 if bad else len(entry))
-        rates.append(0.0 if bad else entry.rate)
-        reasons.append(entry if bad else "")
-        clocks.append((0, 1) if bad else _clock(entry))
-        times.append(none if bad or clocks[-1][1] else entry.times)
-        keys.append(none if bad else entry.keys)
-    return VideoIndex(np.array(stamps, np.int64).reshape(-1, 2), np.array(lengths, np.int64),
-                      np.array(rates, np.float64), Names(reasons), np.array(clocks, np.int64).reshape(-1, 2),
-                      Packed(times), Packed(keys))
+    empty = Timeline(np.empty(0, np.int64), np.empty(0, np.int64), 0.0)
+    lines = [empty if isinstance(entry, str) else entry for entry in entries]
+    clocks = [_clock(line) for line in lines]
+    return VideoIndex(
+        np.array(stamps, np.int64).reshape(-1, 2),
+        np.array([len(line) for line in lines], np.int64),
+        np.array([line.rate for line in lines], np.float64),
+        Names(entry if isinstance(entry, str) else "" for entry in entries),
+        np.array(clocks, np.int64).reshape(-1, 2),
+        Packed([empty.times if step else line.times for line, (_, step) in zip(lines, clocks, strict=True)]),
+        Packed([line.keys for line in lines]),
+    )
 
 
 def _clock(timeline: Timeline) -> tuple[int, int]:
     if timeline.counted:
         return 0, -1
+    if len(timeline) == 0:
+        return 0, 1
     steps = np.unique(np.diff(timeline.times))
     return int(timeline.times[0]), (1 if len(steps) == 0 else int(steps[0]) if len(steps) == 1 else 0)
 
