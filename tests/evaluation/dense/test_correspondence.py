@@ -13,6 +13,7 @@ from tests.evaluation.dense.fakes import Blocks, MapRuns, Still, scene_runs, sce
 from tests.processes import run_processes
 
 from unlabeled.augment.geometry import RandomResizedCrop
+from unlabeled.data.evaluation import fixed_crops
 from unlabeled.engine.run import progress
 from unlabeled.errors import UserError
 from unlabeled.evaluation import evaluate as evaluate_module
