@@ -213,3 +213,9 @@ def test_what_makes_no_sense_on_a_card_is_refused() -> None:
     for more, said in (({"in_memory": True}, "whose clips stay in files"), ({"levels": (0, 1)}, "no effect with v")):
         with pytest.raises(ValueError, match=said):
             Card.model_validate({**card().model_dump(), **more})
+
+
+def test_without_a_decoder_the_extra_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unlabeled.data.sources.video.frames.av", None)
+    with pytest.raises(UserError, match=r"read by PyAV, which is not installed: pip install 'unlabeled\[video\]'"):
+        opened(card(), root)
