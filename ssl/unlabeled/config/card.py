@@ -137,6 +137,13 @@ class CocoBoxes(Strict):
     kind: Literal["coco-boxes"]
 
 
+class VideoShards(_Tars):
+    """As shards, with a video in the place of the image."""
+
+    kind: Literal["videoshards"]
+    image: tuple[str, ...] = Field(("mp4", "mov", "avi", "mkv", "webm"), description="extensions of the video member")
+
+
 class VideoFolder(Strict):
     """Video files at any depth below a split's path, or those that the list at its path names."""
 
@@ -221,6 +228,7 @@ class Card(Strict):
         | Annotated[VocBoxes, Tag("voc-boxes")]
         | Annotated[CocoBoxes, Tag("coco-boxes")]
         | Annotated[VideoFolder, Tag("videofolder")]
+        | Annotated[VideoShards, Tag("videoshards")]
         | Annotated[MovingShapes, Tag("moving-shapes")]
         | Annotated[Own, Tag("module:object")],
         Discriminator(kind),
@@ -256,7 +264,7 @@ class Card(Strict):
             raise ValueError("'labels' of a split belongs to source kind array")
         if self.source.kind in ("shapes", "moving-shapes") and any(one.samples is None for one in self.splits.values()):
             raise ValueError(f"source kind {self.source.kind} needs 'samples' in every split: how many to render")
-        if self.in_memory and self.source.kind in ("videofolder", "moving-shapes"):
+        if self.in_memory and self.source.kind in ("videofolder", "videoshards", "moving-shapes"):
             raise ValueError(f"'in_memory' does not go with source kind {self.source.kind}, whose clips stay in files")
         if self.source.kind == "stream":
             if any(split.samples is None or split.path is None for split in self.splits.values()):
@@ -279,8 +287,8 @@ class Card(Strict):
             no_files = False
         if self.orientation is not None and (no_files or self.source.kind == "array"):
             raise ValueError(f"'orientation' has no effect with {self.source.kind}, which holds no image files")
-        if self.levels is not None and self.source.kind == "videofolder":
-            raise ValueError("'levels' has no effect with videofolder, whose files say themselves what is black")
+        if self.levels is not None and self.source.kind in ("videofolder", "videoshards"):
+            raise ValueError(f"'levels' has no effect with {self.source.kind}, whose files say what is black")
         if self.levels is not None and no_files:
             raise ValueError(f"'levels' has no effect with {self.source.kind}, whose images have 8 bits")
         if self.levels is not None and not self.levels[0] < self.levels[1]:

@@ -25,6 +25,7 @@ _OPENERS = {
     "cityscapes-masks": "unlabeled.data.sources.dense.masks:open_cityscapes",
     "voc-boxes": "unlabeled.data.sources.dense.boxes:open_voc",
     "videofolder": "unlabeled.data.sources.video.folder:open_videos",
+    "videoshards": "unlabeled.data.sources.video.source:open_video_shards",
     "moving-shapes": "unlabeled.data.sources.video.moving:open_moving_shapes",
     "coco-boxes": "unlabeled.data.sources.dense.coco:open_coco",
 }

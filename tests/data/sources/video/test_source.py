@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.data.toy_videos import number_of, numbered, write_sound, write_video
+from tests.data.toys import write_tar
 
 from unlabeled.config.card import Card
 from unlabeled.data.sources.base import CorruptSample
@@ -219,3 +220,24 @@ def test_without_a_decoder_the_extra_is_named(root: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("unlabeled.data.sources.video.frames.av", None)
     with pytest.raises(UserError, match=r"read by PyAV, which is not installed: pip install 'unlabeled\[video\]'"):
         opened(card(), root)
+
+
+def test_shards_hold_videos_too(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    videos = {"a": "train/cat/a.mp4", "b": "train/dog/c.mkv", "c": "val/dog/e.avi"}
+    files = {name: (root / path).read_bytes() for name, path in videos.items()} | {"d": b"no video"}
+    for number, names in enumerate(("ab", "cd")):
+        write_tar(folder / f"train-{number:06d}.tar", {
+            member: data for name in names
+            for member, data in ((f"{name}{Path(videos.get(name, 'x.mp4')).suffix}", files[name]),
+                                 (f"{name}.cls", str(ord(name) % 2).encode()))})
+    shards = open_source(Card.model_validate({"name": "packed", "source": {"kind": "videoshards", "label": "cls"},
+                                              "splits": {"train": {}}, "classes": ["x", "y"]}), "train", str(folder))
+    plain = opened(card(), root)
+    assert [shards.key(i) for i in range(4)] == ["a", "b", "c", "d"]
+    assert (shards.labels.tolist(), list(shards.unreadable)) == ([1, 0, 1, 0], [3])
+    for i, path in enumerate(videos.values()):
+        there = keys(plain).index(path)
+        assert (shards.length(i), shards.rate(i)) == (plain.length(there), plain.rate(there))
+        assert np.array_equal(shards.clip(i, np.array([[1, 3], [5, 2]])), plain.clip(there, np.array([[1, 3], [5, 2]])))

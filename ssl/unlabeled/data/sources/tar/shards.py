@@ -141,6 +141,11 @@ def open_shards(card: Card, split: str, root: str | None) -> Source:
     """Open the shards of a split. Raises UserError that names a missing, truncated or strange shard."""
     rule = card.source
     assert isinstance(rule, Shards)
+    return ShardSource(card.name, split, shard_files(card, split, root), rule.image, rule.label, card.classes)
+
+
+def shard_files(card: Card, split: str, root: str | None) -> list[Path]:
+    """Return the shards of a split, in order. Raises UserError if one is missing."""
     folder = card.folder(root)
     pattern = card.splits[split].path or f"{split}-*.tar"
     tars: list[Path] = []
@@ -153,4 +158,4 @@ def open_shards(card: Card, split: str, root: str | None) -> Source:
     if missing:
         raise UserError(f"shard {missing[0]} is missing ({len(missing)} of the {len(tars)} shards of data card "
                         f"'{card.name}', split '{split}', are not there)")
-    return ShardSource(card.name, split, tars, rule.image, rule.label, card.classes)
+    return tars

@@ -98,19 +98,17 @@ def _clock(timeline: Timeline) -> tuple[int, int]:
     return int(timeline.times[0]), (1 if len(steps) == 0 else int(steps[0]) if len(steps) == 1 else 0)
 
 
-def load_index(folder: Path, names: Names, measured: Callable[[int], Timeline]) -> VideoIndex:
-    """Return the index of the videos `names` below a folder, of which those that are new or changed are listed anew.
+def load_index(folder: Path, paths: Sequence[str], stamps: Sequence[Stamp], measured: Callable[[int], Timeline],
+               ) -> VideoIndex:
+    """Return the index of the videos at `paths` below a folder; those that are new or changed are listed anew.
 
-    measured: lists the frames of the n-th one, or raises CorruptSample. A kept file that is damaged is made again; so
-    is one that cannot be written, at every start.
+    stamps: of their files. measured: lists the frames of the n-th one, or raises CorruptSample. A kept file that is
+    damaged is made again; so is one that cannot be written, at every start.
     """
     cache = cache_folder("videos")
     place = None if cache is None else cache / (
         hashlib.blake2b(os.fsencode(folder.absolute()), digest_size=16).hexdigest() + ".videos")
     kept = {} if place is None else _read(place)
-    paths = [names[i] for i in range(len(names))]
-    with ThreadPoolExecutor(_STATS) as threads:
-        stamps = list(threads.map(_stamp, (os.path.join(folder, path) for path in paths)))
     known = {path: kept[path] for path, stamp in zip(paths, stamps, strict=True)
              if path in kept and kept[path][0] == stamp}
     new = [number for number, path in enumerate(paths) if path not in known]
@@ -139,6 +137,12 @@ def _listed(folder: Path, numbers: Sequence[int], measured: Callable[[int], Time
         print(f"{folder}: the frames of {len(numbers)} videos are listed, once", file=sys.stderr)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # the library reads without Python's lock
         yield from zip(numbers, threads.map(entry, numbers), strict=True)
+
+
+def stamps_of(files: Sequence[str]) -> list[Stamp]:
+    """Return the stamps of files."""
+    with ThreadPoolExecutor(_STATS) as threads:
+        return list(threads.map(_stamp, files))
 
 
 def _stamp(file: str) -> Stamp:
