@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,16 @@ def test_videos_are_rendered_once_and_decoded_as_any_other() -> None:
     assert np.array_equal(again.clip(3, np.arange(20)), source.clip(3, np.arange(20)))
     assert [(file.name, file.stat().st_mtime_ns) for file in sorted(folder.iterdir())] == before
     assert again.fingerprint() == source.fingerprint()
+
+
+def test_the_same_frames_are_the_same_file_whatever_memory_holds(tmp_path: Path) -> None:
+    code = ("import sys; from pathlib import Path; import numpy as np; from unlabeled.data.sources.video.frames import "
+            "write; write(Path(sys.argv[1]), np.load(sys.argv[2]), 25)")
+    np.save(tmp_path / "frames.npy", np.concatenate([render(scenes(RULE, "train", i), 32)[0] for i in range(4)]))
+    for fill in ("1", "77", "200"):  # with which glibc fills memory that it hands out
+        subprocess.run([sys.executable, "-c", code, tmp_path / f"{fill}.mp4", tmp_path / "frames.npy"], check=True,
+                       env={**os.environ, "MALLOC_PERTURB_": fill, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert len({(tmp_path / f"{fill}.mp4").read_bytes() for fill in ("1", "77", "200")}) == 1
 
 
 def looks(one: Scenes) -> np.ndarray:
