@@ -85,10 +85,10 @@ def source_card(source: str, settings: PackSettings) -> Card:
         classes = settings.classes
         if classes is None:
             classes = _has_class_folders(first, kind)
-        source = {"kind": "classfolder" if classes else "folder"}
+        storage = {"kind": "classfolder" if classes else "folder"}
         if kind is VIDEOS:
-            source = {"kind": "videofolder", "labels": "folders" if classes else "none"}
-        return Card.model_validate({"name": folder.resolve().name, "source": source, "root": str(folder.resolve()),
+            storage = {"kind": "videofolder", "labels": "folders" if classes else "none"}
+        return Card.model_validate({"name": folder.resolve().name, "source": storage, "root": str(folder.resolve()),
                                     "splits": splits})
     try:
         card = read_card(source)

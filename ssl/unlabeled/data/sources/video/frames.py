@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
@@ -235,13 +236,13 @@ def shrunk(file: File, key: str, short_side: int, *, upright: bool = True) -> by
     Frames whose shorter side is larger than `short_side` pixels are resized; sides are made even. Raises CorruptSample.
     """
     out = io.BytesIO()
+    convert, resize, target, unit = _converter(upright), VideoReformatter(), None, Fraction(1)
     with _video(file, key) as (container, stream), av.open(out, "w", format="mp4") as copy:
-        convert, target, resize, begin = _converter(upright), None, VideoReformatter(), 0
+        rate = stream.average_rate or Fraction(25)
         for number, frame in enumerate(_whole(container, stream)):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(convert(frame)), format="rgb24")
             if target is None:
                 scale = min(1.0, short_side / min(picture.width, picture.height))
-                rate = stream.average_rate or 25
                 # without mbtree the same frames give the same bytes, see `write`
                 target = copy.add_stream("libx264", rate=rate, options={
                     "preset": "fast", "crf": "20", "g": "16", "x264-params": "mbtree=0"})
@@ -249,7 +250,7 @@ def shrunk(file: File, key: str, short_side: int, *, upright: bool = True) -> by
                                                for side in (picture.width, picture.height))
                 target.pix_fmt, target.thread_count = "yuv420p", 1
                 timed, begin = frame.pts is not None, frame.pts or 0
-                unit = stream.time_base if timed else 1 / rate
+                unit = stream.time_base or unit if timed else 1 / rate
                 target.codec_context.time_base = unit
             small = resize.reformat(picture, target.width, target.height, interpolation="BICUBIC", threads=1)
             small.pts, small.time_base = (frame.pts - begin if timed else number), unit
