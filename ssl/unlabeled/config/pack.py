@@ -19,7 +19,9 @@ class PackSettings(Strict):
     classes: Free[bool | None] = Field(
         None, description="whether sub-folders are classes; guessed and said if not given"
     )
-    short_side: int | None = Field(None, gt=0, description="resize larger images to this shorter side, as JPEG; pixels")
+    short_side: int | None = Field(
+        None, gt=0, description="resize larger images to this shorter side, as JPEG; pixels. All videos are coded "
+        "anew, with a key frame every 16 frames")
     jpeg_quality: int = Field(95, ge=1, le=100, description="of resized images")
     shard_mb: float = Field(256, gt=0, description="megabytes of a shard, about")
     shard_samples: int | None = Field(None, gt=0, description="instead of shard_mb: samples of a shard at most")

@@ -38,9 +38,10 @@ def finish(card: Card, out: Path, sources: dict[str, Source], parts: list[Piece]
             (out / part.file).unlink(missing_ok=True)
     sweep(out)
     made = read_file(out / CARD, Card)
-    counts = [f"{split} {len(open_source(made, split))} images" for split in made.splits]
-    files, noun = (len(records), "shard") if store == "shards" else (len(counts), "array")
-    return [f"{out}: {', '.join(counts)} in {files} {noun}{'s' * (files != 1)}", *lines]
+    noun = "videos" if made.source.kind == "videoshards" else "images"
+    counts = [f"{split} {len(open_source(made, split))} {noun}" for split in made.splits]
+    files, name = (len(records), "shard") if store == "shards" else (len(counts), "array")
+    return [f"{out}: {', '.join(counts)} in {files} {name}{'s' * (files != 1)}", *lines]
 
 
 def holds(out: Path) -> bool:
@@ -95,7 +96,8 @@ def _card_text(card: Card, sources: dict[str, Source], records: list[dict[str, A
     source: dict[str, Any] = {"kind": "array"}
     if store == "shards":
         extensions = sorted({extension for found in records for extension in found["extensions"]})
-        source = {"kind": "shards", "image": extensions, "label": "cls" if labelled else None}
+        kind = "videoshards" if sources[first].has_clips else "shards"
+        source = {"kind": kind, "image": extensions, "label": "cls" if labelled else None}
     mean, std = _statistics([found for found in records if found["split"] == first])
     sizes = _sizes(records)
     made = Card.model_validate({

@@ -42,7 +42,7 @@ class Piece:
 
 
 @dataclass
-class _Tally:
+class Tally:
     """What is known of the images of a part; all whole numbers, so that sums do not depend on their order."""
 
     samples: int = 0
@@ -86,7 +86,7 @@ class Packer:
         path = self.out / unit.file
         if unit.done is not None and path.is_file() and sha256(path) == unit.done["sha256"]:
             return unit.done
-        tally = _Tally()
+        tally = Tally()
         with writing(path) as file:
             if self.settings.store == "array":
                 self._array(unit, file, tally)
@@ -96,7 +96,7 @@ class Packer:
             load_index(path, None if self.sources[unit.split].labels is None else "cls")
         return {"file": unit.file, "split": unit.split, "sha256": file.sum.hexdigest(), **tally.record()}
 
-    def _shard(self, unit: Piece, file: Hashed, tally: _Tally) -> None:
+    def _shard(self, unit: Piece, file: Hashed, tally: Tally) -> None:
         source = self.sources[unit.split]
         with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 20) as tar:  # type: ignore[call-overload]
             for index, data, extension in self._files(unit, tally):
@@ -113,7 +113,7 @@ class Packer:
             name = f"{index:08d}-{encoded[10 - _LONGEST :].decode(errors='ignore')}"
         return name
 
-    def _array(self, unit: Piece, file: Hashed, tally: _Tally) -> None:
+    def _array(self, unit: Piece, file: Hashed, tally: Tally) -> None:
         for index, image, _ in self._images(unit, tally):
             if (image.height, image.width) != self.size:
                 raise UserError(f"store=array needs images of one size, but '{self.sources[unit.split].key(index)}' is "
@@ -122,13 +122,13 @@ class Packer:
             tally.add(image, "")
             file.write(image.tobytes())
 
-    def _files(self, unit: Piece, tally: _Tally) -> Iterator[tuple[int, bytes, str]]:
+    def _files(self, unit: Piece, tally: Tally) -> Iterator[tuple[int, bytes, str]]:
         for index, image, data in self._images(unit, tally):
             stored, extension = encode(image, data, self.settings)
             tally.add(image, extension)
             yield index, stored, extension
 
-    def _images(self, unit: Piece, tally: _Tally) -> Iterator[tuple[int, Image.Image, bytes | None]]:
+    def _images(self, unit: Piece, tally: Tally) -> Iterator[tuple[int, Image.Image, bytes | None]]:
         for index in unit.indices.tolist():
             try:
                 yield index, *load(self.sources[unit.split], index, self.settings.short_side)

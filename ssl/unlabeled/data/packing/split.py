@@ -22,10 +22,12 @@ from unlabeled.config.read import read_card
 from unlabeled.data.loader import batches, split_evenly
 from unlabeled.data.packing.finish import CARD, SUMS, finish, holds
 from unlabeled.data.packing.parts import Packer, Piece, cannot_write, encode, load, writing
+from unlabeled.data.packing.videos import VideoPacker, packed
 from unlabeled.data.sources.base import CorruptSample, Source, too_many
-from unlabeled.data.sources.files.formats import EXTENSIONS
-from unlabeled.data.sources.files.listing import class_names
+from unlabeled.data.sources.files.formats import IMAGES, VIDEOS, Kind
+from unlabeled.data.sources.files.listing import class_names, holds_kind
 from unlabeled.data.sources.open import open_source
+from unlabeled.data.sources.video.source import Videos
 from unlabeled.errors import UserError
 from unlabeled.ops.machine.files import sweep
 from unlabeled.ops.random import permutation
@@ -45,6 +47,10 @@ def pack(source: str, out: Path, settings: PackSettings) -> None:
     card = source_card(source, settings)
     sources = {split: open_source(card.model_copy(update={"in_memory": False}), split)
                for split in settings.splits or card.splits}
+    if _of_videos(sources) and settings.store == "array":
+        raise UserError(f"store=array holds images of one size, and '{card.name}' holds videos; use store=shards")
+    if any(source.has_clips and not isinstance(source, Videos) for source in sources.values()):
+        raise UserError(f"data card '{card.name}' shows videos of another card; pack that one")
     _say_labels(card, sources)
     parts = [part for split in sources for part in _plan(split, sources[split], settings)]
     shape = settings.model_dump(mode="json", exclude=set(marked(PackSettings, Mark.FREE)))
@@ -55,7 +61,8 @@ def pack(source: str, out: Path, settings: PackSettings) -> None:
     size = _first_size(sources, settings.short_side) if settings.store == "array" else None
     for part in parts:
         part.done = done.get(part.file)
-    records = _run(Packer(out, sources, settings, size), parts, out / RECORD, settings)
+    packer = VideoPacker if _of_videos(sources) else Packer
+    records = _run(packer(out, sources, settings, size), parts, out / RECORD, settings)
     lines = finish(card, out, sources, parts, records, settings.store)
     _write_record(out / RECORD, [_header(out / RECORD), *records])
     print("\n".join([*lines, f"use it: data.train.card={out / CARD}"]))
@@ -73,12 +80,16 @@ def source_card(source: str, settings: PackSettings) -> Card:
             raise UserError(f"'root' goes with a data card, but {source} is a folder; leave it out")
         names = [name for name in _SPLITS if (folder / name).is_dir()]
         splits = {name: {"path": name} for name in names} if "train" in names else {"train": {"path": "."}}
+        first = folder / splits["train"]["path"]
+        kind = IMAGES if holds_kind(first, IMAGES) or not holds_kind(first, VIDEOS) else VIDEOS
         classes = settings.classes
         if classes is None:
-            classes = _has_class_folders(folder / splits["train"]["path"])
-        kind = "classfolder" if classes else "folder"
-        return Card.model_validate({"name": folder.resolve().name, "source": {"kind": kind},
-                                    "root": str(folder.resolve()), "splits": splits})
+            classes = _has_class_folders(first, kind)
+        storage = {"kind": "classfolder" if classes else "folder"}
+        if kind is VIDEOS:
+            storage = {"kind": "videofolder", "labels": "folders" if classes else "none"}
+        return Card.model_validate({"name": folder.resolve().name, "source": storage, "root": str(folder.resolve()),
+                                    "splits": splits})
     try:
         card = read_card(source)
     except UserError as error:
@@ -90,19 +101,25 @@ def source_card(source: str, settings: PackSettings) -> Card:
     return card if settings.root is None else card.model_copy(update={"root": settings.root})
 
 
-def _has_class_folders(folder: Path) -> bool:
-    images = any(entry.suffix[1:].lower() in EXTENSIONS and entry.is_file() and not entry.name.startswith(".")
-                 for entry in folder.iterdir())
-    return not images and len(class_names(folder)) > 1
+def _of_videos(sources: dict[str, Source]) -> bool:
+    return all(isinstance(source, Videos) for source in sources.values())
+
+
+def _has_class_folders(folder: Path, kind: Kind) -> bool:
+    files = any(entry.suffix[1:].lower() in kind.endings and entry.is_file() and not entry.name.startswith(".")
+                for entry in folder.iterdir())
+    return not files and len(class_names(folder, kind)) > 1
 
 
 def _say_labels(card: Card, sources: dict[str, Source]) -> None:
     counts = ", ".join(f"{split} {len(source)}" for split, source in sources.items())
     first = next(iter(sources.values()))
-    if card.source.kind == "classfolder" and first.classes is not None:
-        print(f"{counts} images; sub-folders are taken as {len(first.classes)} classes (classes=false: no labels)")
+    noun = "videos" if first.has_clips else "images"
+    by_folder = card.source.kind == "classfolder" or getattr(card.source, "labels", None) == "folders"
+    if by_folder and first.classes is not None:
+        print(f"{counts} {noun}; sub-folders are taken as {len(first.classes)} classes (classes=false: no labels)")
     else:
-        print(f"{counts} images, {'without' if first.labels is None else 'with'} labels")
+        print(f"{counts} {noun}, {'without' if first.labels is None else 'with'} labels")
     sys.stdout.flush()
 
 
@@ -120,9 +137,12 @@ def _plan(split: str, source: Source, settings: PackSettings) -> list[Piece]:
 
 def _mean_bytes(source: Source, order: np.ndarray, settings: PackSettings) -> float:
     sizes = []
-    for index in order[:_PROBED].tolist():
+    for index in order[: _PROBED // 8 if source.has_clips else _PROBED].tolist():
         try:
-            stored, _ = encode(*load(source, index, settings.short_side), settings)
+            if isinstance(source, Videos):
+                stored, _ = packed(source, index, settings)
+            else:
+                stored, _ = encode(*load(source, index, settings.short_side), settings)
         except CorruptSample:
             continue
         sizes.append(1536 + len(stored))  # two headers, and on average a block of padding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -43,9 +43,12 @@ class FolderSource(Source):
         with self.opened(index) as file:
             return file.read()
 
-    @contextmanager
-    def opened(self, index: int) -> Iterator[IO[bytes]]:
+    def opened(self, index: int) -> AbstractContextManager[IO[bytes]]:
         """Open the file of a sample. Raises CorruptSample, also for what goes wrong while it is read."""
+        return self._opened(index)
+
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[IO[bytes]]:
         key = self.paths[index]
         try:
             with open(os.path.join(self.folder, key), "rb", buffering=0, opener=_at_once) as file:

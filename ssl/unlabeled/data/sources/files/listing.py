@@ -78,6 +78,11 @@ def class_names(folder: Path, kind: Kind = IMAGES) -> list[str]:
     return names
 
 
+def holds_kind(folder: Path, kind: Kind) -> bool:
+    """Say whether there is a file of a kind at any depth below a folder. Raises UserError as `scan` does."""
+    return next(_walk(os.fspath(folder), kind, Counter()), None) is not None
+
+
 def _top_folders(folder: Path, kind: Kind) -> list[str]:
     return sorted({path.partition("/")[0] for path in _walk(os.fspath(folder), kind, Counter()) if "/" in path})
 

@@ -6,10 +6,12 @@ Arithmetic with a frame rate would be wrong for files of variable rate, of a lat
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
@@ -226,3 +228,34 @@ def write(file: Path, frames: np.ndarray, rate: int) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
+
+
+def shrunk(file: File, key: str, short_side: int, *, upright: bool = True) -> bytes:
+    """Return a video as H.264 in MP4 with a key frame every 16: each frame at its time, without sound.
+
+    Frames whose shorter side is larger than `short_side` pixels are resized; sides are made even. Raises CorruptSample.
+    """
+    out = io.BytesIO()
+    convert, resize, target, unit = _converter(upright), VideoReformatter(), None, Fraction(1)
+    with _video(file, key) as (container, stream), av.open(out, "w", format="mp4") as copy:
+        rate = stream.average_rate or Fraction(25)
+        for number, frame in enumerate(_whole(container, stream)):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(convert(frame)), format="rgb24")
+            if target is None:
+                scale = min(1.0, short_side / min(picture.width, picture.height))
+                # without mbtree the same frames give the same bytes, see `write`
+                target = copy.add_stream("libx264", rate=rate, options={
+                    "preset": "fast", "crf": "20", "g": "16", "x264-params": "mbtree=0"})
+                target.width, target.height = (max(2, round(side * scale / 2) * 2)
+                                               for side in (picture.width, picture.height))
+                target.pix_fmt, target.thread_count = "yuv420p", 1
+                timed, begin = frame.pts is not None, frame.pts or 0
+                unit = stream.time_base or unit if timed else 1 / rate
+                target.codec_context.time_base = unit
+            small = resize.reformat(picture, target.width, target.height, interpolation="BICUBIC", threads=1)
+            small.pts, small.time_base = (frame.pts - begin if timed else number), unit
+            copy.mux(target.encode(small))
+        if target is None:
+            raise CorruptSample(key, "holds no frame that can be decoded")
+        copy.mux(target.encode(None))
+    return out.getvalue()
