@@ -155,6 +155,11 @@ def test_an_update_of_several_micro_batches_is_rehearsed(
     out = capsys.readouterr().out
     assert "memory per GPU for 12 images of 24 in bf16 " in out  # which a GPU would have
     assert "dry run: updates of 4 images, " in out
+    losses = []
+    for images in (None, 100):  # which are more than there are
+        train(recipe, tmp_path / "run", dry_run=True, images=images)
+        losses.append(re.search(r"dry run: loss ([\d.-]+), ", capsys.readouterr().out)[1])
+    assert losses[0] == losses[1]
 
 
 def test_the_last_update_is_measured() -> None:
