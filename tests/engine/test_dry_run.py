@@ -192,6 +192,11 @@ def test_the_fewest_images_keep_streams_in_proportion_and_blocks_filled(
     assert few_images(recipe, build.make_info(recipe, build.open_data(recipe))) == images
 
 
+def test_blocks_are_equally_large_whatever_is_wanted() -> None:
+    recipe = tiny_recipe("ssld", "batch", ["data.train.batch=128", "train.blocks=4"])
+    assert few_images(recipe, build.make_info(recipe, build.open_data(recipe)), 65) == 68
+
+
 def test_training_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("measured")
