@@ -126,6 +126,12 @@ def test_all_sizes_and_those_nearest_to_a_cost(run: Path, tmp_path: Path, capsys
             f"{near}.safetensors", f"{near}.json", "extract.csv"}
 
 
+def test_a_folder_that_cannot_be_is_refused_at_once(run: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    text = refused(capsys, "extract", str(run), "width=4", "depth=2", f"out={tmp_path / 'file' / 'networks'}")
+    assert "name a folder elsewhere with out=FOLDER" in text
+
+
 def test_a_size_that_is_named_twice_is_taken_once(run: Path, tmp_path: Path, capsys) -> None:
     for words in (["width=4,4", "depth=2"], ["params=1,2"]):
         assert "1 network," in said(capsys, str(run), *words, f"out={tmp_path}")

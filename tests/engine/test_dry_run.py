@@ -155,6 +155,11 @@ def test_an_update_of_several_micro_batches_is_rehearsed(
     out = capsys.readouterr().out
     assert "memory per GPU for 12 images of 24 in bf16 " in out  # which a GPU would have
     assert "dry run: updates of 4 images, " in out
+    losses = []
+    for images in (None, 100):  # which are more than there are
+        train(recipe, tmp_path / "run", dry_run=True, images=images)
+        losses.append(re.search(r"dry run: loss ([\d.-]+), ", capsys.readouterr().out)[1])
+    assert losses[0] == losses[1]
 
 
 def test_the_last_update_is_measured() -> None:
@@ -185,6 +190,11 @@ def test_the_fewest_images_keep_streams_in_proportion_and_blocks_filled(
 ) -> None:
     recipe = tiny_recipe(method, variant, more)
     assert few_images(recipe, build.make_info(recipe, build.open_data(recipe))) == images
+
+
+def test_blocks_are_equally_large_whatever_is_wanted() -> None:
+    recipe = tiny_recipe("ssld", "batch", ["data.train.batch=128", "train.blocks=4"])
+    assert few_images(recipe, build.make_info(recipe, build.open_data(recipe)), 65) == 68
 
 
 def test_training_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,9 @@ def test_views_of_one_tensor_count_once_with_all_that_they_hold() -> None:
     with kept_for_backward() as kept:
         result = (whole[0].exp() * whole[1]).sum()  # keeps the exponential, and two rows of the whole
         assert kept.sizes() == {"all else": 4 * (10 + 100)}
+    with kept_for_backward([whole[1:]]) as kept:  # a part is there anyway, and so is the whole
+        result = (whole[0].exp() * whole[1]).sum()
+        assert kept.sizes() == {"all else": 4 * 10}
     assert result.isfinite()
 
 
