@@ -77,7 +77,7 @@ _GRID = "name: linear-grid, crop: {kind: padded, size: 8}, lr: [0.1, 0.5]"
 # clips of four frames of videos of twelve, a crop of 16 pixels, two hidden layers of the head
 _CVRL = [
     "data.train.card=videos",
-    "data.train.root=@videos",
+    "data.train.root='@videos'",
     "method.clip={frames: 4, stride: 2}",
     "method.head={layers: 2, hidden: 12, out_dim: 8}",
     "method.crop.size=16",
