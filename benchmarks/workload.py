@@ -117,7 +117,6 @@ class Alone:
 
     def __init__(self, product: Product) -> None:
         method: Any = product.updater.method
-        self.device, self.layout = product.accelerator.device, product.updater.layout
         self.autocast = product.accelerator.autocast
         self.backbone, self.head = method.backbone, method.head
         self.optimizer = torch.optim.SGD(method.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)

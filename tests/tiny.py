@@ -78,6 +78,7 @@ _GRID = "name: linear-grid, crop: {kind: padded, size: 8}, lr: [0.1, 0.5]"
 _CVRL = [
     "data.train.card=videos",
     "data.train.root='@videos'",
+    "backbone.width=0.5",
     "method.clip={frames: 4, stride: 2}",
     "method.head={layers: 2, hidden: 12, out_dim: 8}",
     "method.crop.size=16",

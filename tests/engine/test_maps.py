@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from unlabeled.engine.exports.networks import inner
+from unlabeled.engine.exports.networks import Inside, inner
 from unlabeled.engine.maps import last_map
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Input
@@ -43,7 +43,7 @@ def test_maps_have_their_channels_first(name, size, shape):
 
 
 def test_an_inner_block_gives_its_own_map():
-    network, shape = last_map("backbone.layer2", inner(tiny("resnet18", 64), "layer2"), CPU)
+    network, shape = last_map("backbone.layer2", inner(tiny("resnet18", 64), Inside(None, "layer2")), CPU)
     assert shape == (128, 8, 8) and network(torch.zeros(1, 3, 64, 64)).shape == (1, 128, 8, 8)
 
 

@@ -416,3 +416,8 @@ def test_teacher_and_student_are_handed_on() -> None:
 def test_the_options_that_a_run_keeps_are_read_again(options: dict[str, object]) -> None:
     cfg = POAConfig.model_validate(options)
     assert POAConfig.model_validate(cfg.model_dump(mode="json")) == cfg
+
+
+def test_random_depth_is_refused_where_nobody_draws_it() -> None:
+    with pytest.raises(UserError, match=r"drop_path_rate' of elastic_vit_tiny has no effect with finetune"):
+        tiny_recipe("finetune", "plain", ["backbone={name: elastic_vit_tiny, options: {drop_path_rate: 0.1}}"])

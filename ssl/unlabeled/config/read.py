@@ -317,7 +317,8 @@ def _mismatches(value: dict[str, Any], config: type[MethodConfig]) -> list[Probl
         wanted, has = ", ".join(config.streams), ", ".join(given) or "none"
         problems.append((("data",), f"method '{method}' reads the streams: {wanted}; 'data' has: {has}"))
     offers = BACKBONES[backbone][1] if backbone in BACKBONES else config.needs  # others are checked once they are built
-    if "elastic" in offers - config.needs and value["backbone"].get("options", {}).get("drop_path_rate"):
+    own = value["backbone"]  # of a network that was cut out of a run, the options are those of that run
+    if "elastic" in offers - config.needs and own.get("options", {}).get("drop_path_rate") and not own.get("init"):
         problems.append((("backbone", "options"), f"'backbone.options.drop_path_rate' of {backbone} has no effect with "
                          f"{method}: only poa draws which images skip a branch; leave it out"))
     for need in sorted(config.needs - offers):
