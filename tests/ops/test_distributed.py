@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from processes import run_processes
 from torch import nn
 
 from unlabeled.ops import batchnorm
-from unlabeled.ops.distributed import gather_with_grad, rank, sum_over_ranks
+from unlabeled.ops.distributed import gather_with_grad, leave_group, rank, sum_over_ranks
 
 CPU = torch.device("cpu")
 
@@ -72,3 +73,10 @@ def test_batchnorm_over_unequal_ranks_equals_one_process(dtype: torch.dtype, tol
             close(part["grads"][name], p.grad)
         for name, b in net.named_buffers():
             close(part["buffers"][name], b)
+
+
+def test_a_group_is_left_once() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    leave_group()
+    assert not dist.is_initialized()
+    leave_group()  # nothing is left to leave

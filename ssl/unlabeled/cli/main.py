@@ -5,6 +5,7 @@ Nothing is imported before it is needed: help, version, a list of recipes and a 
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
@@ -80,7 +81,20 @@ def _run(arguments: Sequence[str]) -> int:
     command.configure(parser)
     code: int = command.run(parser.parse_intermixed_args(arguments[1:]))
     sys.stdout.flush()
+    atexit.register(_leave_group)
     return code
+
+
+def _leave_group() -> None:
+    """Part from the other processes of a launch before Python ends.
+
+    Threads of gloo that outlive it abort the process now and then, after all is done (pytorch issue 190489). Only after
+    a command that came to its end: where a process is lost, others may wait inside a collective for the lost one.
+    """
+    if "torch.distributed" in sys.modules:
+        from unlabeled.ops.distributed import leave_group
+
+        leave_group()
 
 
 def _top(arguments: Sequence[str]) -> int:

@@ -121,6 +121,12 @@ def raise_together(problem: Exception | None, device: torch.device) -> None:
     raise UserError(next(filter(None, words), "another process could not do its part; it says why"))
 
 
+def leave_group() -> None:
+    """Leave the process group, if there is one: its threads end."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def meeting_place(patience: float) -> dist.Store:
     """Return the store in which the processes of a launch leave messages for one another; patience: seconds.
 
