@@ -73,6 +73,17 @@ def test_time_in_which_all_are_stopped_is_no_silence(monkeypatch: pytest.MonkeyP
     assert alone._lost()[0] == [0]
 
 
+def test_the_thread_that_tells_has_ended_before_python_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    monkeypatch.setattr(module, "meeting_place", lambda _: store)
+    mine = Watch(600.0)
+    mine.begin()
+    assert mine._teller is not None and mine._teller.is_alive()
+    mine._end()
+    assert not mine._teller.is_alive()  # one that came back from the store later would abort the process
+    assert store.get("watch/0").decode().startswith("ended")
+
+
 def test_errors_that_are_no_lost_process_stay_errors() -> None:
     assert not Watch(0.1).explain(RuntimeError("shape mismatch"))
 

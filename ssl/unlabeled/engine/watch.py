@@ -20,6 +20,7 @@ from unlabeled.ops.distributed import meeting_place, rank, world
 
 PATIENCE = 600.0
 _ENDED = "ended"
+_FAREWELL = 10.0  # seconds that the last word to the store may take
 _TELLING = 2.0  # seconds in which the first process speaks before the launcher ends it
 
 
@@ -44,6 +45,7 @@ class Watch:
     _waited: float = 0.0  # seconds since this process began an update
     _begun_before: int = 0
     _ending: threading.Event = field(default_factory=threading.Event)
+    _teller: threading.Thread | None = None
 
     @property
     def interval(self) -> float:
@@ -52,8 +54,9 @@ class Watch:
 
     def begin(self) -> None:
         """Start to tell and to look, in threads of their own: the main one may be deep in a collective."""
-        for work in (self._tell, self._look):
-            threading.Thread(target=work, name="watch", daemon=True).start()
+        self._teller = threading.Thread(target=self._tell, name="watch", daemon=True)
+        self._teller.start()
+        threading.Thread(target=self._look, name="watch", daemon=True).start()
         atexit.register(self._end)
 
     def explain(self, error: Exception) -> bool:
@@ -73,7 +76,13 @@ class Watch:
         return True
 
     def _end(self) -> None:
+        """Say that this process ended, before Python does: a thread that then comes back from torch aborts it.
+
+        (pytorch issue 38228.) Where the store does not answer there is nobody left to wait for.
+        """
         self._ending.set()
+        if self._teller is not None:
+            self._teller.join(_FAREWELL)
 
     def _tell(self) -> None:
         beats, host = 0, socket.gethostname()
