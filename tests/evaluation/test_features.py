@@ -5,6 +5,7 @@ import pytest
 import torch
 from tests.evaluation.fakes import FakeMethod, Noise
 
+from unlabeled.augment.geometry import EvalCrop
 from unlabeled.data.sources import base as corrupt_rule
 from unlabeled.engine.passes import features as module
 from unlabeled.engine.passes.features import Embedder, extract, join, network_embedder
@@ -49,7 +50,7 @@ def test_ranks_of_unequal_parts_make_the_same_whole(monkeypatch, world):
     for number in range(world):
         monkeypatch.setattr(module, "rank", lambda number=number: number)
         with torch.inference_mode():
-            parts.append(module._extract_part({"n": embedder}, source, 8, 2, 0, CPU)["n"])
+            parts.append(module._extract_part({"n": embedder}, source, [EvalCrop(8)], 2, 0, CPU)["n"])
     assert sum(len(part.index) for part in parts) == 6
     found = join(parts)
     torch.testing.assert_close(found.x, expected.x, rtol=1e-5, atol=1e-5)
@@ -67,7 +68,7 @@ def test_corrupt_images_are_left_out_and_too_many_are_refused(monkeypatch):
 
 
 def test_a_network_that_gives_nan_is_refused():
-    embedder = Embedder(8, lambda crops: torch.full((len(crops), 4), float("nan")))
+    embedder = Embedder((EvalCrop(8),), lambda crops: torch.full((len(crops), 4), float("nan")))
     with pytest.raises(UserError, match="network: the features of 5 images are NaN or infinite"):
         extract({"network": embedder}, Noise(5), batch=2, workers=0, device=CPU, max_corrupt=0)
 
@@ -82,12 +83,12 @@ def test_pixels_of_small_sets_are_exact_and_large_ones_are_reduced():
     source = Noise(4)
     source.images = source.pixels
     options = {"batch": 3, "workers": 0, "device": CPU, "max_corrupt": 0}
-    found = extract({"raw_pixels": pixel_embedder(source, 64), "n": network_embedder(
+    found = extract({"raw_pixels": pixel_embedder(source, EvalCrop(64)), "n": network_embedder(
         FakeMethod(8, 16).exports()["backbone"], CPU)}, source, **options)
     expected = torch.from_numpy(source.pixels).permute(0, 3, 1, 2).flatten(1) / 255
     torch.testing.assert_close(found["raw_pixels"].x, expected)
     assert found["n"].x.shape == (4, 48)
-    large = pixel_embedder(Noise(4), 64)
+    large = pixel_embedder(Noise(4), EvalCrop(64))
     assert large.size == 64 and large.embed(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 3 * 32 * 32)
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tests.evaluation.fakes import FakeRuns
 from torch import nn
 
+from unlabeled.augment.geometry import EvalCrop
 from unlabeled.backbones.build import build_backbone
 from unlabeled.cli.main import main
 from unlabeled.config.look import LookSettings
@@ -136,7 +137,7 @@ def test_what_float16_cannot_hold_is_told_with_its_cure():
         refuse_nonfinite("network", x, CPU, "fp16")
     with pytest.raises(UserError, match="has diverged"):
         refuse_nonfinite("network", x, CPU)
-    embedder = Embedder(8, lambda crops: torch.full((len(crops), 4), float("inf")), precision="fp16")
+    embedder = Embedder((EvalCrop(8),), lambda crops: torch.full((len(crops), 4), float("inf")), precision="fp16")
     with pytest.raises(UserError, match="precision=bf16"):
         extract({"network": embedder}, open_source(read_card("digits"), "val"), batch=500, workers=0, device=CPU,
                 max_corrupt=0)

@@ -9,6 +9,7 @@ import torch
 from tests.evaluation.fakes import FakeRuns, Noise, Projection
 from tests.processes import run_processes
 
+from unlabeled.augment.geometry import EvalCrop
 from unlabeled.config.read import read_recipe
 from unlabeled.engine.passes import features as features_module
 from unlabeled.engine.passes.features import Embedder, Features, extract, gather_features
@@ -43,7 +44,7 @@ def failing(rank: int) -> str:
         return crops.float().flatten(1)
 
     try:
-        extract({"x": Embedder(8, embed)}, Noise(20), batch=4, workers=0, device=CPU, max_corrupt=0)
+        extract({"x": Embedder((EvalCrop(8),), embed)}, Noise(20), batch=4, workers=0, device=CPU, max_corrupt=0)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"

@@ -14,6 +14,7 @@ from unlabeled.data.sources.subset import Part, choose
 from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.passes.features import Features, extract, network_embedder
 from unlabeled.evaluation.classify import score_exports
+from unlabeled.evaluation.setup import shown
 from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.methods.base import Choosing, Export
 from unlabeled.ops.distributed import on_rank0
@@ -51,8 +52,7 @@ def choose_and_score(method: Choosing, cfg: Trained, train: Source, test: Source
 
 def _accuracies(verdicts: Export, cfg: Trained, source: Source, device: torch.device) -> list[float]:
     """Return the accuracy of every classifier in percent; on other ranks than 0 what they saw of it."""
-    sized = replace(verdicts, input=replace(verdicts.input, size=cfg.size or verdicts.input.size))
-    embedder = network_embedder(sized, device, pick_precision(cfg.precision, device.type))
+    embedder = network_embedder(shown(verdicts, cfg.size, cfg.clip), device, pick_precision(cfg.precision, device.type))
     found = extract({"verdicts": embedder}, source, batch=cfg.batch, workers=cfg.workers, device=device,
                     max_corrupt=cfg.max_corrupt)["verdicts"].labelled()
     assert found.label is not None

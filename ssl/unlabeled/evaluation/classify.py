@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.passes.features import Features, extract, network_embedder
 from unlabeled.errors import UserError
 from unlabeled.evaluation.real import RealLabels
+from unlabeled.evaluation.setup import refuse_images_for_clips, shown, views_of
 from unlabeled.evaluation.vectors.scores import Score, accuracy
 from unlabeled.methods.base import Export, Method
 from unlabeled.ops.distributed import rank
@@ -44,9 +44,12 @@ def score_exports(
     chosen: Mapping[str, Export], taught: list[str] | None, cfg: Protocol, test: Source, device: torch.device
 ) -> tuple[dict[str, Score], Features]:
     """Score exports that give logits as `score_classifiers` does; taught: classes of those that name none."""
-    sized = {name: replace(e, input=replace(e.input, size=cfg.size or e.input.size)) for name, e in chosen.items()}
+    exports = {name: shown(export, cfg.size, cfg.clip) for name, export in chosen.items()}
+    for export in exports.values():
+        refuse_images_for_clips(export, test)
     precision = pick_precision(cfg.precision, device.type)
-    embedders = {name: network_embedder(export, device, precision) for name, export in sized.items()}
+    embedders = {name: network_embedder(export, device, precision, views_of(export, cfg.clip))
+                 for name, export in exports.items()}
     features = extract(embedders, test, batch=cfg.batch, workers=cfg.workers, device=device,
                        max_corrupt=cfg.max_corrupt)
     for name, logits in features.items():

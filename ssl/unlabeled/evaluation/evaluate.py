@@ -29,7 +29,14 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.cautions import cautions
 from unlabeled.evaluation.classify import score_classifiers
 from unlabeled.evaluation.neighbours import draw_neighbours
-from unlabeled.evaluation.setup import Splits, open_splits, other_cards, pick_export
+from unlabeled.evaluation.setup import (
+    Splits,
+    open_splits,
+    other_cards,
+    pick_export,
+    refuse_images_for_clips,
+    views_of,
+)
 from unlabeled.evaluation.trained import train_and_score
 from unlabeled.evaluation.vectors.pixels import drop_equal_channels, pixel_embedder
 from unlabeled.evaluation.vectors.scores import Score
@@ -56,7 +63,7 @@ class Job:
     def shares(self) -> tuple[Any, ...]:
         """What must be equal for two protocols to use the same features."""
         cfg = self.cfg
-        return cfg.export, cfg.size, cfg.precision, cfg.card, cfg.root, cfg.train, cfg.test
+        return cfg.export, cfg.size, repr(cfg.clip), cfg.precision, cfg.card, cfg.root, cfg.train, cfg.test
 
 
 def evaluate(protocol: str | Path, run: Path, overrides: Sequence[str] = (), accelerator: Any = None,
@@ -208,16 +215,19 @@ def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, dev
              ) -> tuple[str, dict[str, Pair]]:
     """Return the name of the export, and train and test features of every network that a protocol asks for."""
     first = jobs[0].cfg
-    name, export = pick_export(restored.method, first.export, first.size)
+    name, export = pick_export(restored.method, first.export, first.size, first.clip)
+    for source in (splits.train, splits.test):
+        if source is not None:
+            refuse_images_for_clips(export, source)
+    views = views_of(export, first.clip)
     precision = pick_precision(first.precision, device.type)
-    embedders = {"network": network_embedder(export, device, precision)}
-    size = export.input.size
+    embedders = {"network": network_embedder(export, device, precision, views)}
     if any(job.cfg.random_init for job in jobs):
         blank = load_run(run, random_init=True, device=device)
-        untrained = open_residuals(pick_export(blank.method, first.export, first.size)[1])
-        embedders["random_init"] = network_embedder(untrained, device, precision)
+        untrained = open_residuals(pick_export(blank.method, first.export, first.size, first.clip)[1])
+        embedders["random_init"] = network_embedder(untrained, device, precision, views)
     if splits.test is not None and any(job.cfg.raw_pixels for job in jobs):
-        embedders["raw_pixels"] = pixel_embedder(splits.train, size)
+        embedders["raw_pixels"] = pixel_embedder(splits.train, export.crop)
 
     kept = KeptFeatures(device) if all(job.cfg.keep_features for job in jobs) else None
 

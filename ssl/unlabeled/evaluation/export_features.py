@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -13,24 +14,24 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from unlabeled.augment.geometry import EvalCrop
 from unlabeled.config.card import Card
 from unlabeled.config.passes.features import folder_or_card
 from unlabeled.config.passes.shared import WHOLE, Part
 from unlabeled.config.recipe import Precision
+from unlabeled.data.crops import shape_of
 from unlabeled.data.evaluation import ImageMaker
 from unlabeled.data.records.store import Store
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.files.lists import one_line, write_lines
 from unlabeled.data.sources.open import open_source
 from unlabeled.engine.launch import pick_device, pick_precision
-from unlabeled.engine.passes.features import Embedder, network_embedder
+from unlabeled.engine.passes.features import Embedder, network_embedder, samples_per_pass
 from unlabeled.engine.passes.folder import removed
 from unlabeled.engine.passes.run import Work, run_pass
 from unlabeled.engine.passes.source import open_split
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
-from unlabeled.evaluation.setup import own_levels, pick_export
+from unlabeled.evaluation.setup import own_levels, pick_export, refuse_images_for_clips
 from unlabeled.methods.base import Export
 from unlabeled.ops.distributed import on_rank0, rank
 from unlabeled.ops.machine.files import refuse_unwritable, temporary, write_atomically
@@ -61,12 +62,13 @@ def export_features(run: Path, images: str | Path, out: Path, *, export: str | N
     name, network = pick_export(restored.method, export)
     embedder = network_embedder(network, device, chosen)
     embedder.check()
-    work = _work(embedder, name, network, restored.update, ImageMaker(source, [EvalCrop(embedder.size)]), device)
+    refuse_images_for_clips(network, source)
+    work = _work(embedder, name, network, restored.update, ImageMaker(source, embedder.crops), device)
     width = work.fields[_FIELD][1][0]
     rows = out.with_suffix(".rows")
     try:
-        store = run_pass(work, source, rows, part=part, batch=batch, workers=workers, device=device,
-                         max_corrupt=max_corrupt, more=4 * width * len(source))
+        store = run_pass(work, source, rows, part=part, batch=samples_per_pass(batch, embedder.crops), workers=workers,
+                         device=device, max_corrupt=max_corrupt, more=4 * width * len(source))
     except UserError:
         if not on_rank0(lambda: _finished_elsewhere(rows, out)):
             raise
@@ -94,13 +96,13 @@ def _open(images: str | Path, split: str | None, root: str | None, restored: Res
 
 def _work(embedder: Embedder, name: str, export: Export, update: int, maker: ImageMaker, device: torch.device) -> Work:
     with torch.inference_mode():
-        black = torch.zeros(1, 3, embedder.size, embedder.size, dtype=torch.uint8, device=device)
+        black = torch.zeros(1, *shape_of(export.crop), dtype=torch.uint8, device=device)
         width = embedder.embed(black).shape[1]
     assert embedder.identity is not None
-    about = {"export": name, "update": update, "gives": export.gives, "size": embedder.size,
+    about = {"export": name, "update": update, "gives": export.gives, "input": dataclasses.asdict(export.input),
              "precision": embedder.precision, "network": embedder.identity()}
     return Work("features", {_FIELD: ("<f4", (width,))}, about, maker,
-                lambda batch: {_FIELD: embedder.embed(batch.crops[0])})
+                lambda batch: {_FIELD: embedder.whole(batch.crops)})
 
 
 def _finish(store: Store, source: Source, readable: np.ndarray, rows: Path, out: Path) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
+from unlabeled.augment.plain_crops import EdgeCrop
 from unlabeled.config.card import Card
-from unlabeled.config.protocols.vectors import Knn, Protocol
+from unlabeled.config.protocols.vectors import ClipViews, Knn, Protocol
 from unlabeled.config.read import read_card
 from unlabeled.config.recipe import SetData
+from unlabeled.data.batch import Geometry
+from unlabeled.data.clips import EvenClips
+from unlabeled.data.crops import ClipCrop
 from unlabeled.data.overlap import twins
 from unlabeled.data.sources.files.levels import Levels
 from unlabeled.data.sources.open import Source, open_source
@@ -55,10 +60,11 @@ class Splits:
         return int(((self.twins >= 0) & (self.test.labels >= 0)).sum())
 
 
-def pick_export(method: Method, name: str | None, size: int | None = None) -> tuple[str, Export]:
-    """Return the export `name`, or the first that gives features, for images of `size`, or of its own.
+def pick_export(method: Method, name: str | None, size: int | None = None, clip: ClipViews | None = None,
+                ) -> tuple[str, Export]:
+    """Return the export `name`, or the first that gives features, for images of `size`, or of its own, or for clips.
 
-    Raises UserError as `find_export` does.
+    Raises UserError as `find_export` and `shown` do.
     """
     exports = method.exports()
     if name is None:
@@ -66,7 +72,40 @@ def pick_export(method: Method, name: str | None, size: int | None = None) -> tu
     outer, inside, export = find_export(exports, name)
     if inside is not None:
         export = inner(export, inside)
-    return name or outer, replace(export, input=replace(export.input, size=size or export.input.size))
+    return name or outer, shown(export, size, clip or ClipViews())
+
+
+def shown(export: Export, size: int | None, clip: ClipViews) -> Export:
+    """Return an export for images of `size`, or of its own, and for the clips that are asked for.
+
+    Raises UserError if it is for images, of which there are no clips.
+    """
+    spacing = export.input.clip
+    if spacing is None and clip.model_fields_set:
+        raise UserError(f"'clip.{min(clip.model_fields_set)}' has no effect: the network is for images, not for clips")
+    if spacing is not None and clip.frames == 1:
+        spacing = None
+    elif spacing is not None:
+        spacing = replace(spacing, frames=clip.frames or spacing.frames, stride=clip.stride or spacing.stride,
+                          per_second=None if clip.stride else spacing.per_second)
+    return replace(export, input=replace(export.input, size=size or export.input.size, clip=spacing))
+
+
+def views_of(export: Export, clip: ClipViews) -> tuple[Geometry, ...]:
+    """Return how samples are cut for an export: once, or videos by all the views that are asked for."""
+    crop = export.crop
+    if not isinstance(crop, ClipCrop):
+        return (crop,)
+    clips = replace(cast(EvenClips, crop.clips), count=clip.count)
+    squares = [crop.crop] if clip.crops == 1 else [EdgeCrop(crop.size, place) for place in range(clip.crops)]
+    return tuple(ClipCrop(square, clips) for square in squares)
+
+
+def refuse_images_for_clips(export: Export, source: Source) -> None:
+    """Raise UserError if an export is for clips and the samples of a source are images."""
+    if export.input.clip is not None and not source.has_clips:
+        raise UserError(f"the network is for clips of {export.input.clip.frames} frames, and split '{source.split}' of "
+                        f"data card '{source.name}' holds images; choose a card of videos, or clip.frames=1")
 
 
 def scored_stream(restored: Restored) -> tuple[str, SetData]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from unlabeled.augment.geometry import EvalCrop
 from unlabeled.config.base.curve import CurveRule
 from unlabeled.config.recipe import MethodConfig
-from unlabeled.data.batch import Batch, Stream
+from unlabeled.data.batch import Batch, Geometry, Stream
+from unlabeled.data.clips import EvenClips, Spacing
+from unlabeled.data.crops import ClipCrop
 from unlabeled.errors import UserError
 from unlabeled.ops.curves import value_at
 from unlabeled.ops.distributed import Share, counts_per_part
@@ -155,17 +158,21 @@ class Group:
 
 @dataclass(frozen=True)
 class Input:
-    """What a network expects: side of the square image in pixels, and mean and deviation (None: values in [0, 1])."""
+    """What a network expects: side of the square image in pixels, and mean and deviation (None: values in [0, 1]).
+
+    clip: of a network for clips, how many frames they have and how those follow one another.
+    """
 
     size: int
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    clip: Spacing | None = None
 
 
 def input_of(network: BackboneModule, size: int, info: Info) -> Input:
     """Return images of `size` with the statistics that `network` was trained with, or else those of the data card."""
     known = network.input or Input(size, info.mean, info.std)
-    return Input(size, known.mean, known.std)
+    return replace(known, size=size)
 
 
 def width_of(network: BackboneModule) -> int:
@@ -186,6 +193,14 @@ class Export:
     gives: Literal["vector", "map", "tokens", "logits"]
     input: Input
     names: list[str] | None = None
+
+    @property
+    def crop(self) -> Geometry:
+        """Return how a sample comes to the network: the centre of an image, or of the frames in a video's middle."""
+        image, clip = EvalCrop(self.input.size), self.input.clip
+        if clip is None:
+            return image
+        return ClipCrop(image, EvenClips(clip.frames, clip.stride, per_second=clip.per_second))
 
 
 class Method(nn.Module):

@@ -17,6 +17,7 @@ from PIL import Image
 from tests.evaluation.fakes import FakeMethod, Noise
 from torch import nn
 
+from unlabeled.augment.geometry import EvalCrop
 from unlabeled.config.card import Card
 from unlabeled.data.sources.arrays import ArraySource
 from unlabeled.data.sources.open import open_source
@@ -274,7 +275,7 @@ def test_only_what_is_missing_is_computed(photos: Path):
     def both(data):
         embedders = {name: network_embedder(Export(lambda rank=rank: Counting(seed=rank), "vector", Input(8)), CPU)
                      for name, rank in (("network", 0), ("random_init", 1))}
-        pixels = Embedder(8, lambda crops: crops.float().flatten(1))
+        pixels = Embedder((EvalCrop(8),), lambda crops: crops.float().flatten(1))
         before = sum(seen)
         found = extract({**embedders, "raw_pixels": pixels}, data, batch=4, workers=0, device=CPU, max_corrupt=1,
                         kept=KeptFeatures(CPU))

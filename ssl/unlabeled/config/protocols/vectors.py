@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unlabeled.config.base.optim import Optim
 from unlabeled.config.marks import Free, Scoring
@@ -13,6 +13,30 @@ from unlabeled.config.recipe import MethodConfig, Precision, Strict, Subset
 from unlabeled.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
+
+
+class ClipViews(Strict):
+    """How videos come to a network for clips; the features of all views are averaged, of a classifier probabilities."""
+
+    frames: int | None = Field(
+        None, gt=0, description="null: as in training; 1: the middle frame alone, as an image"
+    )
+    stride: int | None = Field(
+        None, gt=0, description="frames of the video from one frame of the clip to the next; null: as in training"
+    )
+    count: int = Field(1, gt=0, description="clips of a video, evenly spread over it; a single one is in its middle")
+    crops: Literal[1, 3] = Field(
+        1, description="squares of each clip: 1, the centre, as of images; 3, as wide as the shorter side, at both "
+        "ends and in the middle of the longer one"
+    )
+
+    @model_validator(mode="after")
+    def _single(self) -> ClipViews:
+        if self.frames == 1:
+            for key in ("stride", "count", "crops"):
+                if getattr(self, key) not in (None, 1):
+                    raise ValueError(f"'{key}' has no effect with frames: 1, which is an image")
+        return self
 
 
 class Protocol(Strict):
@@ -35,8 +59,10 @@ class Protocol(Strict):
     size: int | None = Field(
         None, gt=0, description="side of the images, pixels; null: as in training (more may pay, arXiv 1906.06423)"
     )
+    clip: ClipViews = Field(ClipViews(), description="of networks for clips")
     batch: Free[int] = Field(
-        256, gt=0, description="images per forward pass and process; the result does not depend on it"
+        256, gt=0, description="images, or frames of clips, per forward pass and process; the result does not depend "
+        "on it"
     )
     workers: Free[int] = Field(4, ge=0, description="loader processes per process; 0 reads in the process itself")
     precision: Precision = Field(

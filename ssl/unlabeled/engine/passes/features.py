@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unlabeled.augment.geometry import EvalCrop
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.sizes import refuse_images
-from unlabeled.data.batch import Batch
+from unlabeled.data.batch import Batch, Geometry
+from unlabeled.data.crops import ClipCrop
 from unlabeled.data.evaluation import ImageMaker
 from unlabeled.data.loader import own_units, split_evenly
 from unlabeled.data.sources.base import too_many, with_reason
@@ -59,41 +59,66 @@ class Features:
 
 @dataclass(frozen=True)
 class Embedder:
-    """What turns crops, uint8 [b, 3, size, size] on the device, into features [b, F].
+    """What turns crops, uint8 [b, 3, S, S] or [b, 3, T, S, S] on the device, into features [b, F].
 
+    crops: how samples are cut, each by all of them; the features of all crops, and of all their clips, are averaged.
     check: raises UserError if it takes no such images. identity: returns a digest of all that its features depend on
     beside the images; None: they are not worth keeping.
     """
 
-    size: int
+    crops: tuple[Geometry, ...]
     embed: Callable[[Tensor], Tensor]
     check: Callable[[], None] = lambda: None
     identity: Identity | None = None
     precision: Resolved = "fp32"
 
+    def whole(self, crops: Sequence[Tensor]) -> Tensor:
+        """Return the mean of the features of all crops of the same samples."""
+        first, *others = (self.embed(crop).float() for crop in crops)
+        return sum(others, first) / len(crops) if others else first
 
-def network_embedder(export: Export, device: torch.device, precision: Resolved = "fp32") -> Embedder:
+
+def network_embedder(export: Export, device: torch.device, precision: Resolved = "fp32",
+                     crops: Sequence[Geometry] | None = None) -> Embedder:
     """Return the exported network on its own input size and statistics, run in `precision`.
 
-    Maps [b, C, H, W] and tokens [b, T, C] are averaged over their places.
+    crops: others than the export's own, of its size and frames. Maps [b, C, H, W] and tokens [b, T, C] are averaged
+    over their places. Of a classifier probabilities are averaged where there are several crops (arXiv 2008.03800).
     """
+    crops = (export.crop,) if crops is None else tuple(crops)
+    several = sum(count_of(crop) for crop in crops) > 1
     network = network_channels_last(export.build().to(device)).eval()
     image = export.input
 
     def check() -> None:
-        refuse_images(network, {image.size: "size"}, f"the network that gives the export's {export.gives}")
+        frames = None if image.clip is None else image.clip.frames
+        refuse_images(network, {image.size: "size"}, f"the network that gives the export's {export.gives}",
+                      frames=frames)
 
     def embed(crops: Tensor) -> Tensor:
         x = channels_last(to_input(crops, image.mean, image.std))
         with autocast(crops.device, precision):
             out = network(x).float()
+        if several and export.gives == "logits":
+            return out.softmax(1)
         return out.mean((2, 3)) if out.ndim == 4 else out.mean(1) if out.ndim == 3 else out
 
     @functools.cache
     def identity() -> str:
-        return network_digest(network, repr(image), precision)
+        return network_digest(network, repr((image, crops)), precision)
 
-    return Embedder(image.size, embed, check, identity, precision)
+    return Embedder(crops, embed, check, identity, precision)
+
+
+def count_of(crop: Geometry) -> int:
+    """Return how many pieces of a sample a geometry cuts."""
+    return crop.clips.count if isinstance(crop, ClipCrop) else 1
+
+
+def samples_per_pass(images: int, crops: Sequence[Geometry]) -> int:
+    """Return how many samples are cut together where `images` fit: every frame of every clip counts as one."""
+    frames = sum(crop.clips.count * crop.clips.frames for crop in crops if isinstance(crop, ClipCrop))
+    return max(1, images // max(1, frames))
 
 
 @torch.inference_mode()
@@ -109,21 +134,21 @@ def extract(
 ) -> dict[str, Features]:
     """Return the features of `source` by embedder: all of them on rank 0, on the others this process's part, or none.
 
-    Embedders of one size share their crops. What `kept` has is not computed, and what it lacks is added to it. Raises
-    UserError, on all ranks, if too many images cannot be read, if an embedder takes no images of its size, and if a
-    network gives NaN or infinity.
+    Embedders that cut alike share their crops. What `kept` has is not computed, and what it lacks is added to it.
+    Raises UserError, on all ranks, if too many images cannot be read, if an embedder takes no images of its size, and
+    if a network gives NaN or infinity.
     """
     identities = {name: e.identity for name, e in embedders.items() if e.identity is not None}
     features = {} if kept is None else _find_again(kept, identities, source)
     wanted = {name: e for name, e in embedders.items() if name not in features}
     for embedder in wanted.values():
         embedder.check()
-    for size in sorted({e.size for e in wanted.values()}):
-        together = {name: e for name, e in wanted.items() if e.size == size}
+    for crops in dict.fromkeys(e.crops for e in wanted.values()):
+        together = {name: e for name, e in wanted.items() if e.crops == crops}
         parts: dict[str, Features] = {}
         problem: Exception | None = None
         try:
-            parts = _extract_part(together, source, size, batch, workers, device)
+            parts = _extract_part(together, source, crops, batch, workers, device)
         except Exception as error:  # the other processes wait for this one below
             problem = error
         raise_together(problem, device)
@@ -159,7 +184,8 @@ def _find_again(kept: KeptFeatures, identities: Mapping[str, Identity], source: 
 
 
 def _extract_part(
-    embedders: Mapping[str, Embedder], source: Source, size: int, batch: int, workers: int, device: torch.device
+    embedders: Mapping[str, Embedder], source: Source, crops: Sequence[Geometry], batch: int, workers: int,
+    device: torch.device,
 ) -> dict[str, Features]:
     """Return the features of this process's part of the split."""
     bounds = split_evenly(len(source), world())
@@ -176,11 +202,11 @@ def _extract_part(
         index.append(readable)
         if len(readable):
             for name, embedder in embedders.items():
-                filled[name].append(embedder.embed(batch.crops[0]).float())
+                filled[name].append(embedder.whole(batch.crops))
 
     with LongPass(f"features of '{source.split}' of '{source.name}'", len(source), rank() == 0) as progress:
-        walk(ImageMaker(source, [EvalCrop(size)]), own_units(len(source), rank(), world(), batch), take, source=source,
-             workers=workers, device=device)
+        units = own_units(len(source), rank(), world(), samples_per_pass(batch, crops))
+        walk(ImageMaker(source, crops), units, take, source=source, workers=workers, device=device)
     places = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *index]))
     label = None if source.labels is None else torch.from_numpy(source.labels)[places]
     return {name: Features(each.rows(), places, label, corrupt) for name, each in filled.items()}

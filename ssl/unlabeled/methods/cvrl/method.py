@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unlabeled.augment import geometry, photometric
 from unlabeled.data.batch import Batch, Stream
-from unlabeled.data.clips import ClipPair
+from unlabeled.data.clips import ClipPair, Spacing
 from unlabeled.methods.base import Export, Info, Input, Losses, MakeBackbone, Method, Step, width_of
 from unlabeled.methods.cvrl.config import CVRLConfig, Head
 from unlabeled.methods.simclrv2 import contrast_metrics, normalize, nt_xent
@@ -97,5 +97,7 @@ class CVRL(Method):
         return Losses({"contrast": contrast.loss}, metrics=partner_metrics(contrast.logits))
 
     def exports(self) -> dict[str, Export]:
-        """The backbone."""
-        return {"backbone": Export(lambda: copy.deepcopy(self.backbone).eval(), "vector", Input(self.cfg.crop.size))}
+        """The backbone, for clips as they were trained on."""
+        clip = self.cfg.clip
+        image = Input(self.cfg.crop.size, clip=Spacing(clip.frames, clip.stride, per_second=clip.per_second))
+        return {"backbone": Export(lambda: copy.deepcopy(self.backbone).eval(), "vector", image)}
