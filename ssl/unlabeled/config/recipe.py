@@ -275,6 +275,9 @@ class Train(Strict):
         [], description="where metrics go besides metrics.jsonl"
     )
     allow_changed_data: Free[bool] = Field(False, description="go on although the data is not what the run began with")
+    allow_rescale: Free[bool] = Field(
+        False, description="go on with another number of processes, and with the same batches, equal but for rounding"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:

@@ -31,7 +31,7 @@ from unlabeled.engine.run.chosen import keep_chosen
 from unlabeled.engine.run.data import changed_data, counts_only, data_record, keep_names, refuse_changed
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.run.preview import views_png
-from unlabeled.engine.run.record import read_record
+from unlabeled.engine.run.record import read_record, refuse_rescale
 from unlabeled.engine.run.same_recipe import replaced_sources
 from unlabeled.engine.run.signals import Signals
 from unlabeled.engine.updater import Updater
@@ -114,11 +114,16 @@ def _is_finished(folder: RunFolder, total: int) -> bool:
 def _check_data(
     folder: RunFolder, recipe: Recipe, record: dict[str, Any], opened: dict[str, OpenStream]
 ) -> list[str]:
-    """Return what differs of data and networks, for the record. Raises UserError if that is not allowed."""
+    """Return what differs of data and networks, for the record.
+
+    Raises UserError if that is not allowed, or another number of processes than before.
+    """
     lines: list[str] = []
     replaced: list[str] = []
     if folder.goes_on():
         before = read_record(folder.path)
+        if not recipe.train.allow_rescale:
+            refuse_rescale(folder.path, before["starts"], world())
         lines = changed_data(folder, before["data"] or counts_only(before["info"]), record["data"], opened)
         if not recipe.train.allow_changed_data:
             refuse_changed(folder, lines)

@@ -104,6 +104,7 @@ def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = T
             sync_bn=cfg.sync_bn,
             checkpoint_every=cfg.checkpoint_every,
             allow_changed_data=cfg.allow_changed_data,
+            allow_rescale=True,  # whoever evaluates did not choose the processes of a run
         ),
         eval=Eval(every=0),
     )

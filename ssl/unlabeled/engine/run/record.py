@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import uuid
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ def what_changed(before: dict[str, Any], now: dict[str, Any], streamed: list[str
         lines.append(f"{' and '.join(f'data.{name}' for name in streamed)} is streamed, and its order depends on these "
                      f"numbers ({text}): from here on its samples come in another order")
     return lines
+
+
+def refuse_rescale(run: Path, starts: Sequence[Mapping[str, Any]], processes: int) -> None:
+    """Raise UserError if a run goes on with another number of processes than it was last trained by."""
+    was = starts[-1].get("processes") if starts else None
+    if was not in (None, processes):
+        raise UserError(f"{run} was trained by {_processes(was)}, and now there {'is' if processes == 1 else 'are'} "
+                        f"{processes}: start it with {was}, or go on with train.allow_rescale=true, with the same "
+                        "batches in the same order, equal but for rounding")
 
 
 def _processes(count: Any) -> str:
