@@ -26,7 +26,8 @@ LEGS = ((1, 1), (2, 2), (4, 3), (1, UPDATES))  # processes, and the update after
 
 def recipe_of(method: str, *more: str) -> Recipe:
     # a low rate: a high one makes of rounding another run within a few updates
-    length = [f"optim.lr.base={1e-5 if method == 'poa' else 1e-3}", "train.epochs=null", f"train.updates={UPDATES}", "train.log_every=1"]
+    rate = 1e-5 if method == "poa" else 1e-3
+    length = [f"optim.lr.base={rate}", "train.epochs=null", f"train.updates={UPDATES}", "train.log_every=1"]
     return tiny_recipe(method, next(iter(TINY[method])),
                        [*length, "train.precision=fp32", "eval.every=0", "eval.at_end=[]", *more])
 
