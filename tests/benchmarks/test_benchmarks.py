@@ -12,8 +12,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["augment", "before_after", "data", "elastic", "evaluation", "passes", "pixpro_share", "poa", "records",
-         "relabel", "relabel_share", "soak", "startup", "throughput"]  # fmt: skip
+NAMES = ["augment", "before_after", "data", "elastic", "evaluation", "kills", "passes", "pixpro_share", "poa",
+         "records", "relabel", "relabel_share", "soak", "startup", "throughput"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
