@@ -1,4 +1,4 @@
-"""R3D: counts of parameters, temporal kernels and shapes of the published network; inflation of 2D weights."""
+"""R3D: counts of parameters, temporal kernels, shapes and cost of the published network."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import math
 
 import pytest
 import torch
-from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from unlabeled.backbones.build import build_backbone
-from unlabeled.backbones.video.inflate import inflate
-from unlabeled.backbones.video.r3d import R3D, lecun_normal
+from unlabeled.backbones.video.r3d import lecun_normal
 from unlabeled.config.recipe import Backbone
 from unlabeled.errors import UserError
 
@@ -53,6 +52,29 @@ def test_stages_of_r3d50():
     assert all((m.eps, m.momentum) == (1e-5, 0.1) for m in norms)
     tiny = build_backbone(Backbone(name="r3d_tiny"))
     assert all(bool((m.weight == 1).all()) for m in tiny.modules() if isinstance(m, nn.BatchNorm3d))
+
+
+@pytest.mark.parametrize(("name", "depths"), [("r3d50", (3, 4, 6, 3)), ("r3d101", (3, 4, 23, 3)),
+                                              ("r3d152", (3, 8, 36, 3))])
+def test_blocks_of_all_depths(name, depths):
+    network = meta(name=name)
+    stages = [network.layer1, network.layer2, network.layer3, network.layer4]
+    assert tuple(map(len, stages)) == depths
+    assert (network.maxpool.kernel_size, network.maxpool.stride) == ((1, 3, 3), (1, 2, 2))
+    for number, stage in enumerate(stages):
+        for place, block in enumerate(stage):
+            stride = (1, 2, 2) if number and not place else (1, 1, 1)
+            assert block.conv1.kernel_size == ((3, 1, 1) if number > 1 else (1, 1, 1))  # of every block
+            assert block.conv1.stride == block.conv3.stride == (1, 1, 1) and block.conv2.stride == stride
+            assert (block.downsample is None) == bool(place)
+            assert place or (block.downsample[0].kernel_size, block.downsample[0].stride) == ((1, 1, 1), stride)
+
+
+@pytest.mark.parametrize(("frames", "size", "cost"), [(16, 224, 45.5), (32, 224, 91.0), (32, 256, 118.9)])
+def test_cost_of_r3d50_in_billions_of_multiply_adds(frames, size, cost):
+    with FlopCounterMode(display=False) as counter:
+        meta(name="r3d50")(torch.empty(1, 3, frames, size, size, device="meta"))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(cost, abs=0.06)
 
 
 @pytest.mark.parametrize(("frames", "size", "shape"), [(16, 224, (8, 7, 7)), (32, 256, (16, 8, 8)), (8, 32, (4, 1, 1))])
@@ -99,35 +121,3 @@ def test_recomputed_activations_change_no_gradient():
 def test_a_width_that_gives_no_whole_channels_is_refused():
     with pytest.raises(UserError, match=r"width 0.3 gives 19.2 channels in the stem of r3d50; use a multiple"):
         build_backbone(Backbone(name="r3d50", width=0.3))
-
-
-def flat(channels: int = 4) -> ResNet:
-    torch.manual_seed(0)
-    network = ResNet(Bottleneck, (1, 1, 1, 1), num_classes=0, channels=tuple(channels << i for i in range(4)))
-    network.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
-    network.bn1 = nn.BatchNorm2d(channels)
-    network.layer1[0].conv1 = nn.Conv2d(channels, channels, 1, bias=False)
-    network.layer1[0].downsample[0] = nn.Conv2d(channels, 4 * channels, 1, bias=False)
-    network.train()
-    for _ in range(3):  # so that the norms have statistics
-        network(torch.rand(8, 3, 64, 64))
-    return network.eval()
-
-
-def test_an_inflated_network_gives_of_a_still_clip_what_the_flat_one_gives_of_its_frame():
-    two, three = flat(), R3D((1, 1, 1, 1), 4).eval()
-    inflate(three, two.state_dict())
-    images = torch.rand(2, 3, 64, 64)
-    clip = images[:, :, None].expand(-1, -1, 24, -1, -1)
-    middle = three.forward_features(clip)[:, :, 6]  # away from both ends
-    torch.testing.assert_close(middle, two.forward_features(images), rtol=1e-4, atol=1e-5)
-
-
-def test_weights_of_other_networks_are_not_inflated():
-    with pytest.raises(UserError, match=r"'layer1.0.bn1.weight' is \[4\] in them, and \[8\] in the 3D network"):
-        state = flat().state_dict() | {"conv1.weight": torch.zeros(8, 3, 7, 7)} | {
-            f"bn1.{name}": torch.zeros(8) for name in ("weight", "bias", "running_mean", "running_var")}
-        state["layer1.0.conv1.weight"] = torch.zeros(8, 8, 1, 1)
-        inflate(R3D((1, 1, 1, 1), 8), state)
-    with pytest.raises(UserError, match=r"'layer1.1.conv1.weight' is \[4, 16, 1, 1\] in them, and absent in the 3D"):
-        inflate(R3D((1, 1, 1, 1), 4), flat().state_dict() | {"layer1.1.conv1.weight": torch.zeros(4, 16, 1, 1)})

@@ -16,7 +16,7 @@ from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Backbone
 from unlabeled.data.batch import Batch
 from unlabeled.errors import UserError
-from unlabeled.methods.base import Info, Losses, Step, StreamInfo
+from unlabeled.methods.base import Info, Input, Losses, Step, StreamInfo
 from unlabeled.methods.cvrl.config import CVRLConfig, Head
 from unlabeled.methods.cvrl.method import CVRL, projection_head
 from unlabeled.ops.random import generator
@@ -24,12 +24,12 @@ from unlabeled.ops.random import generator
 FRAMES, SIZE = 4, 32
 
 
-def method(info: Info | None = None, **options: Any) -> CVRL:
-    """Return a tiny CVRL, always with the same weights."""
+def method(info: Info | None = None, image: Input | None = None, **options: Any) -> CVRL:
+    """Return a tiny CVRL, always with the same weights; image: what its backbone was trained with."""
 
     def make_backbone() -> nn.Module:
         network: Any = build_backbone(Backbone(name="r3d_tiny"))
-        network.gives = None
+        network.gives, network.input = None, image
         return network
 
     torch.manual_seed(0)
@@ -151,6 +151,17 @@ def test_the_export_is_the_backbone_for_values_from_0_to_1() -> None:
     export = cvrl.exports()["backbone"]
     assert (export.gives, export.input.size, export.input.mean) == ("vector", SIZE, None)
     assert export.build()(torch.rand(2, 3, FRAMES, SIZE, SIZE)).shape == (2, cvrl.backbone.num_features)
+
+
+def test_a_backbone_that_comes_with_mean_and_deviation_sees_them() -> None:
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    card = Info(0, 0, 1, None, {"train": StreamInfo(100, 6)}, mean=(0.1, 0.1, 0.1), std=(1.0, 1.0, 1.0))
+    plain, other = method(card), method(card, Input(224, mean, std))
+    views, normalised = (cvrl.views(batch(3), step()) for cvrl in (plain, other))
+    assert plain.input == Input(SIZE) and other.exports()["backbone"].input == Input(SIZE, mean, std)
+    for name, view in views.items():
+        statistics = torch.tensor([mean, std])[:, :, None, None, None]
+        torch.testing.assert_close(normalised[name], (view - statistics[0]) / statistics[1])
 
 
 # ---- options

@@ -279,6 +279,12 @@ def _inherit_backbone(value: dict[str, Any], check: bool, run: Path | None) -> l
                  f"'{theirs.get('name')}', is not elastic; leave the size out")]
     if part is not None:
         theirs["size"] = part.size
+    if _inflates(block.get("name"), theirs.get("name")):  # which of its weights fit is known once it is built
+        theirs = {"name": block["name"], **({"width": theirs["width"]} if "width" in theirs else {})}
+    elif check and _inflates(theirs.get("name"), block.get("name", theirs.get("name"))):
+        return [(("backbone", "name"), f"backbone.name is {show(block['name'])}, but {block['init']} has "
+                 f"{show(theirs['name'])}, a network for clips, whose kernels over time no network for images holds; "
+                 "leave it out to take that run's")]
     others = [key for key in block if key not in ("init", "grad_checkpointing") and block[key] != theirs.get(key)]
     block.update({key: given for key, given in theirs.items() if key not in block})
     return [
@@ -288,6 +294,15 @@ def _inherit_backbone(value: dict[str, Any], check: bool, run: Path | None) -> l
     ]
 
 
+def _inflates(name: Any, theirs: Any) -> bool:
+    """Return whether a backbone of one name is for clips and what it starts from, of another name, for images."""
+    return _for_clips(name) and not _for_clips(theirs)
+
+
+def _for_clips(name: Any) -> bool:
+    return isinstance(name, str) and name in BACKBONES and "video" in BACKBONES[name][1]
+
+
 def _public_backbone(block: dict[str, Any], named: Public, check: bool, run: Path | None) -> list[Problem]:
     """Name the backbone of a recipe that starts from public weights; check: also what else is said of it, and the file.
 
@@ -295,7 +310,7 @@ def _public_backbone(block: dict[str, Any], named: Public, check: bool, run: Pat
     """
     problems: list[Problem] = []
     block.setdefault("name", named.backbone)
-    if check and block["name"] != named.backbone:
+    if check and block["name"] != named.backbone and not _inflates(block["name"], named.backbone):
         problems.append((("backbone", "name"), f"backbone.name is {show(block['name'])}, but {block['init']} is "
                          f"{show(named.backbone)}; leave it out to take that"))
     for key in BACKBONE_OPTIONS:
@@ -327,7 +342,7 @@ def _mismatches(value: dict[str, Any], config: type[MethodConfig]) -> list[Probl
         others = f". {need.capitalize()} ones: {', '.join(ones[:6])}" if ones else ""
         problems.append((("backbone", "name"), f"method '{method}' needs {article} {need} backbone; '{backbone}' "
                          f"offers: {', '.join(sorted(offers)) or 'nothing more'}{others}"))
-    if "video" in offers - config.needs:
+    if "video" in offers - config.needs and not own.get("init"):  # a trained one takes single frames, as in evaluation
         problems.append((("backbone", "name"), f"method '{method}' reads images, and '{backbone}' is a network for "
                          "clips of video; take one for images, such as resnet50, or the method cvrl"))
     return problems

@@ -20,6 +20,7 @@ from unlabeled.config.recipe import Backbone, Recipe
 from unlabeled.config.sources import public, split_source
 from unlabeled.engine.build import method_class, stored_info
 from unlabeled.engine.exports.classes import export_classes
+from unlabeled.engine.exports.inflated import inflated
 from unlabeled.engine.exports.networks import find_elastic, find_export, inner, open_residuals
 from unlabeled.engine.public.networks import BACKBONE, CLASSIFIER, open_public
 from unlabeled.engine.run.sources import adopt, as_given, refuse_bad_export
@@ -57,6 +58,7 @@ def build_method(recipe: Recipe, info: Info, run: Path | None = None, *, weights
             with _named_as_given(origin, named):
                 if source is None:
                     export = load_export(named, weights=as_trained, options=built.options if built else None)
+                    export = inflated(export, recipe.backbone, named, weights=as_trained)
                 else:
                     export = load_teacher(named, weights=weights, features=features, options=options)
                 export = export if as_trained else open_residuals(export)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -169,10 +169,14 @@ class Input:
     clip: Spacing | None = None
 
 
-def input_of(network: BackboneModule, size: int, info: Info) -> Input:
-    """Return images of `size` with the statistics that `network` was trained with, or else those of the data card."""
-    known = network.input or Input(size, info.mean, info.std)
-    return replace(known, size=size)
+def input_of(network: BackboneModule, size: int, info: Info | None, clip: Spacing | None = None) -> Input:
+    """Return images of `size` with the statistics that `network` was trained with, or else those of the data card.
+
+    info: None where a method takes values in [0, 1] whatever the card says. clip: of a method that reads clips.
+    """
+    own = Input(size) if info is None else Input(size, info.mean, info.std)
+    known = network.input or own
+    return Input(size, known.mean, known.std, clip)
 
 
 def width_of(network: BackboneModule) -> int:

@@ -54,7 +54,7 @@ class Augment(Strict):
 
 
 class CVRLConfig(MethodConfig):
-    """`method: {name: cvrl, ...}`; clips are seen in [0, 1], without mean and deviation."""
+    """`method: {name: cvrl, ...}`; clips are seen in [0, 1], or as the images of `backbone.init` were."""
 
     streams: ClassVar[tuple[str, ...]] = ("train",)
     needs: ClassVar[frozenset[str]] = frozenset({"video"})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unlabeled.augment import geometry, photometric
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.clips import ClipPair, Spacing
-from unlabeled.methods.base import Export, Info, Input, Losses, MakeBackbone, Method, Step, width_of
+from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of, width_of
 from unlabeled.methods.cvrl.config import CVRLConfig, Head
 from unlabeled.methods.simclrv2 import contrast_metrics, normalize, nt_xent
 
@@ -67,11 +67,15 @@ class CVRL(Method):
         super().__init__()
         self.cfg, self.info = cfg, info
         self.backbone = make_backbone()
+        clip = Spacing(cfg.clip.frames, cfg.clip.stride, per_second=cfg.clip.per_second)
+        self.input = input_of(self.backbone, cfg.crop.size, None, clip)
         self.head = projection_head(width_of(self.backbone), cfg.head)
 
     def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
-        """Two clips [b, 3, T, S, S] of this rank's videos, in [0, 1]."""
-        return {f"view{i + 1}": self._view(clip, i, step) for i, clip in enumerate(batch["train"].crops)}
+        """Two clips [b, 3, T, S, S] of this rank's videos, in [0, 1], or as an inflated network was trained."""
+        mean, std = self.input.mean, self.input.std
+        return {f"view{i + 1}": photometric.to_input(self._view(clip, i, step), mean, std)
+                for i, clip in enumerate(batch["train"].crops)}
 
     def _view(self, clip: Tensor, i: int, step: Step) -> Tensor:
         if self.cfg.augment.per_frame:
@@ -98,6 +102,4 @@ class CVRL(Method):
 
     def exports(self) -> dict[str, Export]:
         """The backbone, for clips as they were trained on."""
-        clip = self.cfg.clip
-        image = Input(self.cfg.crop.size, clip=Spacing(clip.frames, clip.stride, per_second=clip.per_second))
-        return {"backbone": Export(lambda: copy.deepcopy(self.backbone).eval(), "vector", image)}
+        return {"backbone": Export(lambda: copy.deepcopy(self.backbone).eval(), "vector", self.input)}
