@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 from public import network, write
 
 from unlabeled.cli.main import main
@@ -52,6 +53,26 @@ def test_features_maps_and_classifiers_of_a_public_network(source: str, capsys) 
     write(Path("w.safetensors"), network(classes=7))
     assert main(["evaluate", "classify", source, *QUICK]) == 2
     assert "knows 7 classes, but data card 'digits' has 10" in capsys.readouterr().err
+
+
+def test_imagenets_resnet50_is_measured_as_a_network_for_clips_without_training(source: str, capsys) -> None:
+    from PIL import Image
+
+    write(Path("r50.safetensors"), timm.create_model("resnet50"))
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 40, 40, 3), np.uint8)
+    for number, image in enumerate(pixels):
+        folder = Path("set", ("train", "val")[number // 4], "ab"[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    common = ["card=classfolder", "root=set", "size=32", "workers=0", "k=[1]", "raw_pixels=false"]
+    alone = [*common, "random_init=false"]
+    assert main(["evaluate", "knn", "torchvision:resnet50@r50.safetensors", *alone, "inflate=r3d50"]) == 0
+    assert "torchvision, export backbone inflated to r3d50" in capsys.readouterr().out
+    (report,) = (json.loads(file.read_text()) for file in Path("evaluations").glob("*/eval/*.json"))
+    assert report["health"]["network"]["width"] == 2048 and report["settings"]["inflate"] == "r3d50"
+    assert main(["evaluate", "knn", source, *common, "inflate=r3d50"]) == 2
+    error = capsys.readouterr().err
+    assert f"'{source}' cannot be inflated into r3d50: its blocks have two convolutions" in error
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

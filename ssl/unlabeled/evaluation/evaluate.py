@@ -33,7 +33,7 @@ from unlabeled.evaluation.setup import (
     Splits,
     open_splits,
     other_cards,
-    pick_export,
+    protocol_export,
     refuse_images_for_clips,
     views_of,
 )
@@ -63,7 +63,8 @@ class Job:
     def shares(self) -> tuple[Any, ...]:
         """What must be equal for two protocols to use the same features."""
         cfg = self.cfg
-        return cfg.export, cfg.size, repr(cfg.clip), cfg.precision, cfg.card, cfg.root, cfg.train, cfg.test
+        return (cfg.export, cfg.inflate, cfg.size, repr(cfg.clip), cfg.precision, cfg.card, cfg.root, cfg.train,
+                cfg.test)
 
 
 def evaluate(protocol: str | Path, run: Path, overrides: Sequence[str] = (), accelerator: Any = None,
@@ -215,7 +216,7 @@ def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, dev
              ) -> tuple[str, dict[str, Pair]]:
     """Return the name of the export, and train and test features of every network that a protocol asks for."""
     first = jobs[0].cfg
-    name, export = pick_export(restored.method, first.export, first.size, first.clip)
+    name, export = protocol_export(first, restored)
     for source in (splits.train, splits.test):
         if source is not None:
             refuse_images_for_clips(export, source)
@@ -224,7 +225,7 @@ def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, dev
     embedders = {"network": network_embedder(export, device, precision, views)}
     if any(job.cfg.random_init for job in jobs):
         blank = load_run(run, random_init=True, device=device)
-        untrained = open_residuals(pick_export(blank.method, first.export, first.size, first.clip)[1])
+        untrained = open_residuals(protocol_export(first, blank, weights=False)[1])
         embedders["random_init"] = network_embedder(untrained, device, precision, views)
     if splits.test is not None and any(job.cfg.raw_pixels for job in jobs):
         embedders["raw_pixels"] = pixel_embedder(splits.train, export.crop)
@@ -329,7 +330,8 @@ def _report(job: Job, restored: Restored, splits: Splits, export: str, used: tup
     shared, scored = splits.shared(job.cfg), used[1].n - used[1].unlabelled
     return Report(
         name=job.name, settings=job.cfg.model_dump(mode="json"), run=restored.name,
-        method=restored.recipe.method.name, export=export, update=restored.update,
+        method=restored.recipe.method.name, update=restored.update,
+        export=export if job.cfg.inflate is None else f"{export} inflated to {job.cfg.inflate}",
         train_seed=restored.train_seed, seed=job.cfg.seed, card=splits.card, classes=len(splits.names) or None,
         train=used[0], test=used[1], numbers=numbers, health=measured,
         warning=collapse_warning(measured["network"]) if measured else None, sheet=str(sheet) if sheet else None,

@@ -8,18 +8,21 @@ from typing import cast
 import numpy as np
 
 from unlabeled.augment.plain_crops import EdgeCrop
+from unlabeled.backbones.video.r3d import NETWORKS
 from unlabeled.config.card import Card
 from unlabeled.config.protocols.vectors import ClipViews, Knn, Protocol
 from unlabeled.config.read import read_card
-from unlabeled.config.recipe import SetData
+from unlabeled.config.recipe import Backbone, SetData
 from unlabeled.data.batch import Geometry
 from unlabeled.data.clips import EvenClips
 from unlabeled.data.crops import ClipCrop
 from unlabeled.data.overlap import twins
 from unlabeled.data.sources.files.levels import Levels
 from unlabeled.data.sources.open import Source, open_source
+from unlabeled.engine.exports.inflated import inflated
 from unlabeled.engine.exports.networks import find_export, inner
 from unlabeled.engine.restore import Restored
+from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Method
 
@@ -106,6 +109,33 @@ def refuse_images_for_clips(export: Export, source: Source) -> None:
     if export.input.clip is not None and not source.has_clips:
         raise UserError(f"the network is for clips of {export.input.clip.frames} frames, and split '{source.split}' of "
                         f"data card '{source.name}' holds images; choose a card of videos, or clip.frames=1")
+
+
+def protocol_export(cfg: Protocol, restored: Restored, *, weights: bool = True) -> tuple[str, Export]:
+    """Return the export that a protocol measures, by name: inflated into a network for clips where it says so.
+
+    weights: False where `restored` has random ones: then those of the network for clips are its own. Raises UserError
+    as `find_export`, `inflated` and `shown` do.
+    """
+    if cfg.inflate is None:
+        return pick_export(restored.method, cfg.export, cfg.size, cfg.clip)
+    name, flat = pick_export(restored.method, cfg.export)
+    backbone = inflated_backbone(cfg.inflate, restored)
+    if not weights:
+        seed_everything(restored.recipe.train.seed, "init")
+    export = inflated(flat, backbone, restored.public or f"{restored.run}:{name}", weights=weights)
+    return name, shown(export, cfg.size, cfg.clip)
+
+
+def inflated_backbone(name: str, restored: Restored) -> Backbone:
+    """Return the block of a recipe that builds the network for clips `name`, as wide as that of `restored`.
+
+    Raises UserError if that is one for clips already.
+    """
+    own = restored.recipe.backbone
+    if own.name in NETWORKS:
+        raise UserError(f"inflate={name}: {restored.name} is a network for clips already, {own.name}; leave it out")
+    return Backbone(name=name, width=own.width, grad_checkpointing=own.grad_checkpointing)
 
 
 def scored_stream(restored: Restored) -> tuple[str, SetData]:

@@ -18,7 +18,7 @@ from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation.choice import choose_and_score, held_out_rule
 from unlabeled.evaluation.classify import score_classifiers
-from unlabeled.evaluation.setup import Splits, pick_export, scored_stream
+from unlabeled.evaluation.setup import Splits, inflated_backbone, pick_export, scored_stream
 from unlabeled.evaluation.vectors.scores import Score
 from unlabeled.methods.base import Choosing
 from unlabeled.ops.distributed import world
@@ -83,9 +83,10 @@ def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = T
     learnt = {"subset": held_out_rule(cfg, complement=True)} if cfg.held_out else {}
     part, own_size = sized(export), restored.recipe.backbone.size
     init = {"init": _source(restored, export), "init_weights": trained, "size": part.size if part else own_size}
+    backbone = restored.recipe.backbone if cfg.inflate is None else inflated_backbone(cfg.inflate, restored)
     return Recipe(
         method=_sized(cfg, chosen.input.size),
-        backbone=restored.recipe.backbone.model_copy(update=init),
+        backbone=backbone.model_copy(update=init),
         data=Data(
             workers=cfg.workers,
             max_corrupt=cfg.max_corrupt,

@@ -22,7 +22,9 @@ class Dense(Protocol):
 
     raw_pixels: Literal[False] = False
     keep_features: Free[Literal[False]] = False
-    precision: Free[Literal["fp32"]] = "fp32"  # the only one: a training begun before there was the setting goes on
+    # the only ones: a training begun before there were the settings goes on
+    inflate: Free[Literal[None]] = None
+    precision: Free[Literal["fp32"]] = "fp32"
 
 
 class SegmentationLinear(Dense):

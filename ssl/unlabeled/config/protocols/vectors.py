@@ -52,6 +52,10 @@ class Protocol(Strict):
         description="which of the method's exports; null: its default, the first. EXPORT.BLOCK, such as "
         "backbone.layer3, is the output of a module inside it, averaged over its places",
     )
+    inflate: Literal["r3d50", "r3d101", "r3d152"] | None = Field(
+        None, description="network for clips that takes the weights of the export, a 2D ResNet of its depth, each "
+        "kernel spread evenly over its frames (arXiv 1705.07750); null: the export as it is"
+    )
     card: str | None = Field(None, description="data card to evaluate on; null: the one that the run was trained on")
     root: Free[str | None] = Field(None, description="folder of the data; overrides the card's own")
     train: str | None = Field(None, description="split that gives the labels; null: train, else the run's own split")
@@ -169,6 +173,7 @@ class Classify(Protocol):
     real: str | None = Field(
         None, description="ReaL's labels of ImageNet's validation images, real.json: right is who names one of them"
     )
+    inflate: Literal[None] = None
     random_init: Literal[False] = False
     raw_pixels: Literal[False] = False
 
