@@ -14,6 +14,7 @@ from unlabeled.config.read import read_protocol
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
+from unlabeled.evaluation import evaluate as module
 from unlabeled.evaluation.evaluate import evaluate, evaluate_many
 from unlabeled.evaluation.setup import pick_export, protocol_export
 
@@ -49,7 +50,10 @@ def test_the_untrained_baseline_is_drawn_once(run: Path) -> None:
     assert not torch.equal(one["conv1.weight"][:, :, 0], one["conv1.weight"][:, :, 1])
 
 
-def test_its_numbers_have_a_name_and_a_baseline_of_their_own(run: Path, tmp_path: Path, capsys) -> None:
+def test_its_numbers_have_a_name_and_a_baseline_of_their_own(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    kernels, real = [], module.network_embedder
+    monkeypatch.setattr(module, "network_embedder", lambda export, *more: (
+        kernels.append(export.build().layer3[0].conv1.weight), real(export, *more))[1])
     inflated = tmp_path / "clips.yaml"
     inflated.write_text("protocol: knn\nk: [20]\ninflate: r3d50\n")
     plain, both = evaluate_many(["knn", inflated], run, [*QUICK, "k=[20]"])
@@ -58,6 +62,8 @@ def test_its_numbers_have_a_name_and_a_baseline_of_their_own(run: Path, tmp_path
     assert both.health != plain.health, "two networks, not one extraction"
     assert both.health["network"]["width"] == both.health["random_init"]["width"] == 256
     named = evaluate("knn", run, [*QUICK, "k=[20]", "inflate=r3d50", "keep_features=false"])
+    trained, untrained = (bool((kernel == kernel[:, :, :1]).all()) for kernel in kernels[-2:])
+    assert trained and not untrained, "the baseline is the 3D network's own start"
     assert named.name.endswith("-inflate=r3d50") and named.numbers == both.numbers, "the same random weights each time"
     assert "finetune, export backbone inflated to r3d50, update 1" in capsys.readouterr().out
     assert (run / "eval" / f"{named.name}-update{named.update:08d}.json").is_file()
