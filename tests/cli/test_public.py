@@ -56,15 +56,11 @@ def test_features_maps_and_classifiers_of_a_public_network(source: str, capsys) 
 
 
 def test_imagenets_resnet50_is_measured_as_a_network_for_clips_without_training(source: str, capsys) -> None:
-    from PIL import Image
+    from data.toy_videos import write_classes
 
     write(Path("r50.safetensors"), timm.create_model("resnet50"))
-    pixels = np.random.default_rng(0).integers(0, 255, (8, 40, 40, 3), np.uint8)
-    for number, image in enumerate(pixels):
-        folder = Path("set", ("train", "val")[number // 4], "ab"[number % 2])
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{number}.png")
-    common = ["card=classfolder", "root=set", "size=32", "workers=0", "k=[1]", "raw_pixels=false"]
+    write_classes(Path("set"), each=1)
+    common = ["card=classvideos", "root=set", "size=32", "workers=0", "k=[1]", "raw_pixels=false"]
     alone = [*common, "random_init=false"]
     assert main(["evaluate", "knn", "torchvision:resnet50@r50.safetensors", *alone, "inflate=r3d50"]) == 0
     assert "torchvision, export backbone inflated to r3d50" in capsys.readouterr().out

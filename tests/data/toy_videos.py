@@ -53,3 +53,14 @@ def write_sound(path: Path) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def write_classes(root: Path, each: int, size: int = 24) -> Path:
+    """Write `each` videos of noise per split and class, train and val, a and b, as the card classvideos reads them."""
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("a", "b"):
+            for number in range(each):
+                frames = random.integers(0, 256, (12, size // 4, size // 4, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+                write_video(root / split / kind / f"{number}.mkv", frames, "ffv1")
+    return root

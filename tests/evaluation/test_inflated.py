@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from data.toy_videos import write_classes
 from tiny import tiny_recipe
 
 from unlabeled.backbones.video.inflate import still
 from unlabeled.backbones.video.r3d import R3D
 from unlabeled.config.read import read_protocol
+from unlabeled.data.clips import Spacing
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
@@ -31,12 +34,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_classes(tmp_path_factory.mktemp("videos"), each=2)
+
+
 def test_a_protocol_measures_the_inflated_network_on_its_own_inputs(run: Path) -> None:
     restored = load_run(run)
     name, export = protocol_export(read_protocol("knn", ["inflate=r3d50"]), restored)
     _, flat = pick_export(restored.method, "backbone")
     network = export.build()
-    assert name == "backbone" and export.input == flat.input and export.input.mean is not None
+    assert name == "backbone" and flat.input.mean is not None
+    assert export.input == replace(flat.input, clip=Spacing(16, 2))
+    longer = read_protocol("knn", ["inflate=r3d50", "size=24", "clip.frames=32"])
+    assert protocol_export(longer, restored)[1].input == replace(flat.input, size=24, clip=Spacing(32, 2))
     assert isinstance(network, R3D) and not network.training and network.num_features == 256
     x = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
@@ -50,21 +61,24 @@ def test_the_untrained_baseline_is_drawn_once(run: Path) -> None:
     assert not torch.equal(one["conv1.weight"][:, :, 0], one["conv1.weight"][:, :, 1])
 
 
-def test_its_numbers_have_a_name_and_a_baseline_of_their_own(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_its_numbers_have_a_name_and_a_baseline_of_their_own(run: Path, videos: Path, tmp_path: Path, capsys,
+                                                             monkeypatch) -> None:
     kernels, real = [], module.network_embedder
     monkeypatch.setattr(module, "network_embedder", lambda export, *more: (
         kernels.append(export.build().layer3[0].conv1.weight), real(export, *more))[1])
     inflated = tmp_path / "clips.yaml"
-    inflated.write_text("protocol: knn\nk: [20]\ninflate: r3d50\n")
-    plain, both = evaluate_many(["knn", inflated], run, [*QUICK, "k=[20]"])
+    inflated.write_text("protocol: knn\nk: [2]\ninflate: r3d50\nclip: {frames: 4, count: 2}\n")
+    common = [*QUICK, "k=[2]", "card=classvideos", f"root={videos}", "size=16"]
+    plain, both = evaluate_many(["knn", inflated], run, common)
     capsys.readouterr()
     assert both.export == "backbone inflated to r3d50" and plain.export == "backbone"
     assert both.health != plain.health, "two networks, not one extraction"
     assert both.health["network"]["width"] == both.health["random_init"]["width"] == 256
-    named = evaluate("knn", run, [*QUICK, "k=[20]", "inflate=r3d50", "keep_features=false"])
+    assert both.test.n == 4 and both.test.corrupt == 0
+    named = evaluate("knn", run, [*common, "inflate=r3d50", "clip.frames=4", "clip.count=2", "keep_features=false"])
     trained, untrained = (bool((kernel == kernel[:, :, :1]).all()) for kernel in kernels[-2:])
     assert trained and not untrained, "the baseline is the 3D network's own start"
-    assert named.name.endswith("-inflate=r3d50") and named.numbers == both.numbers, "the same random weights each time"
+    assert "-inflate=r3d50-" in named.name and named.numbers == both.numbers, "the same random weights each time"
     assert "finetune, export backbone inflated to r3d50, update 1" in capsys.readouterr().out
     assert (run / "eval" / f"{named.name}-update{named.update:08d}.json").is_file()
 

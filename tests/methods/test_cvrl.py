@@ -15,6 +15,7 @@ from unlabeled.backbones.sizes import refuse_images
 from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Backbone
 from unlabeled.data.batch import Batch
+from unlabeled.data.clips import Spacing
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Info, Input, Losses, Step, StreamInfo
 from unlabeled.methods.cvrl.config import CVRLConfig, Head
@@ -158,7 +159,9 @@ def test_a_backbone_that_comes_with_mean_and_deviation_sees_them() -> None:
     card = Info(0, 0, 1, None, {"train": StreamInfo(100, 6)}, mean=(0.1, 0.1, 0.1), std=(1.0, 1.0, 1.0))
     plain, other = method(card), method(card, Input(224, mean, std))
     views, normalised = (cvrl.views(batch(3), step()) for cvrl in (plain, other))
-    assert plain.input == Input(SIZE) and other.exports()["backbone"].input == Input(SIZE, mean, std)
+    clip = Spacing(FRAMES, 2)
+    assert plain.input == Input(SIZE, clip=clip)
+    assert other.exports()["backbone"].input == Input(SIZE, mean, std, clip)
     for name, view in views.items():
         statistics = torch.tensor([mean, std])[:, :, None, None, None]
         torch.testing.assert_close(normalised[name], (view - statistics[0]) / statistics[1])

@@ -73,7 +73,7 @@ def test_cvrl_starts_from_an_inflated_network_on_the_inputs_that_it_was_trained_
         torch.testing.assert_close(still(method.backbone).eval()(x), flat.build()(x), rtol=1e-4, atol=1e-5)
     export = method.exports()["backbone"]
     assert export.input.mean == flat.input.mean is not None and export.input.std == flat.input.std
-    assert export.input.size == recipe.method.crop.size
+    assert export.input.size == recipe.method.crop.size and export.input.clip.frames == recipe.method.clip.frames
 
 
 def test_without_weights_it_is_the_3d_networks_own_start(images: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_network_for_clips_is_fine_tuned_on_single_frames(tmp_path: Path) -> N
     first = begun(recipe)
     expected = load_export(str(video)).build().state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in first.classifier.network.state_dict().items())
-    assert first.input.mean is None, "as CVRL saw them: in [0, 1], whatever the card says"
+    assert first.input == Input(recipe.method.crop.size), "in [0, 1], as CVRL saw them; single frames"
     assert train(recipe, run).finished and load_run(run).update == 1
 
 

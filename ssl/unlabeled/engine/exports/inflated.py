@@ -21,8 +21,8 @@ _CLIP = Spacing(16, 2)  # of networks that were trained on no clips
 def inflated(export: Export, cfg: Backbone, source: str, *, weights: bool = True) -> Export:
     """Return the 3D network that `cfg` names with the weights of an exported 2D one, which `source` is called.
 
-    Size, mean and deviation of its input stay those of the 2D network; its clips are CVRL's. weights: False leaves it at
-    its own random weights. What is 3D already is returned as it is, and so is every export where `cfg` names no 3D
+    Size, mean and deviation of its input stay those of the 2D network; its clips are CVRL's. weights: False leaves it
+    at its own random weights. What is 3D already is returned as it is, and so is every export where `cfg` names no 3D
     network. Raises UserError for a network that cannot be inflated.
     """
     if cfg.name not in NETWORKS:
