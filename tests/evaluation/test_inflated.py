@@ -72,7 +72,9 @@ def test_its_numbers_have_a_name_and_a_baseline_of_their_own(run: Path, videos: 
     plain, both = evaluate_many(["knn", inflated], run, common)
     capsys.readouterr()
     assert both.export == "backbone inflated to r3d50" and plain.export == "backbone"
-    assert both.health != plain.health, "two networks, not one extraction"
+    assert both.health != plain.health
+    alike = [module.Job("knn", read_protocol("knn", options)).shares for options in ([], ["inflate=r3d50"])]
+    assert alike[0] != alike[1], "two networks, not one extraction"
     assert both.health["network"]["width"] == both.health["random_init"]["width"] == 256
     assert both.test.n == 4 and both.test.corrupt == 0
     named = evaluate("knn", run, [*common, "inflate=r3d50", "clip.frames=4", "clip.count=2", "keep_features=false"])
