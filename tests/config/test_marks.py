@@ -47,6 +47,7 @@ def test_what_may_change_on_the_way_is_chosen_on_purpose() -> None:
         "data.train.records", "data.labeled.records", "data.unlabeled.records",
         "data.train.mix", "data.labeled.mix", "data.unlabeled.mix",
         "train.nonfinite", "train.processes", "train.patience", "train.checkpoint_every", "train.keep",
-        "train.log_every", "train.sinks", "train.allow_changed_data", "eval"}  # fmt: skip
+        "train.log_every", "train.sinks", "train.allow_changed_data", "train.allow_rescale",
+        "eval"}  # fmt: skip
     assert marked(PackSettings, Mark.FREE) == {"workers", "max_corrupt", "root", "splits", "classes"}
     assert marked(Detection, Mark.SCORING) == {"size", "test", "test_images", "recall_levels"}
