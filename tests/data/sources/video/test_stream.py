@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.data.toy_videos import numbered, write_video
+from tests.data.toy_videos import numbered, write_sound, write_video
 from tests.data.toys import Corner
 
 from unlabeled.config.card import Card
@@ -27,6 +27,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = (folder / "03.mp4").read_bytes()
     (folder / "03.mp4").write_bytes(whole[: len(whole) // 2])
     (folder / "05.mp4").write_bytes(b"")
+    write_sound(folder / "07.mp4")
     return folder
 
 
@@ -47,7 +48,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 def test_a_resume_in_the_middle_of_an_epoch_repeats_the_rest_whoever_decodes(root: Path) -> None:
     straight = [batch for (batch,) in stream(opened(root)).updates(0, 8)]
-    assert {key for batch in straight for key in batch.corrupt} == {"03.mp4", "05.mp4"}
+    assert {key for batch in straight for key in batch.corrupt} == {"03.mp4", "05.mp4", "07.mp4"}
     for workers in (0, 2):
         again = stream(opened(root), workers=workers)
         rest = [batch for (batch,) in again.updates(4, 8)]
@@ -71,6 +72,6 @@ def test_a_file_that_changes_after_it_was_listed_is_replaced(root: Path, tmp_pat
     write_video(tmp_path / "11.mp4", numbered(2))
     (tmp_path / "09.mp4").unlink()
     keys = {key: key.reason for (batch,) in stream(source).updates(0, 6) for key in batch.corrupt}
-    assert set(keys) == {"03.mp4", "05.mp4", "09.mp4", "11.mp4"}
+    assert set(keys) == {"03.mp4", "05.mp4", "07.mp4", "09.mp4", "11.mp4"}
     assert keys["09.mp4"].endswith("No such file or directory")
     assert keys["11.mp4"].endswith("of 19 cannot be decoded")

@@ -69,7 +69,7 @@ def measure(file: File, key: str) -> Timeline:
             if times and keys and None not in times and len(set(times)) == len(times):
                 shown = np.sort(np.array(times, np.int64))
                 shown = shown[np.searchsorted(shown, min(keys)) :]  # what comes before cannot be decoded
-                return Timeline(shown, np.searchsorted(shown, np.unique(keys)), _rate(shown, unit) or rate)
+                return Timeline(shown, np.unique(np.searchsorted(shown, keys)), _rate(shown, unit) or rate)
     with _video(file, key) as (container, stream):
         frames = [(frame.pts, frame.key_frame) for frame in _whole(container, stream)]
     if not frames:
@@ -100,9 +100,10 @@ def _packets(container: Any, stream: Any) -> tuple[list[int | None], list[int]]:
     keys: list[int] = []
     try:
         for packet in container.demux(stream):
-            if packet.size and not packet.is_discard and not packet.is_corrupt:
-                times.append(packet.pts)
-                if packet.is_keyframe and packet.pts is not None:
+            if packet.size and not packet.is_corrupt:
+                if not packet.is_discard:
+                    times.append(packet.pts)
+                if packet.is_keyframe and packet.pts is not None:  # of a cut also one that is decoded, but not shown
                     keys.append(packet.pts)
     except av.FFmpegError:
         if not times:
@@ -176,15 +177,43 @@ def _counted(container: Any, stream: Any, timeline: Timeline, places: Sequence[i
 
 
 def _converter(upright: bool) -> Callable[[Any], np.ndarray]:
-    """Return what makes an array of a decoded frame; it keeps what it works out for the first one."""
-    reformatter = VideoReformatter()
+    """Return what makes an array of a decoded frame; it keeps what it works out for the first one of a kind."""
+    filters: dict[tuple[int, int, str], Any] = {}
 
     def convert(frame: Any) -> np.ndarray:
-        picture: np.ndarray = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        quarters = round(frame.rotation / 90) % 4 if upright else 0  # counterclockwise
-        return np.rot90(picture, quarters) if quarters else picture
+        kind = frame.width, frame.height, frame.format.name
+        if kind not in filters:
+            filters[kind] = _to_rgb(frame)
+        filters[kind].vpush(frame)
+        picture: np.ndarray = filters[kind].vpull().to_ndarray()
+        matrix = frame.side_data.get("DISPLAYMATRIX") if upright else None
+        return picture if matrix is None else _turned(picture, np.frombuffer(bytes(matrix), np.int32).reshape(3, 3))
 
     return convert
+
+
+def _turned(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return a picture as its file says that it is shown, in quarters of a turn, or mirrored.
+
+    matrix: int32 [3, 3], where (across, down) goes as a row vector; its last row and column are of no account here.
+    """
+    (across, down_by_across), (across_by_down, down) = matrix[:2, :2].tolist()
+    if abs(down_by_across) > abs(across):
+        picture, across, down = picture.swapaxes(0, 1), across_by_down, down_by_across
+    return picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+
+
+def _to_rgb(frame: Any) -> Any:
+    """Return a filter of frames like this one, which gives the pixels that the program ffmpeg gives.
+
+    PyAV's own conversion takes the colours of interlaced, 10-bit and odd frames from other places, by 50 levels.
+    """
+    graph = av.filter.Graph()
+    graph.threads = 1
+    graph.link_nodes(
+        graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1)),
+        graph.add("scale", "flags=bicubic"), graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+    return graph
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.video.frames import Timeline
 from unlabeled.ops.distributed import rank
 
-_VERSION = 1
+_VERSION = 2
 _SAVED = 60.0  # seconds after which a long listing is kept as far as it is, so that a stopped one goes on
 _MANY = 200  # videos whose listing is worth a line
 _STATS = 16  # at once: on a network disk each takes a millisecond
