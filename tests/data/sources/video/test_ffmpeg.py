@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import struct
 import subprocess
 from pathlib import Path
 
@@ -64,17 +63,6 @@ def test_turned_frames_are_those_of_ffmpeg(rotation: int, tmp_path: Path) -> Non
     ffmpeg("-i", silent, "-f", "lavfi", "-i", "sine=duration=0.5", "-c:v", "copy", "-c:a", "aac", phone)
     compare(phone, plain(phone, *((48, 32) if rotation % 180 else (32, 48))))
     assert timeline(phone).rate == pytest.approx(60)
-
-
-@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)])
-def test_mirrored_frames_are_those_of_ffmpeg(matrix: tuple[int, ...], tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mp4", coloured(4))
-    data = bytearray(path.read_bytes())
-    place = data.index(b"tkhd") + 44  # of the track's matrix: rows of three, whose last numbers stay
-    for number, start in zip(matrix, (0, 4, 12, 16), strict=True):
-        data[place + start : place + start + 4] = struct.pack(">i", number << 16)
-    path.write_bytes(data)
-    compare(path, plain(path, *((48, 32) if matrix[1] else (32, 48))))
 
 
 @pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv", "cut.ts"])

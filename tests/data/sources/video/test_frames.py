@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.data.toy_videos import (
     KINDS,
     LATE,
     av,
+    coloured,
     number_of,
     numbered,
     opener,
@@ -124,6 +126,31 @@ def test_a_file_damaged_in_the_middle_says_which_frame(tmp_path: Path) -> None:
     with pytest.raises(CorruptSample, match=rf"b: frame {key} of 60 cannot be decoded"):
         read(opener(tmp_path / "a.mp4"), line, np.array([key]), "b")
     assert abs(number_of(read(opener(tmp_path / "a.mp4"), line, np.array([2]), "b")[0]) - 2) <= 1
+
+
+def test_a_frame_late_in_a_file_is_reached_by_a_seek(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", coloured(60, 128, 192), g="8")
+    files: list[Counted] = []
+
+    def opened() -> Counted:
+        files.append(Counted(path))
+        return files[-1]
+
+    line = timeline(path)
+    assert read(opened, line, np.array([50, 52]), "a").shape == (2, 128, 192, 3)
+    assert [file.bytes < path.stat().st_size / 2 for file in files] == [True]
+
+
+class Counted(io.FileIO):
+    """A file that counts the bytes that are read of it."""
+
+    bytes = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read, and count."""
+        data = super().read(size) or b""
+        self.bytes += len(data)
+        return data
 
 
 def test_frames_of_two_sizes_are_no_clip(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ Arithmetic with a frame rate would be wrong for files of variable rate, of a lat
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -117,26 +119,27 @@ def read(file: File, timeline: Timeline, frames: np.ndarray, key: str, *, uprigh
     upright: whether they are turned as the file says. Raises CorruptSample if one cannot be decoded.
     """
     places, back = np.unique(frames, return_inverse=True)
-    with _video(file, key) as (container, stream):
-        pictures = {} if timeline.counted else dict(_sought(container, stream, timeline, places.tolist(), upright))
-    if len(pictures) < len(places):  # a seek led too far, or there is none to be had
-        with _video(file, key) as (container, stream):
-            pictures = dict(_counted(container, stream, timeline, places.tolist(), upright))
-    for place in places.tolist():
-        if place not in pictures:
-            raise CorruptSample(key, f"frame {place} of {len(timeline)} cannot be decoded")
-    if len({picture.shape for picture in pictures.values()}) > 1:
-        raise CorruptSample(key, "its frames differ in size")
-    out = np.empty((back.size, *next(iter(pictures.values())).shape), np.uint8)
-    for row, place in enumerate(back.reshape(-1).tolist()):
-        out[row] = pictures[int(places[place])]
+    missing = dict.fromkeys(places.tolist())
+    out: np.ndarray | None = None
+    for pictures_of in (_counted,) if timeline.counted else (_sought, _counted):  # a seek may lead too far
+        if missing:
+            with _video(file, key) as (container, stream):
+                for place, picture in pictures_of(container, stream, timeline, list(missing), upright):
+                    if out is None:
+                        out = np.empty((back.size, *picture.shape), np.uint8)
+                    if picture.shape != out.shape[1:]:
+                        raise CorruptSample(key, "its frames differ in size")
+                    out[back.reshape(-1) == np.searchsorted(places, place)] = picture
+                    del missing[place]
+    if missing:
+        raise CorruptSample(key, f"frame {min(missing)} of {len(timeline)} cannot be decoded")
+    assert out is not None
     return out.reshape(*np.shape(frames), *out.shape[1:])
 
 
 def _sought(container: Any, stream: Any, timeline: Timeline, places: Sequence[int], upright: bool,
             ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield pictures of ascending `places`, with a seek wherever a key frame lies between two of them."""
-    convert = _converter(upright)
     decoded: Iterator[Any] = container.decode(stream)
     at = 0  # the frame that is decoded next
     for place in places:
@@ -148,7 +151,7 @@ def _sought(container: Any, stream: Any, timeline: Timeline, places: Sequence[in
         frame = _shown(decoded, time)
         if frame is None:
             return
-        yield place, convert(frame)
+        yield place, _picture(frame, upright)
         at = place + 1
 
 
@@ -166,53 +169,36 @@ def _shown(decoded: Iterator[Any], time: int) -> Any:
 def _counted(container: Any, stream: Any, timeline: Timeline, places: Sequence[int], upright: bool,
              ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield pictures of ascending `places`, decoding the file from its beginning."""
-    convert = _converter(upright)
     wanted = {int(timeline.times[place]): place for place in places}
     for number, frame in enumerate(_whole(container, stream)):
         place = wanted.pop(number if timeline.counted else frame.pts, None)
         if place is not None:
-            yield place, convert(frame)
+            yield place, _picture(frame, upright)
         if not wanted:
             return
 
 
-def _converter(upright: bool) -> Callable[[Any], np.ndarray]:
-    """Return what makes an array of a decoded frame; it keeps what it works out for the first one of a kind."""
-    filters: dict[tuple[int, int, str], Any] = {}
-
-    def convert(frame: Any) -> np.ndarray:
-        kind = frame.width, frame.height, frame.format.name
-        if kind not in filters:
-            filters[kind] = _to_rgb(frame)
-        filters[kind].vpush(frame)
-        picture: np.ndarray = filters[kind].vpull().to_ndarray()
-        matrix = frame.side_data.get("DISPLAYMATRIX") if upright else None
-        return picture if matrix is None else _turned(picture, np.frombuffer(bytes(matrix), np.int32).reshape(3, 3))
-
-    return convert
+def _picture(frame: Any, upright: bool) -> np.ndarray:
+    """Return a decoded frame as uint8 [H, W, 3], turned as the file says if it is to be upright."""
+    convert = _to_rgb(frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range,
+                      threading.get_ident())
+    convert.vpush(frame)
+    picture: np.ndarray = convert.vpull().to_ndarray()
+    quarters = round(frame.rotation / 90) % 4 if upright else 0  # counterclockwise
+    return np.rot90(picture, quarters) if quarters else picture
 
 
-def _turned(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return a picture as its file says that it is shown, in quarters of a turn, or mirrored.
-
-    matrix: int32 [3, 3], where (across, down) goes as a row vector; its last row and column are of no account here.
-    """
-    (across, down_by_across), (across_by_down, down) = matrix[:2, :2].tolist()
-    if abs(down_by_across) > abs(across):
-        picture, across, down = picture.swapaxes(0, 1), across_by_down, down_by_across
-    return picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
-
-
-def _to_rgb(frame: Any) -> Any:
-    """Return a filter of frames like this one, which gives the pixels that the program ffmpeg gives.
+@functools.lru_cache(8)  # one is kept, not made for every clip, which takes as long as to convert one of 32 pixels
+def _to_rgb(width: int, height: int, pixels: str, space: int, levels: int, thread: int) -> Any:
+    """Return the filter of one thread that gives the pixels that the program ffmpeg gives of frames of one kind.
 
     PyAV's own conversion takes the colours of interlaced, 10-bit and odd frames from other places, by 50 levels.
     """
     graph = av.filter.Graph()
     graph.threads = 1
-    graph.link_nodes(
-        graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1)),
-        graph.add("scale", "flags=bicubic"), graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+    graph.link_nodes(graph.add_buffer(width=width, height=height, format=pixels, time_base=Fraction(1)),
+                     graph.add("scale", "flags=bicubic"), graph.add("format", "rgb24"), graph.add("buffersink"))
+    graph.configure()
     return graph
 
 
@@ -265,11 +251,11 @@ def shrunk(file: File, key: str, short_side: int, *, upright: bool = True) -> by
     Frames whose shorter side is larger than `short_side` pixels are resized; sides are made even. Raises CorruptSample.
     """
     out = io.BytesIO()
-    convert, resize, target, unit = _converter(upright), VideoReformatter(), None, Fraction(1)
+    resize, target, unit = VideoReformatter(), None, Fraction(1)
     with _video(file, key) as (container, stream), av.open(out, "w", format="mp4") as copy:
         rate = stream.average_rate or Fraction(25)
         for number, frame in enumerate(_whole(container, stream)):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(convert(frame)), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(_picture(frame, upright)), format="rgb24")
             if target is None:
                 scale = min(1.0, short_side / min(picture.width, picture.height))
                 # without mbtree the same frames give the same bytes, see `write`
