@@ -178,13 +178,15 @@ def test_frames_are_listed_once_and_again_only_of_what_is_new(
     monkeypatch.setattr(video_source, "measure", measure)
     late = np.cumsum(np.arange(1, 21)).tolist()
     write_video(root / "late.mp4", numbered(20), times=late)
+    write_video(root / "untimed.avi", numbered(20), bf="2")
     first = opened(card(), root)
-    assert len(listed) == 7
+    assert len(listed) == 8
     listed.clear()
     again = opened(card(), root)
     assert listed == []
-    for i in range(7):
+    for i in range(8):
         assert np.array_equal(first.index[i].times, again.index[i].times)
+        assert first.index[i].counted == again.index[i].counted == (keys(first)[i] == "untimed.avi")
         assert np.array_equal(first.clip(i, np.arange(20)), again.clip(i, np.arange(20)))
     write_video(root / "train/cat/a.mp4", numbered(9))
     write_video(root / "new.mp4", numbered(5))
@@ -194,7 +196,7 @@ def test_frames_are_listed_once_and_again_only_of_what_is_new(
     listed.clear()
     (kept,) = (Path(os.environ["XDG_CACHE_HOME"]) / "unlabeled" / "videos").iterdir()
     kept.write_bytes(kept.read_bytes()[:500])
-    assert len(opened(card(), root)) == len(listed) == 8
+    assert len(opened(card(), root)) == len(listed) == 9
 
 
 def test_parts_and_mixes_give_clips(root: Path) -> None:

@@ -180,19 +180,18 @@ def _counted(container: Any, stream: Any, timeline: Timeline, places: Sequence[i
 
 def _picture(frame: Any, upright: bool) -> np.ndarray:
     """Return a decoded frame as uint8 [H, W, 3], turned as the file says if it is to be upright."""
-    convert = _to_rgb(frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range,
-                      threading.get_ident())
+    convert = _to_rgb(frame.width, frame.height, frame.format.name, threading.get_ident())
     convert.vpush(frame)
     picture: np.ndarray = convert.vpull().to_ndarray()
     quarters = round(frame.rotation / 90) % 4 if upright else 0  # counterclockwise
     return np.rot90(picture, quarters) if quarters else picture
 
 
-@functools.lru_cache(8)  # one is kept, not made for every clip, which takes as long as to convert one of 32 pixels
-def _to_rgb(width: int, height: int, pixels: str, space: int, levels: int, thread: int) -> Any:
-    """Return the filter of one thread that gives the pixels that the program ffmpeg gives of frames of one kind.
+@functools.lru_cache(8)  # making one takes as long as converting a small clip
+def _to_rgb(width: int, height: int, pixels: str, thread: int) -> Any:
+    """Return the filter of one thread that gives the pixels that the program ffmpeg gives, of any space and range.
 
-    PyAV's own conversion takes the colours of interlaced, 10-bit and odd frames from other places, by 50 levels.
+    PyAV's own conversion takes the colours of interlaced, 10-bit and odd frames from other places: 50 levels of 255 off.
     """
     graph = av.filter.Graph()
     graph.threads = 1
