@@ -15,7 +15,7 @@ from unlabeled.augment import geometry, photometric
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.data.clips import ClipPair, Spacing
 from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of, width_of
-from unlabeled.methods.cvrl.config import CVRLConfig, Head
+from unlabeled.methods.cvrl.config import Augment, CVRLConfig, Head
 from unlabeled.methods.simclrv2 import contrast_metrics, normalize, nt_xent
 
 # ---- network
@@ -35,6 +35,19 @@ def projection_head(width: int, cfg: Head) -> nn.Sequential:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
     return head
+
+
+# ---- what is done to colours
+
+
+def draw_changes(n: int, aug: Augment, i: int, random: torch.Generator) -> photometric.Drawn:
+    """Draw what is done to n samples of view i, 0 or 1."""
+    return photometric.Drawn(
+        photometric.draw_jitter(n, aug.brightness, aug.contrast, aug.saturation, aug.hue, aug.jitter_p, random),
+        photometric.draw_chosen(n, aug.gray_p, random),
+        photometric.draw_blur(n, aug.blur_p[i], aug.blur_sigma, random),
+        photometric.draw_chosen(n, aug.solarize_p[i], random),
+    )
 
 
 # ---- what is told of the loss
@@ -84,14 +97,8 @@ class CVRL(Method):
         return self._changed(clip, i, step)
 
     def _changed(self, samples: Tensor, i: int, step: Step) -> Tensor:
-        aug, random = self.cfg.augment, step.shared
         total, mine = self.info.share(len(samples))
-        drawn = photometric.Drawn(
-            photometric.draw_jitter(total, aug.brightness, aug.contrast, aug.saturation, aug.hue, aug.jitter_p, random),
-            photometric.draw_chosen(total, aug.gray_p, random),
-            photometric.draw_blur(total, aug.blur_p[i], aug.blur_sigma, random),
-            photometric.draw_chosen(total, aug.solarize_p[i], random),
-        ).rows(mine)
+        drawn = draw_changes(total, self.cfg.augment, i, step.shared).rows(mine)
         return photometric.render(samples, drawn, "simclr")  # its colours are CVRL's too
 
     def forward(self, views: dict[str, Tensor], step: Step) -> Losses:
