@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,9 +219,12 @@ def test_what_makes_no_sense_on_a_card_is_refused() -> None:
             Card.model_validate({**card().model_dump(), **more})
 
 
-def test_without_a_decoder_the_extra_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlabeled.data.sources.video.frames.av", None)
-    with pytest.raises(UserError, match=r"read by PyAV, which is not installed: pip install 'unlabeled\[video\]'"):
+@pytest.mark.parametrize("version", [None, "17.1.0"])
+def test_without_a_decoder_the_extra_is_named(
+        root: Path, monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
+    old = None if version is None else types.SimpleNamespace(__version__=version)
+    monkeypatch.setattr("unlabeled.data.sources.video.frames.av", old)
+    with pytest.raises(UserError, match=r"by PyAV \(av>=18\), which is not here: pip install 'unlabeled\[video\]'"):
         opened(card(), root)
 
 

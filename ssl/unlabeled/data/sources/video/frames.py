@@ -30,6 +30,7 @@ except ImportError:  # an extra
     av = None  # type: ignore[assignment]
 
 File = Callable[[], AbstractContextManager[IO[bytes]]]  # opens a video anew
+_PYAV = 18  # the first version whose filters take a number of threads
 _NEAR = 4  # a key frame so little ahead is not worth a seek
 _PACKETS_WITHOUT_FRAME = {"vp8"}  # so that only decoding tells which frames there are
 # formats that store when each frame is shown; in others it is guessed, after a seek otherwise than from the beginning
@@ -55,9 +56,9 @@ class Timeline:
 
 
 def refuse_no_decoder() -> None:
-    """Raise UserError if PyAV is not installed."""
-    if av is None:
-        raise UserError("videos are read by PyAV, which is not installed: pip install 'unlabeled[video]'")
+    """Raise UserError if PyAV is not installed, or too old."""
+    if av is None or int(av.__version__.split(".")[0]) < _PYAV:
+        raise UserError(f"videos are read by PyAV (av>={_PYAV}), which is not here: pip install 'unlabeled[video]'")
 
 
 def measure(file: File, key: str) -> Timeline:
@@ -191,7 +192,7 @@ def _picture(frame: Any, upright: bool) -> np.ndarray:
 def _to_rgb(width: int, height: int, pixels: str, thread: int) -> Any:
     """Return the filter of one thread that gives the pixels that the program ffmpeg gives, of any space and range.
 
-    PyAV's own conversion takes the colours of interlaced, 10-bit and odd frames from other places: 50 levels of 255 off.
+    PyAV's own conversion takes the colours of interlaced, 10-bit and odd frames from other places, 50 levels off.
     """
     graph = av.filter.Graph()
     graph.threads = 1
