@@ -196,7 +196,7 @@ def _to_rgb(width: int, height: int, pixels: str, thread: int) -> Any:
     """
     graph = av.filter.Graph()
     graph.threads = 1
-    graph.link_nodes(graph.add_buffer(width=width, height=height, format=pixels, time_base=Fraction(1)),
+    graph.link_nodes(graph.add_buffer(width=width, height=height, format=av.VideoFormat(pixels), time_base=Fraction(1)),
                      graph.add("scale", "flags=bicubic"), graph.add("format", "rgb24"), graph.add("buffersink"))
     graph.configure()
     return graph
