@@ -43,9 +43,6 @@ class KeyedPermutation:
         with np.errstate(over="ignore"):
             self._keys = _mix(np.uint64(seed_of(*parts)) + np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN)
 
-    def __len__(self) -> int:
-        return self.n
-
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
         """Return what stands at `positions`, int64 [b], as int64 [b]. Raises IndexError outside of range(n)."""
         if len(positions) and not 0 <= positions.min() <= positions.max() < self.n:

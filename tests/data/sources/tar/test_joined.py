@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import resource
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.data.toys import jpeg, shard_card, write_shards, write_tar
+from tests.data.toys import at_once, jpeg, shard_card, write_shards, write_tar
 
 from unlabeled.data.overlap import twins
 from unlabeled.data.records.store import keys_digest
@@ -21,7 +20,6 @@ from unlabeled.data.sources.files import said
 from unlabeled.data.sources.files.kept import in_turn
 from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.subset import Part
-from unlabeled.data.sources.tar import index as tar_index
 from unlabeled.data.sources.tar import joined
 from unlabeled.data.sources.tar.shards import ShardSource
 from unlabeled.errors import UserError
@@ -165,6 +163,17 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path: Path, fills: list[
     assert sorted(root.iterdir()) == before
 
 
+def test_one_that_is_cut_while_it_is_used_is_named(tmp_path: Path, fills: list[str]) -> None:
+    root = write_shards(tmp_path / "d")
+    source = opened(root)
+    os.truncate(root / FILE, 100)
+    assert source.raw(3) == jpeg(3)
+    for wrong in (lambda: source.raw(8), lambda: source.labels_of(np.array([2, 9]))):
+        with pytest.raises(UserError, match=r"toy-train.index has become shorter since it was opened; start again"):
+            wrong()
+    assert opened(root).raw(8) == jpeg(8) and len(fills) == 2
+
+
 def test_copies_for_other_processes_hold_no_data(tmp_path: Path, fills: list[str]) -> None:
     source = opened(write_shards(tmp_path / "d", shards=2, each=60))
     copy = pickle.dumps(source)
@@ -185,28 +194,18 @@ def test_labels_beyond_the_classes_are_named_with_their_shard(tmp_path: Path, fi
     assert sorted(path.name for path in root.iterdir() if path.name.startswith(".")) == []
 
 
-def _open_with_others(root: Path, barrier, answers) -> None:
-    made: list[str] = []
-    original = tar_index.make_index
-    tar_index.make_index = lambda tar, label: (made.append(tar.name), original(tar, label))[1]
-    barrier.wait()
-    source = opened(root)
-    answers.put((source.key(9), source.fingerprint()["names"], source._joined.file is not None, len(made)))
-
-
 def test_processes_that_start_together_agree_and_one_makes_it(tmp_path: Path, fills: list[str]) -> None:
     root = write_shards(tmp_path / "d")
-    context = multiprocessing.get_context("fork")
-    barrier, answers = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=_open_with_others, args=(root, barrier, answers)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    found = [answers.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
-    expected = opened(root)
-    assert {answer[:3] for answer in found} == {("img-009", expected.fingerprint()["names"], True)}
-    assert fills == [] and [path.name for path in root.iterdir() if path.name.startswith(".")] == []
+
+    def act() -> tuple[str, str, bool, int]:
+        source = opened(root)
+        return source.key(9), source.fingerprint()["names"], source._joined.file is not None, len(fills)
+
+    answers = at_once(act)
+    expected = opened(root).fingerprint()["names"]
+    assert {answer[:3] for answer in answers} == {("img-009", expected, True)}
+    assert sum(answer[3] for answer in answers) == 1 and fills == []
+    assert [path.name for path in root.iterdir() if path.name.startswith(".")] == []
 
 
 def test_two_that_write_it_at_once_leave_a_whole_one(tmp_path: Path, fills: list[str],

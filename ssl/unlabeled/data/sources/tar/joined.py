@@ -1,4 +1,4 @@
-"""The indexes of all shards of a split as one; of large splits in a file, which every process maps."""
+"""The indexes of all shards of a split as one; of large splits in a file, of which processes read what they need."""
 
 from __future__ import annotations
 
@@ -31,17 +31,26 @@ _COPIED = 1 << 24
 
 
 class _File:
-    """A kept file and where its columns stand; open, for reads of a few bytes."""
+    """A kept file, open for reads of a few bytes, and where its columns stand: first byte and bytes, by name."""
 
-    def __init__(self, path: Path, columns: dict[str, tuple[int, int]]) -> None:
-        self.path, self.columns = path, columns
-        self._stream = open(path, "rb", buffering=0)  # noqa: SIM115  # closed when nobody has it any more
+    def __init__(self, path: Path) -> None:
+        self.path, self.columns = path, dict[str, tuple[int, int]]()
+        self.stream = open(path, "rb", buffering=0)  # noqa: SIM115  # as long as somebody reads samples
+
+    def __del__(self) -> None:
+        if hasattr(self, "stream"):
+            self.stream.close()
 
     def rows(self, column: str, places: Sequence[int], width: int) -> np.ndarray:
-        """Return `width` numbers of a column for every place, int64 [n * width]. Raises OSError."""
+        """Return `width` numbers of a column for every place, int64 [n * width].
+
+        Raises OSError; raises UserError if somebody has made the file shorter.
+        """
         first, length = self.columns[column][0], 8 * width
-        parts = [os.pread(self._stream.fileno(), length, first + length * place) for place in places]
-        return np.frombuffer(b"".join(parts), "<i8").astype(np.int64)
+        data = b"".join(os.pread(self.stream.fileno(), length, first + length * place) for place in places)
+        if len(data) != length * len(places):
+            raise UserError(f"{self.path} has become shorter since it was opened; start again, which makes it anew")
+        return np.frombuffer(data, "<i8").astype(np.int64)
 
 
 @dataclass
@@ -72,12 +81,12 @@ class Joined:
         self.__dict__.update(state if state["file"] is None else _mapped(state["file"])[1].__dict__)
 
     def spot(self, index: int) -> tuple[int, int]:
-        """Return the first byte of an image and its size. Raises OSError."""
+        """Return the first byte of an image and its size. Raises OSError or UserError."""
         first, size = (self.spots[index] if self.file is None else self.file.rows("spots", [index], 2)).tolist()
         return first, size
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
-        """Return the labels, int64 [n], of samples, int64 [n]; None without a rule. Raises OSError."""
+        """Return the labels, int64 [n], of samples, int64 [n]; None without a rule. Raises as `spot`."""
         if self.labels is None or self.file is None:
             return None if self.labels is None else self.labels[indices]
         return self.file.rows("labels", indices.tolist(), 1)
@@ -182,35 +191,40 @@ def _mapped(place: Path) -> tuple[str, Joined]:
 
     Its length and the description at its end are checked, not its gigabytes.
     """
-    with open(place, "rb") as file:
-        end = os.fstat(file.fileno()).st_size - _ENDING
-        file.seek(max(0, end))
-        ending = file.read()
-        begin = end - int.from_bytes(ending[_SUM:], "little")
-        if not 0 < begin < end:
-            raise ValueError(f"{place} is damaged")
-        file.seek(begin)
-        text = file.read(end - begin)
-        if digest(text).encode() != ending[:_SUM]:
-            raise ValueError(f"{place} is damaged")
-        about = json.loads(text)
-        if about["end"] != begin:
-            raise ValueError(f"{place} is damaged")
-        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    file = _File(place)
+    about = _description(file)
+    file.columns = columns = about["columns"]
+    whole = mmap.mmap(file.stream.fileno(), 0, access=mmap.ACCESS_READ)
     whole.madvise(mmap.MADV_RANDOM)  # samples are read one here, one there: what stands behind one is not needed
-    columns, digests = about["columns"], about["digests"]
     spots, starts, ends = (np.frombuffer(whole, "<i8", length // 8, first)
                            for first, length in (columns[name] for name in ("spots", "starts", "ends")))
     first, length = columns["text"]
     keys = Names.from_buffers(memoryview(whole)[first : first + length], ends)
-    keys.known = digests["names"]
+    keys.known = about["digests"]["names"]
     labels = None
     if "labels" in columns:
         first, length = columns["labels"]
         # torch warns of read-only arrays; of this one, the pages that somebody writes to are copied
-        labels = np.asarray(np.memmap(place, "<i8", "c", first, (length // 8,)))
-    return about["stamp"], Joined(starts, spots.reshape(-1, 2), keys, labels, about["highest"], digests,
-                                 _File(place, columns))
+        labels = np.asarray(np.memmap(file.stream, "<i8", "c", first, (length // 8,)))
+    joined = Joined(starts.copy(), spots.reshape(-1, 2), keys, labels, about["highest"], about["digests"], file)
+    return about["stamp"], joined
+
+
+def _description(file: _File) -> dict[str, Any]:
+    """Return what stands at the end of a kept file. Raises OSError, and ValueError if it is not whole."""
+    stream = file.stream
+    end = os.fstat(stream.fileno()).st_size - _ENDING
+    stream.seek(max(0, end))
+    ending = stream.read()
+    begin = end - int.from_bytes(ending[_SUM:], "little")
+    if 0 < begin < end:
+        stream.seek(begin)
+        text = stream.read(end - begin)
+        if digest(text).encode() == ending[:_SUM]:
+            about: dict[str, Any] = json.loads(text)
+            if about["end"] == begin:
+                return about
+    raise ValueError(f"{file.path} is damaged")
 
 
 def _fill(file: IO[bytes], shards: ShardSet, stamp: str) -> None:
