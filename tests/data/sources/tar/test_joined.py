@@ -71,6 +71,10 @@ def test_a_large_split_is_what_it_is_when_it_is_small(
     small = opened(root, **rule)
     assert len(fills) == 1 and not (root / FILE).exists()
     assert all_of(large) == all_of(again) == all_of(small)
+    for source in (large, small):
+        for index, (shard, first) in enumerate(source.spots(np.arange(12))):
+            raw = source.raw(index)
+            assert source.tars[shard].read_bytes()[first : first + len(raw)] == raw
     assert small._joined.file is None and large._joined.file.path == root / FILE
     assert twins(Part(large, np.array([11, 3])), Part(small, np.array([3, 0, 11]))).tolist() == [1, -1, 0]
     if label is not None:
@@ -79,6 +83,15 @@ def test_a_large_split_is_what_it_is_when_it_is_small(
             warnings.simplefilter("error")
             torch.as_tensor(large.labels)[0] = 7  # of this process alone
         assert again.labels is not None and again.labels[0] == 0
+
+
+def test_of_several_images_the_extension_that_comes_first_counts(tmp_path: Path, fills: list[str]) -> None:
+    members = {f"{number}.{form}": jpeg(number, side, kind) for number in range(6)
+               for form, side, kind in (("jpg", 16, "JPEG"), ("png", 8, "PNG"))}
+    tar = write_tar(tmp_path / "x.tar", members | {"only.jpg": jpeg(6)})
+    for image, side in ((("png", "jpg"), 8), (("jpg", "png"), 16)):
+        source = ShardSource("x", "train", [tar], image, None)
+        assert [source.image(index).shape[0] for index in range(7)] == [side] * 6 + [16]
 
 
 def test_it_is_made_once_and_again_when_a_shard_or_a_rule_changes(tmp_path: Path, fills: list[str],
@@ -102,10 +115,20 @@ def test_it_is_made_once_and_again_when_a_shard_or_a_rule_changes(tmp_path: Path
     assert opened(root.rename(tmp_path / "elsewhere")).key(0) == "new-0" and len(fills) == 6, "a folder may move"
 
 
+def test_other_shards_of_equal_size_and_time_are_others(tmp_path: Path, fills: list[str]) -> None:
+    root = write_shards(tmp_path / "d", shards=3)
+    for tar in root.glob("*.tar"):
+        os.utime(tar, ns=(0, 10**18))
+    assert len({tar.stat().st_size for tar in root.glob("*.tar")}) == 1
+    for path, key in (("toy-{000000..000001}.tar", "img-005"), ("toy-{000000,000002}.tar", "img-010")):
+        assert opened(root, splits={"train": {"path": path}}).key(5) == key
+    assert len(set(fills)) == 2
+
+
 @pytest.mark.parametrize("damage", [
     lambda data: b"", lambda data: b"half an ind", lambda data: data[:-1], lambda data: data[: len(data) // 2],
     lambda data: data + b"\0", lambda data: bytes(len(data)), lambda data: b"\0" * 64 + data,
-    lambda data: data.replace(b'"digests"', b'"digestz"'), lambda data: data[64:],
+    lambda data: data.replace(b'"highest": 2', b'"highest": 7'), lambda data: data[64:],
     lambda data: data[:-8] + b"\xff" * 8,
 ])  # fmt: skip
 def test_a_damaged_one_is_made_again(tmp_path: Path, fills: list[str], damage) -> None:
