@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from unlabeled.ops import random
 from unlabeled.ops.random import KeyedPermutation, generator, permutation, seed_of, uniforms
 
 
@@ -135,3 +136,10 @@ def test_keyed_permutations_are_pinned_and_refuse_places_outside():
         with pytest.raises(IndexError, match="of a permutation of 10"):
             KeyedPermutation(10, 0)[np.array([3, place])]
     assert len(KeyedPermutation(10, 0)[np.empty(0, np.int64)]) == 0
+
+
+def test_large_sets_are_shuffled_by_a_key_and_others_by_the_permutation_they_always_had(monkeypatch):
+    monkeypatch.setattr(random, "LARGE", 100)
+    np.testing.assert_array_equal(random.shuffled(100, 0, "online"), permutation(100, 0, "online"))
+    keyed, places = random.shuffled(101, 0, "online"), np.arange(101)
+    np.testing.assert_array_equal(keyed[places], KeyedPermutation(101, 0, "online")[places])
