@@ -13,7 +13,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["augment", "before_after", "data", "elastic", "evaluation", "kills", "passes", "pixpro_share", "poa",
-         "records", "relabel", "relabel_share", "soak", "startup", "throughput", "video", "video_layout"]  # fmt: skip
+         "records", "relabel", "relabel_share", "scale", "soak", "startup", "throughput", "video",
+         "video_layout"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

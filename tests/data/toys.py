@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import struct
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,3 +131,21 @@ def shard_card(root: Path, **more: object) -> Card:
     return Card.model_validate({
         "name": "toy", "source": {"kind": "shards", "label": "cls"}, "root": str(root), "classes": ["a", "b", "c"],
         "splits": {"train": {"path": "toy-{000000..000001}.tar"}}, **more})
+
+
+def at_once(act: Callable[[], Any], count: int = 4) -> list[Any]:
+    """Return what `act` gives in each of several processes that begin it together."""
+    context = multiprocessing.get_context("fork")
+    barrier, answers = context.Barrier(count), context.Queue()
+
+    def begin() -> None:
+        barrier.wait()
+        answers.put(act())
+
+    processes = [context.Process(target=begin) for _ in range(count)]
+    for process in processes:
+        process.start()
+    given = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    return given

@@ -81,7 +81,8 @@ class ImageMaker:
                 if images:
                     parts.append(self._cut(images, np.array(places, np.int64)))
             indices = np.array(readable, np.int64)
-        label = None if self.source.labels is None else torch.from_numpy(self.source.labels[indices])
+        labels = self.source.labels_of(indices)
+        label = None if labels is None else torch.from_numpy(labels)
         cuts = [self._joined(self.geometries[number], [part[place] for part in parts])
                 for place, (number, _) in enumerate(self.cuts)]
         return Batch([crop for crop, _ in cuts], [box for _, box in cuts], torch.from_numpy(indices), label, corrupt)

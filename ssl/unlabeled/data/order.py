@@ -6,15 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unlabeled.ops.random import permutation, uniforms
+from unlabeled.ops.random import LARGE, KeyedPermutation, permutation, uniforms
 
 
 class Order:
-    """The order of one stream: a function of (seed, stream, epoch, position) that keeps no state but a cache."""
+    """The order of one stream: a function of (seed, stream, epoch, position) that keeps no state but a cache.
+
+    That of more than `LARGE` samples is computed at the positions that are asked for, so an epoch begins at once.
+    """
 
     def __init__(self, samples: int, seed: int, name: str) -> None:
         self.samples, self.seed, self.name = samples, seed, name
-        self._kept: dict[str, dict[tuple[int, ...], np.ndarray]] = {}  # by what is permuted, for large sets take long
+        self.large = samples > LARGE
+        # by what is permuted, for sets of millions take long
+        self._kept: dict[str, dict[tuple[int, ...], np.ndarray | KeyedPermutation]] = {}
 
     def indices(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Return the samples, int64 [b], at `positions` [b] of an epoch; beyond the set follow more permutations."""
@@ -37,12 +42,13 @@ class Order:
             out[chosen] = order[positions[chosen] % samples]
         return out
 
-    def _permutation(self, what: str, samples: int, which: tuple[int, ...]) -> np.ndarray:
+    def _permutation(self, what: str, samples: int, which: tuple[int, ...]) -> np.ndarray | KeyedPermutation:
         kept = self._kept.setdefault(what, {})
         if which not in kept:
             if len(kept) > 1:  # an update may touch two epochs; older ones are not needed again
                 kept.pop(next(iter(kept)))
-            kept[which] = permutation(samples, self.seed, self.name, what, *which)
+            kind = KeyedPermutation if self.large else permutation
+            kept[which] = kind(samples, self.seed, self.name, what, *which)
         return kept[which]
 
 
@@ -50,12 +56,14 @@ class WeightedOrder(Order):
     """The order of several sets behind one another, of which each epoch takes fixed shares.
 
     sizes: samples of each set. epoch: positions of an epoch, divided in proportion to `weights` (largest remainders);
-    each set's part goes through permutations of it, one behind the other where the part is larger than the set.
+    each set's part goes through permutations of it, one behind the other where the part is larger than the set. If the
+    epoch or a set has more than `LARGE`, no permutation of any is made.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], epoch: int, seed: int, name: str) -> None:
         super().__init__(epoch, seed, name)
         self.sizes = list(sizes)
+        self.large = max(epoch, *sizes) > LARGE
         self.starts = np.cumsum([0, *sizes])
         self.bounds = np.cumsum([0, *shares(weights, epoch)])
 

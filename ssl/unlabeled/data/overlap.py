@@ -23,26 +23,26 @@ def twins(train: Source, test: Source) -> np.ndarray:
 
     Links to a file, hard or symbolic, and folders or shards that two splits share are seen; copies are not.
     """
-    place = {origin: i for i, origin in enumerate(_origins(train))}
-    return np.array([place.get(origin, -1) for origin in _origins(test)], np.int64).reshape(len(test))
+    place = {origin: i for i, origin in enumerate(_origins(train, np.arange(len(train))))}
+    origins = _origins(test, np.arange(len(test)))
+    return np.array([place.get(origin, -1) for origin in origins], np.int64).reshape(len(test))
 
 
-def _origins(source: Source) -> list[Origin]:
-    """Return what tells every sample from all others: its file on this machine, and where in the file it stands."""
+def _origins(source: Source, places: np.ndarray) -> list[Origin]:
+    """Return what tells samples from all others: their file on this machine, and where in the file they stand."""
     if isinstance(source, Part):
-        whole = _origins(source.source)
-        return [whole[i] for i in source.indices.tolist()]
+        return _origins(source.source, source.indices[places])
     if isinstance(source, InMemory):
-        return _origins(source.source)
+        return _origins(source.source, places)
     if isinstance(source, FolderSource):
-        paths = [os.path.join(source.folder, source.paths[i]) for i in range(len(source))]
+        paths = [os.path.join(source.folder, source.paths[i]) for i in places.tolist()]
         parts = [paths[i : i + _TOGETHER] for i in range(0, len(paths), _TOGETHER)]
         with ThreadPoolExecutor(_THREADS) as pool:
             return [origin for found in pool.map(_files, parts) for origin in found]
     if isinstance(source, ShardSource):
         shards = [_file(os.fspath(tar)) for tar in source.tars]
-        return [(*shards[shard], offset) for shard, offset in source.spots()]
-    return [(source.name, source.split, i) for i in range(len(source))]
+        return [(*shards[shard], offset) for shard, offset in source.spots(places)]
+    return [(source.name, source.split, i) for i in places.tolist()]
 
 
 def _files(paths: list[str]) -> list[Origin]:

@@ -164,8 +164,6 @@ class _TrainMaker:
         self.unreadable = dict(source.unreadable)
         for record in stream.records:
             self.unreadable |= source.without_record(record.name)
-        self.bad = np.zeros(len(source), bool)
-        self.bad[list(self.unreadable)] = True
 
     def unit(self, epoch: int, positions: np.ndarray, turn: int) -> Unit:
         """Return the samples at `positions`, whichever micro-batch of its epoch it is."""
@@ -188,14 +186,13 @@ class _TrainMaker:
             rows = joined(parts)
         else:
             assert self.source.images is not None
-            for row in np.flatnonzero(self.bad[indices]):
-                indices[row] = self._readable(unit, int(row), corrupt)[0]
+            for row in [row for row, index in enumerate(indices.tolist()) if index in self.unreadable]:
+                indices[row] = self._readable(unit, row, corrupt)[0]
             rows = self._rows(unit, indices, slice(None))
             images = self.source.images[indices]
             cuts = [cut(geometry, images, draw, rows) for geometry, draw in zip(self.stream.crops, draws, strict=True)]
-        label = None
-        if self.stream.labels and self.source.labels is not None:
-            label = torch.from_numpy(self.source.labels[indices])
+        labels = self.source.labels_of(indices) if self.stream.labels else None
+        label = None if labels is None else torch.from_numpy(labels)
         records = {name: {field: torch.from_numpy(np.ascontiguousarray(values)) for field, values in fields.items()}
                    for name, fields in rows.items()}
         return Batch([crop for crop, _ in cuts], [box for _, box in cuts], torch.from_numpy(indices), label, corrupt,
@@ -215,7 +212,7 @@ class _TrainMaker:
         index = int(unit.indices[row])
         for attempt in range(_ATTEMPTS):
             try:
-                if self.bad[index]:
+                if index in self.unreadable:
                     raise CorruptSample(self.source.key(index), self.unreadable[index])
                 return index, self._shown(unit, row, index)
             except CorruptSample as error:

@@ -22,7 +22,7 @@ from unlabeled.methods.base import Method
 from unlabeled.ops.distributed import rank
 from unlabeled.ops.measures import knn
 from unlabeled.ops.measures.health import collapse_warning, health
-from unlabeled.ops.random import permutation
+from unlabeled.ops.random import shuffled
 
 K, TEMPERATURE = 20, 0.07
 KNN_NAME = "online_knn20@.07"
@@ -53,10 +53,11 @@ class Online:
         if self.every > 0 and not source.random_access:
             self.every = 0
             self._say(f"no health or kNN while training: split '{source.split}' of '{source.name}' is streamed")
-        picks = permutation(len(source), recipe.train.seed, "online")
         queries = min(recipe.eval.queries, len(source) // 4)
+        measured = min(len(source), queries + recipe.eval.bank)
+        picks = shuffled(len(source), recipe.train.seed, "online")[np.arange(measured)]
         self.queries = Part(source, np.sort(picks[:queries]))
-        self.bank = Part(source, np.sort(picks[queries : queries + recipe.eval.bank]))
+        self.bank = Part(source, np.sort(picks[queries:]))
         if self.every > 0:
             self._say_what_is_left_out()
 

@@ -8,7 +8,9 @@ from collections.abc import Hashable
 import numpy as np
 import torch
 
+LARGE = 1 << 26  # samples above which a permutation is computed where it is asked: made whole, it takes seconds and GBs
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ROUNDS = 6  # of the Feistel network; four of random functions cannot be told from a random permutation (Luby, Rackoff)
 
 
 def seed_of(*parts: Hashable) -> int:
@@ -25,6 +27,46 @@ def generator(*parts: Hashable) -> torch.Generator:
 def permutation(n: int, *parts: Hashable) -> np.ndarray:
     """Return a permutation of range(n), int64 [n], that depends on `parts` alone."""
     return np.random.Generator(np.random.Philox(seed_of(*parts))).permutation(n)
+
+
+class KeyedPermutation:
+    """A permutation of range(n) that depends on `parts` alone and holds nothing but a key: for any n, at once.
+
+    A Feistel network permutes the numbers of the fewest bits, an even count, that hold n of them; what leaves range(n)
+    goes through it again until it is back ("cycle walking": Black and Rogaway, CT-RSA 2002). Its rounds take the
+    finaliser of SplitMix64. Below 4 passes are expected for any n.
+    """
+
+    def __init__(self, n: int, *parts: Hashable) -> None:
+        self.n = n
+        self._half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+        with np.errstate(over="ignore"):
+            self._keys = _mix(np.uint64(seed_of(*parts)) + np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN)
+
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        """Return what stands at `positions`, int64 [b], as int64 [b]. Raises IndexError outside of range(n)."""
+        if len(positions) and not 0 <= positions.min() <= positions.max() < self.n:
+            raise IndexError(f"positions {positions.min()} to {positions.max()} of a permutation of {self.n}")
+        places = self._network(positions.astype(np.uint64))
+        while len(outside := np.flatnonzero(places >= self.n)):
+            places[outside] = self._network(places[outside])
+        return places.astype(np.int64)
+
+    def _network(self, numbers: np.ndarray) -> np.ndarray:
+        mask = (np.uint64(1) << self._half) - np.uint64(1)
+        left, right = numbers >> self._half, numbers & mask
+        with np.errstate(over="ignore"):
+            for key in self._keys:
+                left, right = right, left ^ (_mix(right + key) & mask)
+        return left << self._half | right
+
+
+def shuffled(n: int, *parts: Hashable) -> np.ndarray | KeyedPermutation:
+    """Return a permutation of range(n) that depends on `parts` alone, to be asked for the places int64 [b] in it.
+
+    Up to `LARGE` it is that of `permutation`, above it a keyed one.
+    """
+    return permutation(n, *parts) if n <= LARGE else KeyedPermutation(n, *parts)
 
 
 def uniforms(positions: np.ndarray, count: int, *parts: Hashable) -> np.ndarray:

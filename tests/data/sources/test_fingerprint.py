@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ from PIL import Image
 
 from unlabeled.config.card import Card
 from unlabeled.config.recipe import Subset
-from unlabeled.data.sources.fingerprint import Names
+from unlabeled.data.sources import fingerprint as fingerprints
+from unlabeled.data.sources.fingerprint import Names, digest
 from unlabeled.data.sources.folder import FolderSource
 from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.subset import open_part
@@ -111,3 +113,17 @@ def test_a_million_names_take_less_than_a_second(tmp_path: Path) -> None:
     begin = time.process_time()
     assert source.fingerprint()["n"] == 1_000_000
     assert time.process_time() - begin < 1.0
+
+
+def test_digests_of_large_arrays_and_names_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.arange(60).reshape(10, 6)
+    arrays = [table, table[:, 1], table[::2].T, np.array(3.5), np.empty((0, 3)), np.arange(7, dtype=np.uint8)]
+    names = Names(["one", "", "twenty-two", "é", "five", "x" * 40, "seven"])
+    for array in arrays:  # as digests were made when they were one piece
+        whole = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode() + array.tobytes(), digest_size=16)
+        for together in (1 << 20, 3, 1):
+            monkeypatch.setattr(fingerprints, "_TOGETHER", together)
+            assert digest(array) == whole.hexdigest()
+            assert names.digest() == digest(np.diff(names.ends, prepend=0), names.text)
+    view = Names.from_buffers(memoryview(names.text), names.ends)
+    assert view.digest() == names.digest() and [*(view[i] for i in range(7))] == [*(names[i] for i in range(7))]

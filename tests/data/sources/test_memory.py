@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import resource
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.data.toys import jpeg, shard_card, write_shards, write_tar
+from tests.data.toys import at_once, jpeg, shard_card, write_shards, write_tar
 
 from unlabeled.config.card import Card
 from unlabeled.data.sources import memory
@@ -167,22 +166,14 @@ def test_an_array_in_memory_is_mapped_too(tmp_path: Path) -> None:
     source.image(3)[:] = 0  # a copy of its own
 
 
-def _open_with_others(root: Path, barrier: Any, answers: Any) -> None:
-    barrier.wait()
-    source = opened(root)
-    answers.put((source.images.sum(dtype=np.int64).item(), list(source.unreadable), source.images.flags.writeable))
-
-
 def test_processes_that_start_together_agree(tmp_path: Path) -> None:
     root = with_a_bad_one(tmp_path / "d")
-    context = multiprocessing.get_context("fork")
-    barrier, answers = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=_open_with_others, args=(root, barrier, answers)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    found = [answers.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
+
+    def act() -> tuple[int, list[int], bool]:
+        source = opened(root)
+        return source.images.sum(dtype=np.int64).item(), list(source.unreadable), source.images.flags.writeable
+
+    found = at_once(act)
     expected = memory.decode_all(ShardSource("toy", "train", sorted(root.glob("*.tar")), ("jpg",), "cls"))[0]
     assert found == [(int(expected.sum(dtype=np.int64)), [5], False)] * 4
     assert [path.name for path in root.iterdir() if path.name.startswith(".")] == []

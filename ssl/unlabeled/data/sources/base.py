@@ -180,6 +180,10 @@ class Source(Truth):
         """Return whether samples come with labels."""
         return self.labels is not None
 
+    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
+        """Return the labels of samples, int64 [n], of `indices`, int64 [n]; None if the set has none."""
+        return None if self.labels is None else self.labels[indices]
+
     def map_images(self, file: FileArray) -> None:
         """Take `images` from a file; copies of the source sent to other processes map it again."""
         self._file, self.images = file, file.whole()

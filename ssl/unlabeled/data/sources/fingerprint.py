@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+_TOGETHER = 1 << 20  # rows of a large array that are looked at together, for copies would be as large
+
 
 class Names:
-    """A list of strings in two buffers: cheap for millions of names, and shared with forked workers without copies."""
+    """A list of strings in two buffers: cheap for millions of names, and shared with forked workers without copies.
+
+    text: bytes, or a view of those in a mapped file. known: the digest, where it is kept.
+    """
+
+    text: bytes | memoryview
+    known: str | None = None
 
     def __init__(self, names: Iterable[str]) -> None:
         # not surrogateescape: what an ascii locale reads as escapes must come back as escapes, or no file has that name
@@ -20,7 +28,7 @@ class Names:
         self.text = b"".join(encoded)
 
     @classmethod
-    def from_buffers(cls, text: bytes, ends: np.ndarray) -> Names:
+    def from_buffers(cls, text: bytes | memoryview, ends: np.ndarray) -> Names:
         """Rebuild what `text` and `ends` held."""
         names = cls(())
         names.text, names.ends = text, ends
@@ -40,7 +48,15 @@ class Names:
         if not 0 <= index < len(self.ends):
             raise IndexError(index)
         start = int(self.ends[index - 1]) if index else 0
-        return self.text[start : int(self.ends[index])].decode("utf-8", "surrogatepass")
+        return bytes(self.text[start : int(self.ends[index])]).decode("utf-8", "surrogatepass")
+
+    def digest(self) -> str:
+        """Return a hash of all names in their order."""
+        if self.known is not None:
+            return self.known
+        lengths = (np.diff(self.ends[first : first + _TOGETHER], prepend=self.ends[first - 1] if first else 0)
+                   for first in range(0, len(self.ends), _TOGETHER))
+        return _hash([_head(self.ends), *lengths, f"{len(self.text)}".encode(), self.text])
 
 
 def fingerprint(n: int, names: Names | None, traces: np.ndarray | None, labels: np.ndarray | None,
@@ -51,23 +67,39 @@ def fingerprint(n: int, names: Names | None, traces: np.ndarray | None, labels: 
     """
     known: dict[str, Any] = {"n": n}
     if names is not None:
-        known["names"] = digest(np.diff(names.ends, prepend=0), names.text)
+        known["names"] = names.digest()
     if traces is not None:
         known["traces"] = digest(traces)
     if labels is not None:
-        known["labels"] = digest(labels.astype(np.int64))
+        known["labels"] = digest(labels.astype(np.int64, copy=False))
     if classes is not None:
         known["classes"] = digest(json.dumps(classes).encode())
     return known
 
 
-def digest(*parts: np.ndarray | bytes) -> str:
+def digest(*parts: np.ndarray | bytes | memoryview) -> str:
     """Return a hash of arrays, with their types and shapes, and of bytes."""
+    return _hash(piece for part in parts for piece in _pieces(part))
+
+
+def _pieces(part: np.ndarray | bytes | memoryview) -> Iterator[np.ndarray | bytes | memoryview]:
+    """Yield type and shape, then content; of an array, which need not be contiguous, in copies of some rows."""
+    if not isinstance(part, np.ndarray):
+        yield from (f"{len(part)}".encode(), part)
+        return
+    yield _head(part)
+    rows = np.atleast_1d(part)
+    yield from (np.ascontiguousarray(rows[first : first + _TOGETHER]) for first in range(0, len(rows), _TOGETHER))
+
+
+def _head(array: np.ndarray) -> bytes:
+    return f"{array.dtype.str}{array.shape}".encode()
+
+
+def _hash(pieces: Iterable[bytes | memoryview | np.ndarray]) -> str:
     total = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        head = f"{part.dtype.str}{part.shape}" if isinstance(part, np.ndarray) else f"{len(part)}"
-        total.update(head.encode())
-        total.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
+    for piece in pieces:
+        total.update(piece.data if isinstance(piece, np.ndarray) else piece)
     return total.hexdigest()
 
 

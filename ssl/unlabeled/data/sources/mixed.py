@@ -72,7 +72,7 @@ class Mixed(Source):
         """Return n, a digest of labels and weights, and the fingerprints of the sets."""
         known: dict[str, Any] = {"n": len(self)}
         if self.labels is not None:
-            known["labels"] = digest(self.labels.astype(np.int64))
+            known["labels"] = digest(self.labels.astype(np.int64, copy=False))
         if self.weights is not None:
             known["weights"] = list(self.weights)
         return known | {f"set {number}": one.fingerprint() for number, one in enumerate(self.members)}

@@ -31,7 +31,7 @@ class Part(Source):
         super().__init__(source.name, source.split)
         self.source, self.indices, self.classes = source, indices, source.classes
         self.has_clips = source.has_clips
-        self.labels = None if source.labels is None else source.labels[indices]
+        self.labels = source.labels_of(indices)
         self.images = None if source.images is None else source.images[indices]
         self.unreadable = {i: source.unreadable[j] for i, j in enumerate(indices.tolist()) if j in source.unreadable}
 

@@ -48,16 +48,21 @@ def load_index(tar: Path, label: str | None) -> TarIndex:
 
 
 def _load_index(tar: Path, label: str | None) -> TarIndex:
-    stat = tar.stat()
-    stamp = json.dumps([_VERSION, stat.st_size, stat.st_mtime_ns, label])
+    stamp = stamp_of(tar, label)
     where = places(tar.with_name(tar.name + ".index"))
     for kept in where:
         index = _read(kept, stamp)
         if index is not None:
             return index
     index = make_index(tar, label)
-    keep(where, lambda file: _fill(file, stamp, index))  # if nowhere, the next start reads the headers again
+    keep(where, lambda file: write_index(file, stamp, index))  # if nowhere, the next start reads the headers again
     return index
+
+
+def stamp_of(tar: Path, label: str | None) -> str:
+    """Return what changes with the size and time of a shard, and with the rule of its labels. Raises OSError."""
+    stat = tar.stat()
+    return json.dumps([_VERSION, stat.st_size, stat.st_mtime_ns, label])
 
 
 def make_index(tar: Path, label: str | None) -> TarIndex:
@@ -143,7 +148,8 @@ def _read(place: Path, stamp: str) -> TarIndex | None:
         return None
 
 
-def _fill(file: IO[bytes], stamp: str, index: TarIndex) -> None:
+def write_index(file: IO[bytes], stamp: str, index: TarIndex) -> None:
+    """Write the file that `load_index` reads."""
     arrays = {"stamp": np.array(stamp), "keys": np.frombuffer(index.keys.text, np.uint8), "ends": index.keys.ends,
               "fields": np.array(index.fields, dtype=np.str_), "offsets": index.offsets, "sizes": index.sizes}
     if index.labels is not None:

@@ -13,8 +13,8 @@ import numpy as np
 from unlabeled.config.card import Card, Shards
 from unlabeled.data.sources.base import CorruptSample, Source, unreadable
 from unlabeled.data.sources.decode import decode
-from unlabeled.data.sources.fingerprint import Names
-from unlabeled.data.sources.tar.index import TarIndex, load_index
+from unlabeled.data.sources.fingerprint import Names, fingerprint
+from unlabeled.data.sources.tar.joined import ShardSet, join
 from unlabeled.errors import UserError
 
 _OPEN_FILES = 128  # per process; systems commonly allow 1024
@@ -27,35 +27,29 @@ class ShardSource(Source):
                  classes: list[str] | None = None) -> None:
         super().__init__(name, split)
         self.tars, self.classes = tars, classes
-        indexes = [load_index(tar, label) for tar in tars]
-        self._keys = [index.keys for index in indexes]
-        self._starts = np.cumsum([0, *(len(keys) for keys in self._keys)])
-        parts = []
-        for tar, index in zip(tars, indexes, strict=True):
-            columns = [index.fields.index(field) for field in image if field in index.fields]
-            offsets, sizes = np.full((2, len(index.keys)), -1, np.int64)
-            for column in reversed(columns):
-                has = index.offsets[:, column] >= 0
-                offsets[has], sizes[has] = index.offsets[has, column], index.sizes[has, column]
-            lacking = np.flatnonzero(offsets < 0)
-            if len(lacking):
-                raise UserError(f"shard {tar}, sample {index.keys[int(lacking[0])]}: no image member "
-                                f"({', '.join(image)}); the shard has: {', '.join(index.fields)}")
-            parts.append((offsets, sizes))
-        self._offsets, self._sizes = (np.concatenate(column) for column in zip(*parts, strict=True))
-        if not len(self._offsets):
+        self._joined = join(f"{name}-{split}", ShardSet(tuple(tars), image, label))
+        if not len(self):
             raise UserError(f"the {len(tars)} shards of data card '{name}', split '{split}', hold no samples; "
                             f"the first is {tars[0]}")
-        if label is not None:
-            self.labels = np.concatenate([_labels(tar, index, classes)
-                                          for tar, index in zip(tars, indexes, strict=True)])
+        self.labels = self._joined.labels
+        self._refuse_unnamed(self._joined.highest)
         self._files: OrderedDict[int, int] = OrderedDict()
 
+    def _refuse_unnamed(self, highest: int) -> None:
+        if self.labels is None or self.classes is None or self.labels[highest] < len(self.classes):
+            return
+        raise UserError(f"shard {self.tars[self._shard(highest)]}, sample {self.key(highest)}: label "
+                        f"{self.labels[highest]} found, but only {len(self.classes)} classes are named")
+
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._joined.spots)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict()}
+        return {**self.__dict__, "_files": OrderedDict(), "labels": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.labels = self._joined.labels
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
@@ -63,18 +57,21 @@ class ShardSource(Source):
 
     def key(self, index: int) -> str:
         """Return the sample's name in its shard."""
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._keys[shard][index - int(self._starts[shard])]
+        return self._joined.keys[index]
 
-    def spots(self) -> list[tuple[int, int]]:
-        """Return where every image stands: the place of its shard in `tars`, and its first byte there."""
-        shards = np.repeat(np.arange(len(self.tars)), np.diff(self._starts))
-        return list(zip(shards.tolist(), self._offsets.tolist(), strict=True))
+    def spots(self, indices: np.ndarray) -> list[tuple[int, int]]:
+        """Return where images stand, int64 [n]: the place of their shard in `tars`, and their first byte there."""
+        shards = np.searchsorted(self._joined.starts, indices, side="right") - 1
+        return list(zip(shards.tolist(), self._joined.spots[indices, 0].tolist(), strict=True))
+
+    def labels_of(self, indices: np.ndarray) -> np.ndarray | None:
+        """Return the labels of samples, int64 [n], of `indices`, int64 [n]."""
+        return self._joined.labels_of(indices)
 
     def raw(self, index: int) -> bytes:
         """Return the bytes of the image member. Raises CorruptSample."""
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        offset, size = int(self._offsets[index]), int(self._sizes[index])
+        shard = self._shard(index)
+        offset, size = self._joined.spot(index)
         try:
             data = os.pread(self._descriptor(shard), size, offset)
         except OSError as error:
@@ -93,16 +90,24 @@ class ShardSource(Source):
 
     def names(self) -> Names:
         """Return the samples' names in their shards."""
-        return Names.joined(self._keys)
+        return self._joined.keys
 
     def traces(self) -> np.ndarray:
         """Return the sizes of the image members."""
-        return self._sizes
+        return self._joined.spots[:, 1]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this split from a changed one; of large splits it is kept with the index."""
+        kept = self._joined.digests
+        return fingerprint(len(self), None, None, None, self.classes) | kept if kept else super().fingerprint()
 
     def made_of(self) -> tuple[Path, list[tuple[str, int, int]]]:
         """Return the folder of the first shard and all shards."""
         stats = [(tar, tar.stat()) for tar in self.tars]
         return self.tars[0].parent, [(tar.name, stat.st_size, stat.st_mtime_ns) for tar, stat in stats]
+
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._joined.starts, index, side="right")) - 1
 
     def _descriptor(self, shard: int) -> int:
         # After a fork the descriptors are shared, which pread allows: it leaves the file's position alone.
@@ -112,15 +117,6 @@ class ShardSource(Source):
             self._files[shard] = os.open(self.tars[shard], os.O_RDONLY | os.O_CLOEXEC)
         self._files.move_to_end(shard)
         return self._files[shard]
-
-
-def _labels(tar: Path, index: TarIndex, classes: list[str] | None) -> np.ndarray:
-    assert index.labels is not None
-    if classes is not None and len(index.labels) and index.labels.max() >= len(classes):
-        row = int(index.labels.argmax())
-        raise UserError(f"shard {tar}, sample {index.keys[row]}: label {index.labels[row]} found, but only "
-                        f"{len(classes)} classes are named")
-    return index.labels
 
 
 def expand(pattern: str) -> list[str]:

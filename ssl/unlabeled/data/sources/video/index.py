@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 
 from unlabeled.data.sources.base import CorruptSample
-from unlabeled.data.sources.files.kept import cache_folder, keep
+from unlabeled.data.sources.files.kept import Stamp, cache_folder, keep
 from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.video.frames import Timeline
 from unlabeled.ops.distributed import rank
@@ -23,8 +23,6 @@ from unlabeled.ops.distributed import rank
 _VERSION = 2
 _SAVED = 60.0  # seconds after which a long listing is kept as far as it is, so that a stopped one goes on
 _MANY = 200  # videos whose listing is worth a line
-_STATS = 16  # at once: on a network disk each takes a millisecond
-Stamp = tuple[int, int]  # bytes and time in ns of a file; (-1, -1) of one that is not there
 
 
 class Packed:
@@ -137,20 +135,6 @@ def _listed(folder: Path, numbers: Sequence[int], measured: Callable[[int], Time
         print(f"{folder}: the frames of {len(numbers)} videos are listed, once", file=sys.stderr)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # the library reads without Python's lock
         yield from zip(numbers, threads.map(entry, numbers), strict=True)
-
-
-def stamps_of(files: Sequence[str]) -> list[Stamp]:
-    """Return the stamps of files."""
-    with ThreadPoolExecutor(_STATS) as threads:
-        return list(threads.map(_stamp, files))
-
-
-def _stamp(file: str) -> Stamp:
-    try:
-        status = os.stat(file)
-    except (OSError, ValueError):
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def _keep(place: Path, entries: dict[str, tuple[Stamp, Timeline | str]]) -> None:

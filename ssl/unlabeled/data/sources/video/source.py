@@ -13,10 +13,11 @@ import numpy as np
 
 from unlabeled.config.card import Card, VideoShards
 from unlabeled.data.sources.base import CorruptSample, Source
+from unlabeled.data.sources.files.kept import Stamp, stamps_of
 from unlabeled.data.sources.folder import FolderSource
 from unlabeled.data.sources.tar.shards import ShardSource, shard_files
 from unlabeled.data.sources.video.frames import Timeline, measure, read, refuse_no_decoder
-from unlabeled.data.sources.video.index import Stamp, VideoIndex, load_index, stamps_of
+from unlabeled.data.sources.video.index import VideoIndex, load_index
 
 
 class Videos(Source):
@@ -78,7 +79,7 @@ class VideoShardSource(Videos, ShardSource):
     def __init__(self, name: str, split: str, tars: list[Path], rule: VideoShards, classes: list[str] | None) -> None:
         ShardSource.__init__(self, name, split, tars, rule.image, rule.label, classes)
         files = stamps_of([str(tar) for tar in tars])
-        spots = self.spots()  # keys may stand in several shards
+        spots = self.spots(np.arange(len(self)))  # keys may stand in several shards
         self.list_frames(tars[0].parent, [f"{tars[shard].name}:{start}" for shard, start in spots],
                          [files[shard] for shard, _ in spots])
 
