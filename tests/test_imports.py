@@ -18,7 +18,7 @@ ROOMS = {
     "augment": [{""}, {"replay"}],
     "backbones": [{""}, {"elastic", "video"}],
     "methods": [{""}, {"cvrl", "feature_distil", "poa", "probe", "reinforcement", "relabel", "ssld"}],
-    "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {"passes"}, {""}],
+    "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {"passes", "nonfinite"}, {""}, {"replay"}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
     "passes": [{""}, {"mining"}],
 }

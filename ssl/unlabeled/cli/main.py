@@ -26,6 +26,7 @@ from unlabeled.cli import (
     pretrain,
     recipes,
     reinforce,
+    replay,
     schema,
 )
 from unlabeled.cli.arguments import Parser, first_process
@@ -34,7 +35,7 @@ from unlabeled.errors import UserError, did_you_mean, nearest
 
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "chain": chain, "features": features, "export": export,
             "extract": extract, "look": look, "pack": pack, "labelmaps": labelmaps, "reinforce": reinforce,
-            "mine": mine, "convert": convert, "recipes": recipes, "schema": schema}
+            "mine": mine, "replay": replay, "convert": convert, "recipes": recipes, "schema": schema}
 
 PRINTING = {"recipes", "schema", "--print", "--help", "-h", "--version"}  # what they print is all that they do
 

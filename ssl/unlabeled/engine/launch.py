@@ -30,7 +30,7 @@ HOW = (
 
 def join() -> PartialState:
     """Join the other processes of the launch, on CPUs if it says so."""
-    state = PartialState(cpu=_on_cpu(), timeout=group_timeout(PATIENCE))
+    state = PartialState(cpu=on_cpu(), timeout=group_timeout(PATIENCE))
     watch()
     return state
 
@@ -52,7 +52,7 @@ def start(train: Train) -> Accelerator:
     _end_with_the_launcher()
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, with the first product on a GPU
-    cuda = torch.cuda.is_available() and not _on_cpu()
+    cuda = torch.cuda.is_available() and not on_cpu()
     precision = pick_precision(train.precision, "cuda" if cuda else "cpu", "train.precision")
     # buffers stay as each rank computed them; the engine broadcasts what is not synchronised. The option has a new name
     # in new versions of torch, which say so for every process
@@ -119,5 +119,6 @@ def _has_amx() -> bool:
         return False
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Return whether the launch says that its processes use the CPU."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")

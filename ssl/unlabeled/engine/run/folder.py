@@ -26,7 +26,7 @@ from unlabeled.engine.run.sources import export_problem
 from unlabeled.errors import UserError
 from unlabeled.ops.machine.files import disk_error, sweep, write_atomically
 
-_ROOMS = ("checkpoints", "export", "sources")  # in which nobody writes but who holds the lock
+_ROOMS = ("checkpoints", "export", "sources", "nonfinite")  # in which nobody writes but who holds the lock
 _SHARED = ("", "eval", "look", "features")
 
 
