@@ -80,7 +80,11 @@ def _run(arguments: Sequence[str]) -> int:
     name, command = arguments[0], COMMANDS[arguments[0]]
     parser = Parser(f"unlabeled {name}", command.SUMMARY, command.EXAMPLES)
     command.configure(parser)
-    code: int = command.run(parser.parse_intermixed_args(arguments[1:]))
+    from unlabeled.config.consent.agreed import trusting
+
+    words = [word for word in arguments[1:] if word != "trust=true"]
+    with trusting(len(words) < len(arguments) - 1):
+        code: int = command.run(parser.parse_intermixed_args(words))
     sys.stdout.flush()
     atexit.register(_leave_group)
     return code
@@ -102,7 +106,8 @@ def _top(arguments: Sequence[str]) -> int:
     width = max(map(len, COMMANDS))
     listed = "\n".join(f"  {name:{width}}  {command.SUMMARY}" for name, command in COMMANDS.items())
     examples = [command.EXAMPLES[0] for command in COMMANDS.values()]
-    summary = f"Self- and semi-supervised pretraining of vision backbones.\n\ncommands:\n{listed}"
+    summary = f"Self- and semi-supervised pretraining of vision backbones.\n\ncommands:\n{listed}\n\n" \
+        "trust=true behind any command runs what the folder of somebody else's run names (module:Class, pipe:COMMAND)"
     parser = Parser("unlabeled", summary, examples)
     parser.usage = "unlabeled COMMAND ... (unlabeled COMMAND --help says more)"
     parser.add_argument("--version", action="version", version=f"unlabeled {__version__}")

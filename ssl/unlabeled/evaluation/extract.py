@@ -11,7 +11,7 @@ from typing import Any
 from unlabeled.backbones.elastic.network import ElasticNetwork
 from unlabeled.backbones.elastic.sizes import Size
 from unlabeled.config.passes.extract import ExtractSettings
-from unlabeled.config.read import read_protocol, read_recipe
+from unlabeled.config.read import read_protocol, read_run_recipe
 from unlabeled.engine.exports.preparation import preparing_lines
 from unlabeled.engine.exports.sizes import cost, costs, nearest, on_meta, write_network
 from unlabeled.engine.method import load_elastic
@@ -45,7 +45,7 @@ def extract(run: Path, export: str | None, settings: ExtractSettings, scoring: S
     for size in sizes:
         _refuse_another(out / f"{size}.json", own, by_run=settings.out is not None)
     blank, rows, lines, side = on_meta(network), [], [], whole.input.size
-    backbone = read_recipe(run / "recipe.yaml").backbone
+    backbone = read_run_recipe(run).backbone
     for size in sizes:
         spent, part = cost(blank, size, side), backbone.model_copy(update={"size": str(size)})
         about = {**own, "backbone": part.model_dump(), "size": str(size), "parameters": spent.params,

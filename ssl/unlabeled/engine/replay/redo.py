@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from unlabeled.config.read import read_recipe
+from unlabeled.config.read import read_run_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.engine import launch
 from unlabeled.engine.build import method_class, stored_info
@@ -49,7 +49,7 @@ def replay(run: Path, update: int | None = None) -> Finding:
     was kept, if it is damaged, and if it is started with several processes.
     """
     kept = read_kept(run, update)
-    recipe = read_recipe(run / "recipe.yaml")
+    recipe = read_run_recipe(run)
     recipe, note = _here(recipe, kept)
     accelerator = launch.start(recipe.train)
     if world() > 1:

@@ -8,15 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+from unlabeled.config.base.cache import cache_folder
 from unlabeled.ops.machine.files import sweep, temporary
-
-
-def cache_folder(kind: str) -> Path | None:
-    """Return the user's cache folder for one kind of files; None for a user without a home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlabeled" / kind
-    except RuntimeError:
-        return None
 
 
 def places(beside: Path) -> list[Path]:
