@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from unlabeled.engine.method import load_elastic
 from unlabeled.engine.run.sources import export_about
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
-from unlabeled.ops.machine.files import refuse_unwritable
+from unlabeled.ops.machine.files import read_json, refuse_unwritable
 from unlabeled.report.sizes import Row, draw_sizes, has_scores, print_sizes, short, write_csv
 
 _PROTOCOL = "knn"
@@ -71,7 +70,7 @@ def extract(run: Path, export: str | None, settings: ExtractSettings, scoring: S
 def _refuse_another(file: Path, own: Mapping[str, Any], *, by_run: bool) -> None:
     """Raise UserError if a JSON file beside a network is of another export, seed, update or, if so asked, run."""
     try:
-        about = json.loads(file.read_bytes())
+        about = read_json(file)
     except (OSError, ValueError):  # there is none, or a killed process left half of one
         return
     keys = ["method", "export", "seed", "update", *["run"] * by_run]  # a run's folder may have moved, with all in it

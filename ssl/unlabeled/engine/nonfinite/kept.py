@@ -23,7 +23,7 @@ from unlabeled.data.sources.fingerprint import Names
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
 from unlabeled.ops.distributed import on_rank0, raise_together, rank, world
-from unlabeled.ops.machine.files import disk_error, sha256, temporary, write_atomically
+from unlabeled.ops.machine.files import disk_error, read_json, sha256, temporary, write_atomically
 
 FOLDER = "nonfinite"
 MOST = 3  # kept updates of a run, each as large as its weights and its batch
@@ -160,10 +160,10 @@ def _told(run: Path, folder: Path) -> str:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_bytes())
+        value = read_json(file)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError):
+    except ValueError:
         raise UserError(f"{file} is damaged: it is no JSON") from None
     if not isinstance(value, dict):
         raise UserError(f"{file} is damaged: it holds something else")
