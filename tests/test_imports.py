@@ -11,14 +11,14 @@ TIERS = [{"errors"}, {"config"}, {"ops"}, {"data", "augment", "backbones"}, {"me
          {"evaluation", "passes"}, {"cli"}]  # fmt: skip
 # the rooms of a package from below to above ("" for its own files); one folder holds files of one subject
 ROOMS = {
-    "config": [{"yaml", "base"}, {"", "protocols", "passes"}],
+    "config": [{"yaml", "base"}, {"", "protocols", "passes", "consent"}],
     "ops": [{"machine"}, {""}, {"measures", "targets"}],
     "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense", "sources.video", "records"}, {""},
              {"packing"}],
     "augment": [{""}, {"replay"}],
     "backbones": [{""}, {"elastic", "video"}],
     "methods": [{""}, {"cvrl", "feature_distil", "poa", "probe", "reinforcement", "relabel", "ssld"}],
-    "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {"passes"}, {""}],
+    "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {"passes", "nonfinite"}, {""}, {"replay"}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
     "passes": [{""}, {"mining"}],
 }

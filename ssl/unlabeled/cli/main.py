@@ -26,6 +26,7 @@ from unlabeled.cli import (
     pretrain,
     recipes,
     reinforce,
+    replay,
     schema,
 )
 from unlabeled.cli.arguments import Parser, first_process
@@ -34,7 +35,7 @@ from unlabeled.errors import UserError, did_you_mean, nearest
 
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "chain": chain, "features": features, "export": export,
             "extract": extract, "look": look, "pack": pack, "labelmaps": labelmaps, "reinforce": reinforce,
-            "mine": mine, "convert": convert, "recipes": recipes, "schema": schema}
+            "mine": mine, "replay": replay, "convert": convert, "recipes": recipes, "schema": schema}
 
 PRINTING = {"recipes", "schema", "--print", "--help", "-h", "--version"}  # what they print is all that they do
 
@@ -79,7 +80,11 @@ def _run(arguments: Sequence[str]) -> int:
     name, command = arguments[0], COMMANDS[arguments[0]]
     parser = Parser(f"unlabeled {name}", command.SUMMARY, command.EXAMPLES)
     command.configure(parser)
-    code: int = command.run(parser.parse_intermixed_args(arguments[1:]))
+    from unlabeled.config.consent.agreed import trusting
+
+    words = [word for word in arguments[1:] if word != "trust=true"]
+    with trusting(len(words) < len(arguments) - 1):
+        code: int = command.run(parser.parse_intermixed_args(words))
     sys.stdout.flush()
     atexit.register(_leave_group)
     return code
@@ -101,7 +106,8 @@ def _top(arguments: Sequence[str]) -> int:
     width = max(map(len, COMMANDS))
     listed = "\n".join(f"  {name:{width}}  {command.SUMMARY}" for name, command in COMMANDS.items())
     examples = [command.EXAMPLES[0] for command in COMMANDS.values()]
-    summary = f"Self- and semi-supervised pretraining of vision backbones.\n\ncommands:\n{listed}"
+    summary = f"Self- and semi-supervised pretraining of vision backbones.\n\ncommands:\n{listed}\n\n" \
+        "trust=true behind any command runs what the folder of somebody else's run names (module:Class, pipe:COMMAND)"
     parser = Parser("unlabeled", summary, examples)
     parser.usage = "unlabeled COMMAND ... (unlabeled COMMAND --help says more)"
     parser.add_argument("--version", action="version", version=f"unlabeled {__version__}")

@@ -30,10 +30,15 @@ def find(kind: Kind, name: str | Path) -> Path:
     raise UserError(f"no {_WORDS[kind]} '{name}'. {_nearest(kind, given, short)}")
 
 
+def shipped(kind: Kind, file: Path) -> bool:
+    """Return whether a file came with the project."""
+    return any(file.resolve().is_relative_to(folder.resolve()) for folder in _folders(kind))
+
+
 def independent(kind: Kind, name: str) -> str:
     """Return a name that means the same file from every working directory: the path of one of the user's own."""
     path = find(kind, name).resolve()
-    return name if any(path.is_relative_to(folder.resolve()) for folder in _folders(kind)) else str(path)
+    return name if shipped(kind, path) else str(path)
 
 
 def listing(kind: Kind) -> list[str]:

@@ -17,6 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 from unlabeled.config.base.objects import is_dotted, load_object, settings_of
 from unlabeled.config.batches import idle_blocks, small_batches
 from unlabeled.config.card import Card
+from unlabeled.config.consent.named import (
+    adopt_card,
+    adopt_file,
+    refuse_backbone,
+    refuse_card,
+    refuse_kept,
+    refuse_recipe,
+)
 from unlabeled.config.files import find, shown
 from unlabeled.config.protocols.all import AnyProtocol
 from unlabeled.config.protocols.vectors import Protocol, Trained
@@ -120,6 +128,7 @@ def read_settings(command: str, model: type[T], settings: Sequence[str]) -> T:
     values = Values(command, {}, {(): (0, command)})
     for order, text in enumerate(settings):
         values.override(text, order)
+    adopt_file(command, values.value)
     result, problems = _validate(values.value, model, (), {(): model})
     if result is None or problems:
         raise UserError(_report(values, problems))
@@ -132,16 +141,28 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = (), *, check_files:
 
     check_files: also read the cards and protocols that it names (a run that was moved may be read without them).
     run_of: gives the folder of its run by the seed; copies of earlier runs there count before these.
-    Raises UserError with all errors of all blocks.
+    What it and its cards run is the user's own. Raises UserError with all errors of all blocks.
     """
     values = read_values(find("recipes", name), overrides, shorthand="method")
+    adopt_file(values.where, values.value)
     train = values.value.get("train")
     seed = train.get("seed", 0) if isinstance(train, dict) else 0
     return _recipe(values, check_files, None if run_of is None else run_of(seed))
 
 
+def read_run_recipe(run: Path) -> Recipe:
+    """Read the recipe of a run's folder, which may be anybody's.
+
+    Raises UserError as `read_recipe` does, and if it names code to which this user has not agreed.
+    """
+    values = read_values(find("recipes", run / "recipe.yaml"), shorthand="method")
+    refuse_recipe(values.where, values.value)
+    return _recipe(values, check_files=False)
+
+
 def recipe_from(value: dict[str, Any], where: str) -> Recipe:
     """Return the recipe of plain values, which a run keeps; `where` is named in errors. Raises UserError as above."""
+    refuse_kept(where, value)
     return _recipe(Values(where, json.loads(json.dumps(value)), {(): (0, where)}), check_files=False)
 
 
@@ -181,9 +202,16 @@ def _recipe(values: Values, check_files: bool, run: Path | None = None) -> Recip
     return recipe.model_copy(update={"method": config})
 
 
-def read_card(name: str | Path) -> Card:
-    """Read a data card by name or path. Raises UserError with all errors."""
-    return read_file(find("data", name), Card)
+def read_card(name: str | Path, *, own: bool = False) -> Card:
+    """Read a data card by name or path; own: a command names it.
+
+    Raises UserError with all errors, and if it runs code, and no command has named it.
+    """
+    if own:
+        adopt_card(name)
+    file = find("data", name)
+    refuse_card(file)
+    return read_file(file, Card)
 
 
 def read_protocol(name: str | Path, overrides: Sequence[str] = ()) -> Protocol:
@@ -193,6 +221,7 @@ def read_protocol(name: str | Path, overrides: Sequence[str] = ()) -> Protocol:
     """
     values = read_values(find("eval", name), overrides, shorthand="method")
     former.translate(values.value)
+    adopt_file(values.where, values.value)
     roots: dict[Key, Any] = {(): AnyProtocol}
     problems: list[Problem] = []
     if is_dotted(values.value.get("protocol")):
@@ -273,6 +302,7 @@ def _inherit_backbone(value: dict[str, Any], check: bool, run: Path | None) -> l
     if not isinstance(source, dict) or not isinstance(source.get("backbone"), dict):
         return [(("backbone", "init"), f"{file} is damaged: it names no backbone; bring the file of that run back")]
     theirs = {key: given for key, given in source["backbone"].items() if key != "init"}
+    refuse_backbone(file, source)
     part = sized(split_source(block["init"])[1])
     if part is not None and theirs.get("name") not in BACKBONE_OPTIONS["size"] and not is_dotted(theirs.get("name")):
         return [(("backbone", "init"), f"'{block['init']}' names a size, but the backbone of that run, "

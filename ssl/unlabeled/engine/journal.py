@@ -50,6 +50,11 @@ class Journal:
                 self.metrics.write(update, values)
         self.bar.advance(update + 1)
 
+    def tell(self, text: str) -> None:
+        """Say something, if it is not empty."""
+        if text:
+            self.bar.say(text)
+
     def measure(self, done: int, method: Method) -> None:
         """Measure after `done` updates, if that is due: a checkpoint or export of that moment stands already."""
         if self.online.due(done):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 import warnings
 from pathlib import Path
@@ -30,7 +31,8 @@ HOW = (
 
 def join() -> PartialState:
     """Join the other processes of the launch, on CPUs if it says so."""
-    state = PartialState(cpu=_on_cpu(), timeout=group_timeout(PATIENCE))
+    _stay_on_this_machine()
+    state = PartialState(cpu=on_cpu(), timeout=group_timeout(PATIENCE))
     watch()
     return state
 
@@ -50,9 +52,10 @@ def start(train: Train) -> Accelerator:
     fp16 without a GPU.
     """
     _end_with_the_launcher()
+    _stay_on_this_machine()
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, with the first product on a GPU
-    cuda = torch.cuda.is_available() and not _on_cpu()
+    cuda = torch.cuda.is_available() and not on_cpu()
     precision = pick_precision(train.precision, "cuda" if cuda else "cpu", "train.precision")
     # buffers stay as each rank computed them; the engine broadcasts what is not synchronised. The option has a new name
     # in new versions of torch, which say so for every process
@@ -111,6 +114,17 @@ def _end_with_the_launcher() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def _stay_on_this_machine() -> None:
+    """Let gloo listen on the loopback interface where the launch has no process elsewhere; what is set already stays.
+
+    Otherwise it listens on the address of the host's name.
+    """
+    here, everywhere = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
+    names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]  # Linux, macOS
+    if here is not None and here == everywhere and names:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
+
+
 def _has_amx() -> bool:
     """Return whether the processor multiplies bfloat16 matrices itself (AMX): elsewhere on CPUs bf16 is slower."""
     try:
@@ -119,5 +133,6 @@ def _has_amx() -> bool:
         return False
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Return whether the launch says that its processes use the CPU."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")

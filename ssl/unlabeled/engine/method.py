@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unlabeled.backbones.build import build_backbone, recompute_activations
 from unlabeled.backbones.drops import draw_for_the_global_batch
 from unlabeled.backbones.sizes import refuse_images, try_image
-from unlabeled.config.read import read_recipe
+from unlabeled.config.read import read_run_recipe
 from unlabeled.config.recipe import Backbone, Recipe
 from unlabeled.config.sources import public, split_source
 from unlabeled.engine.build import method_class, stored_info
@@ -208,7 +208,7 @@ def _exports(run: Path) -> dict[str, Export]:
     if not (run / "recipe.yaml").exists():
         raise UserError(f"{run} is no run: {run / 'recipe.yaml'} is missing; give RUN or RUN:EXPORT, such as "
                         "runs/simclrv2-s0:backbone+head1, or timm:NAME, or timm:NAME@FILE for a file of weights")
-    recipe = read_recipe(run / "recipe.yaml")
+    recipe = read_run_recipe(run)
     return build_method(recipe, stored_info(run, recipe), run, weights=False, trained=True).exports()
 
 

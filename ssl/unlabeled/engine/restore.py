@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from unlabeled.config.base.optim import LearningRate, Optim
-from unlabeled.config.read import read_recipe
+from unlabeled.config.read import read_run_recipe
 from unlabeled.config.recipe import Data, MethodConfig, Recipe, Train
 from unlabeled.config.sources import Public, public
 from unlabeled.engine.build import stored_info
@@ -89,7 +89,7 @@ def load_run(path: Path, *, random_init: bool = False, device: torch.device | st
         if (run / "run.json").exists():
             raise UserError(f"{file} is missing; give the run's own command again, which writes it anew")
         raise UserError(f"{path} is no run: {file} is missing; give the folder of a run, or a checkpoint in one")
-    recipe = read_recipe(run / "recipe.yaml")
+    recipe = read_run_recipe(run)
     method = build_method(recipe, stored_info(run, recipe), run, weights=not random_init, trained=True)
     update = 0
     if not random_init:

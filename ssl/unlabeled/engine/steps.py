@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlabeled.data.batch import Batch
 from unlabeled.engine.plan import Plan
-from unlabeled.methods.base import Step
+from unlabeled.methods.base import Method, Step
 from unlabeled.ops.random import generator, seed_of
 
 
@@ -31,6 +32,15 @@ def make_step(
         shared=generator(seed, "shared", update, micro),
         counts=counts or {},
     )
+
+
+@torch.no_grad()
+def make_views(
+    method: Method, batch: dict[str, Batch], step: Step, seed: int, rank: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Return what the network sees of the micro-batch of process `rank` at `step`: a function of the numbers alone."""
+    seed_everything(seed, "global", step.update, step.micro, rank)
+    return method.views({name: b.to(device) for name, b in batch.items()}, step)
 
 
 def seed_everything(*parts: int | str) -> None:

@@ -23,6 +23,7 @@ from unlabeled.engine.dry_run import rehearse
 from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.journal import Journal
 from unlabeled.engine.method import build_method
+from unlabeled.engine.nonfinite.kept import MOST, keep_update
 from unlabeled.engine.passes.features import gather_names
 from unlabeled.engine.plan import Plan, describe, make_plan
 from unlabeled.engine.restore import load_state
@@ -34,7 +35,7 @@ from unlabeled.engine.run.preview import views_png
 from unlabeled.engine.run.record import read_record, refuse_rescale
 from unlabeled.engine.run.same_recipe import replaced_sources
 from unlabeled.engine.run.signals import Signals
-from unlabeled.engine.updater import Updater
+from unlabeled.engine.updater import NonFinite, Updater
 from unlabeled.engine.watch import watch
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import max_over_ranks, on_rank0, rank, world
@@ -141,6 +142,7 @@ class Trainer:
     """The loop around `Updater`: data, checkpoints, metrics, signals. done, saved: updates, counted from the first."""
 
     done = saved = 0
+    kept_dropped = False
 
     def __init__(
         self,
@@ -159,6 +161,7 @@ class Trainer:
         about = {"recipe": recipe.model_dump(mode="json"), "data": record["data"], "info": record["info"]}
         self.checkpoints = folder.saved_states(recipe.train.keep, about)
         self.clock = SaveClock(recipe.train.checkpoint_every)
+        self.sources = {name: stream.source for name, stream in opened.items()}
         self.streamed = [name for name, stream in opened.items() if not stream.source.random_access]
         self.source = opened[method.clock].source
         self.streams = build.train_streams(recipe, opened, plan, pin_memory=accelerator.device.type == "cuda")
@@ -213,12 +216,18 @@ class Trainer:
             unreadable = [key for micro in micros for batch in micro.values() for key in batch.corrupt]
             notes = [signals.received, len(unreadable), int(self.clock.due(update + 1))]
             watch().begun += 1
-            outcome = self.updater.update(update, micros, notes, abandon=problem is not None)
+            try:
+                outcome = self.updater.update(update, micros, notes, abandon=problem is not None)
+            except NonFinite as error:
+                raise UserError(f"{error}\n{self._keep(update, micros, error.by_rank)}".rstrip()) from error
             heard, any_unreadable, save = outcome.notes
             if outcome.abandoned:
                 return heard, problem
             self.done = update + 1
             journal.update(update, outcome, unreadable if any_unreadable else None)
+            if outcome.nonfinite and not self.kept_dropped:  # the first of this start, if the run has none
+                self.kept_dropped = True
+                journal.tell(self._keep(update, micros, outcome.nonfinite, most=1))
             if heard or save or self.done == self.plan.total:
                 self._save()
             if heard:
@@ -226,6 +235,15 @@ class Trainer:
             if self.done < self.plan.total:
                 journal.measure(self.done, self.updater.method)
         return 0, None
+
+    def _keep(self, update: int, micros: list[dict[str, Batch]], by_rank: list[list[str]], most: int = MOST) -> str:
+        """Keep an update that has changed nothing, for `replay`; return what to tell of it."""
+        about = {
+            "update": update, "nonfinite": by_rank, "seed": self.recipe.train.seed, "lr": self.plan.lr(update),
+            "grad_accum": self.recipe.train.grad_accum, "precision": self.accelerator.mixed_precision,
+            "device": self.accelerator.device.type, "torch": torch.__version__,
+        }  # fmt: skip
+        return keep_update(self.folder.path, self.updater.method, micros, self.sources, about, most)
 
     def close(self) -> None:
         """End the loader processes."""

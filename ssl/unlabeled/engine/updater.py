@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,7 @@ from unlabeled.engine.optim.optimizer import (
     set_weight_decay,
 )
 from unlabeled.engine.plan import Plan
-from unlabeled.engine.steps import make_step, seed_everything
+from unlabeled.engine.steps import make_step, make_views
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
 from unlabeled.ops.batchnorm import convert, unsynchronised_buffers
@@ -35,13 +35,23 @@ from unlabeled.ops.norms import statistics
 class Outcome:
     """Values of one update for the log (this rank's, 0-d), whether it was dropped, the largest notes of all ranks.
 
-    abandoned: a rank had no data for it, and nothing was changed on any.
+    abandoned: a rank had no data for it, and nothing was changed on any. nonfinite: what was not finite in an update
+    that was dropped for it, by rank; empty where the scaler alone has dropped it.
     """
 
     values: dict[str, Tensor]
     dropped: bool
     notes: list[int]
     abandoned: bool = False
+    nonfinite: list[list[str]] = field(default_factory=list)
+
+
+class NonFinite(UserError):
+    """The end of a run by a loss or gradient that is not finite; by_rank: which were not."""
+
+    def __init__(self, message: str, update: int, by_rank: list[list[str]]) -> None:
+        super().__init__(message)
+        self.update, self.by_rank = update, by_rank
 
 
 class Updater:
@@ -69,9 +79,8 @@ class Updater:
     @torch.no_grad()
     def views(self, update: int, micro: int, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Return what the network sees of `batch`: a function of seed, update, micro-batch and rank alone."""
-        seed_everything(self.seed, "global", update, micro, rank())
         step = make_step(self.plan, update, micro, self.seed, rank())
-        views = self.method.views({name: b.to(self.accelerator.device) for name, b in batch.items()}, step)
+        views = make_views(self.method, batch, step, self.seed, rank(), self.accelerator.device)
         return {name: self.laid_out(x) for name, x in views.items()}
 
     def prime(self, views: dict[str, Tensor]) -> None:
@@ -110,7 +119,8 @@ class Updater:
         if scaler:
             scaler.unscale_(self.optimizer)
         norm = clip_and_norm(self.optimizer, self.recipe.optim.clip)
-        dropped, (*notes, abandoned) = self._agree(update, terms, norm, [*notes, int(abandon)], before)
+        nonfinite, (*notes, abandoned) = self._agree(update, terms, norm, [*notes, int(abandon)], before)
+        dropped = nonfinite is not None
         if not dropped:
             scaler.step(self.optimizer) if scaler else self.optimizer.step()
             broadcast_buffers(unsynchronised_buffers(self.method))
@@ -121,7 +131,7 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         named = {f"loss/{name}": term for name, term in terms.items()}
         values = {"loss": torch.stack(list(terms.values())).sum(), **named, "grad_norm": norm, **values}
-        return Outcome(values, dropped, notes, bool(abandoned))
+        return Outcome(values, dropped, notes, bool(abandoned), nonfinite or [])
 
     @contextlib.contextmanager
     def enough_values(self) -> Iterator[None]:
@@ -162,27 +172,31 @@ class Updater:
 
     def _agree(
         self, update: int, terms: dict[str, Tensor], norm: Tensor, notes: list[int], before: list[Tensor]
-    ) -> tuple[bool, list[int]]:
+    ) -> tuple[list[list[str]] | None, list[int]]:
+        """Return what was not finite, by rank, None for an update that is to be done; and the largest notes."""
         bad = torch.stack([*(t.to(norm.dtype) for t in terms.values()), norm]).isfinite().logical_not()
         row = torch.cat([bad.long(), to_device(torch.tensor(notes), bad.device)])
         ranks = gather(row[None]).tolist()  # the one wait for a GPU in an update
         notes = [max(column) for column in zip(*(r[len(bad) :] for r in ranks), strict=True)]
         flags = [r[: len(bad)] for r in ranks]
         if not notes[-1] and not any(map(any, flags)):
-            return False, notes
+            return None, notes
         # one non-finite forward poisons the running statistics
         for buffer, value in zip(self.statistics, before, strict=True):
             buffer.copy_(value)
         overflow = self.accelerator.scaler is not None and not any(any(f[:-1]) for f in flags)
-        if self.recipe.train.nonfinite == "stop" and not overflow and not notes[-1]:
-            raise UserError(self._nonfinite(update, [f"loss/{name}" for name in terms], flags))
-        return True, notes
+        if overflow or notes[-1]:
+            return [], notes
+        names = [*(f"loss/{name}" for name in terms), "gradient"]
+        by_rank = [[name for name, flag in zip(names, row, strict=True) if flag] for row in flags]
+        if self.recipe.train.nonfinite == "stop":
+            raise NonFinite(self._nonfinite(update, by_rank), update, by_rank)
+        return by_rank, notes
 
-    def _nonfinite(self, update: int, names: list[str], flags: list[list[int]]) -> str:
-        where = next(r for r, row in enumerate(flags) if any(row))
-        which = ", ".join(name for name, bad in zip([*names, "gradient"], flags[where], strict=True) if bad)
+    def _nonfinite(self, update: int, by_rank: list[list[str]]) -> str:
+        where = next(number for number, names in enumerate(by_rank) if names)
         return (
-            f"non-finite at update {update}: {which} (lr {self.plan.lr(update):.3g}, rank {where}). "
-            "Checkpoints are from before. Drop such updates with train.nonfinite=skip, or start anew (fresh=true) with "
-            "a lower optim.lr.base or with optim.clip"
+            f"non-finite at update {update}: {', '.join(by_rank[where])} (lr {self.plan.lr(update):.3g}, rank {where}"
+            "). Checkpoints are from before. Drop such updates with train.nonfinite=skip, or start anew (fresh=true) "
+            "with a lower optim.lr.base or with optim.clip"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 from unlabeled.backbones.elastic.network import ElasticNetwork
 from unlabeled.backbones.elastic.sizes import Size
 from unlabeled.config.passes.extract import ExtractSettings
-from unlabeled.config.read import read_protocol, read_recipe
+from unlabeled.config.read import read_protocol, read_run_recipe
 from unlabeled.engine.exports.preparation import preparing_lines
 from unlabeled.engine.exports.sizes import cost, costs, nearest, on_meta, write_network
 from unlabeled.engine.method import load_elastic
 from unlabeled.engine.run.sources import export_about
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
-from unlabeled.ops.machine.files import refuse_unwritable
+from unlabeled.ops.machine.files import read_json, refuse_unwritable
 from unlabeled.report.sizes import Row, draw_sizes, has_scores, print_sizes, short, write_csv
 
 _PROTOCOL = "knn"
@@ -45,7 +44,7 @@ def extract(run: Path, export: str | None, settings: ExtractSettings, scoring: S
     for size in sizes:
         _refuse_another(out / f"{size}.json", own, by_run=settings.out is not None)
     blank, rows, lines, side = on_meta(network), [], [], whole.input.size
-    backbone = read_recipe(run / "recipe.yaml").backbone
+    backbone = read_run_recipe(run).backbone
     for size in sizes:
         spent, part = cost(blank, size, side), backbone.model_copy(update={"size": str(size)})
         about = {**own, "backbone": part.model_dump(), "size": str(size), "parameters": spent.params,
@@ -71,7 +70,7 @@ def extract(run: Path, export: str | None, settings: ExtractSettings, scoring: S
 def _refuse_another(file: Path, own: Mapping[str, Any], *, by_run: bool) -> None:
     """Raise UserError if a JSON file beside a network is of another export, seed, update or, if so asked, run."""
     try:
-        about = json.loads(file.read_bytes())
+        about = read_json(file)
     except (OSError, ValueError):  # there is none, or a killed process left half of one
         return
     keys = ["method", "export", "seed", "update", *["run"] * by_run]  # a run's folder may have moved, with all in it

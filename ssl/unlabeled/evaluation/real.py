@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from unlabeled.data.sources.base import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluation.vectors.scores import Score
+from unlabeled.ops.machine.files import read_json
 
 _NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})(?!\d)")
 _WHERE = "the published file is real.json of github.com/google-research/reassessed-imagenet"
@@ -56,7 +56,7 @@ class RealLabels:
 def _read(file: Path, classes: int) -> list[list[int]]:
     """Return the lists of classes. Raises UserError for anything else."""
     try:
-        lists = json.loads(file.read_bytes())
+        lists = read_json(file)
     except OSError as error:
         raise UserError(f"real={file} cannot be read: {error.strerror or error}; {_WHERE}") from error
     except (ValueError, RecursionError) as error:

@@ -44,7 +44,7 @@ def folder_or_card(place: str, split: str | None = None, root: str | None = None
         question = did_you_mean(os.path.join(os.path.dirname(place), near) for near in nearest(name, beside))
         raise UserError(f"'{place}' is not a folder: it does not exist.{question}")
     try:
-        card = read_card(place)
+        card = read_card(place, own=True)
     except UserError as error:
         raise UserError(str(error) if os.path.exists(path) else f"no folder '{place}', and {error}") from error
     chosen = split or next((name for name in _FIRST if name in card.splits), next(iter(card.splits)))

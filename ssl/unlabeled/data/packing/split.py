@@ -91,7 +91,7 @@ def source_card(source: str, settings: PackSettings) -> Card:
         return Card.model_validate({"name": folder.resolve().name, "source": storage, "root": str(folder.resolve()),
                                     "splits": splits})
     try:
-        card = read_card(source)
+        card = read_card(source, own=True)
     except UserError as error:
         raise UserError(f"no folder '{source}', and {error}" if "/" not in source else str(error)) from error
     if settings.classes is not None:

@@ -24,7 +24,7 @@ from unlabeled.data.records.classes import WITH_THE_CARD, classes_of_card, class
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.fingerprint import digest
 from unlabeled.errors import UserError
-from unlabeled.ops.machine.files import write_atomically
+from unlabeled.ops.machine.files import read_json, write_atomically
 
 HEADER = "header.json"
 # kind of rows -> the command that makes them
@@ -80,9 +80,11 @@ class Header:
         """Return the header of a store. Raises UserError if there is none, or it is damaged."""
         file = folder / HEADER
         try:
-            about = json.loads(file.read_bytes())
+            about = read_json(file)
             fields = {name: (str(np.dtype(code).str), tuple(shape)) for name, (code, shape) in about["fields"].items()}
             header = cls(**{**about, "fields": fields})
+            if header.dtype.hasobject:  # mapped, its bytes would be taken for places in memory
+                raise ValueError("a field holds objects")
             if not (header.block > 0 <= header.rows and header.dtype.itemsize):
                 raise ValueError("its numbers are out of range")
         except OSError as error:
@@ -132,7 +134,7 @@ def read_ending(file: Path, size: int) -> dict[str, Any] | None:
         whole = (total == size + length + _LENGTH and isinstance(about["unreadable"], dict)
                  and isinstance(about["sha256"], str))
         return about if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

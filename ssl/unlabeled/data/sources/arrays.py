@@ -10,7 +10,7 @@ import numpy as np
 from unlabeled.config.card import Card, Digits
 from unlabeled.data.sources.base import FORGIVEN, CorruptSample, FileArray, Source
 from unlabeled.data.sources.files.levels import Levels, eight_bits
-from unlabeled.data.sources.files.reading import reading
+from unlabeled.data.sources.files.reading import reading, refuse_bomb
 from unlabeled.data.sources.fingerprint import spread
 from unlabeled.data.sources.labels import class_numbers
 from unlabeled.errors import UserError
@@ -97,6 +97,7 @@ def open_array(card: Card, split: str, root: str | None) -> Source:
 
 def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     with reading(path, _WRONG, _ZIP), np.load(path, allow_pickle=False) as archive:
+        refuse_bomb(archive.zip.infolist())
         if "images" not in archive:
             raise UserError(f"{path} has no array 'images' (it has: {', '.join(archive.files) or 'none'})")
         return _array(archive["images"]), _array(archive["labels"]) if "labels" in archive else None

@@ -13,6 +13,7 @@ import numpy as np
 from unlabeled.errors import UserError
 
 HIGHEST = 10_000_000  # no set has so many classes: a larger number is an id, and tables by class would not fit
+_LONGEST = 1 << 24  # bytes of a member that holds a label
 _ALLOWED = "allowed: whole numbers from 0 on, and -1 for unknown"
 
 
@@ -55,6 +56,8 @@ def read_label(text: bytes, rule: str, classes: Sequence[str] | None = None) -> 
     Raises ValueError that says what is wrong, without a place.
     """
     field, _, key = rule.partition(":")
+    if len(text) > _LONGEST:
+        raise ValueError(f"a label of {len(text)} bytes; at most {_LONGEST >> 20} MiB are read")
     try:
         value = json.loads(text)[key] if field == "json" else text.decode("ascii")
     except (ValueError, KeyError, TypeError, RecursionError):

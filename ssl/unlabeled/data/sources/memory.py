@@ -125,7 +125,7 @@ def _read(place: Path, stamp: str) -> _Decoded | None:
         if about["stamp"] != stamp or size != len(head) + math.prod(shape):
             return None
         return FileArray(place, shape, "u1", len(head)), {int(i): reason for i, reason in about["unreadable"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # missing or damaged: the images are decoded again
 
 

@@ -29,6 +29,7 @@ _CLASS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10", "svhn"
           "fashionmnist": "FashionMNIST"}
 _WRONG = "damaged or not in torchvision's layout"
 _CIFAR = 3 * 32 * 32  # bytes of an image
+_UNPACKED = 1 << 32  # bytes of a file when it is unpacked; the largest of these sets has 50 MB
 
 
 def open_torchvision(card: Card, split: str, root: str | None) -> Source:
@@ -62,18 +63,38 @@ def _imagenet(card: Card, split: str, folder: Path) -> Source:
     return class_folder(card, split, folder)
 
 
+class _Array:
+    """Stands for numpy.ndarray, which takes any bytes for an array of objects: to call it is to write into memory."""
+
+
+def _empty(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    """Make the array that a pickle then fills."""
+    return np.empty(0, np.uint8)
+
+
+def _plain_type(*arguments: Any) -> np.dtype:
+    """Return a type of numbers. Raises pickle.UnpicklingError for one of objects."""
+    dtype = np.dtype(*arguments)
+    if dtype.hasobject:
+        raise pickle.UnpicklingError("it holds arrays of objects")
+    return dtype
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Pickles of arrays, lists and strings: a pickle from the net may otherwise run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)
-        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype", "_frombuffer"):
-            home = {"_reconstruct": "numpy._core.multiarray", "_frombuffer": "numpy._core.numeric"}.get(name, "numpy")
-            if home != "numpy" and np.lib.NumpyVersion(np.__version__) < "2.0.0":
-                home = home.replace("_core", "core")
-            return super().find_class(home, name)
+        if module.split(".")[0] == "numpy" and name == "_frombuffer":
+            old = np.lib.NumpyVersion(np.__version__) < "2.0.0"
+            return super().find_class("numpy.core.numeric" if old else "numpy._core.numeric", name)
+        if module.split(".")[0] == "numpy" and name in _NUMPYS:
+            return _NUMPYS[name]
         raise pickle.UnpicklingError(f"{module}.{name} does not belong into a file of images")
+
+
+_NUMPYS: dict[str, Any] = {"_reconstruct": _empty, "ndarray": _Array, "dtype": _plain_type}
 
 
 def _unpickle(path: Path, *keys: str) -> list[Any]:
@@ -183,7 +204,11 @@ def _idx(path: Path, dimensions: int) -> tuple[Path, np.ndarray]:
         path = packed
     with reading(path, _WRONG, b"\x1f\x8b" if path == packed else b""):
         data = path.read_bytes()
-        data = gzip.decompress(data) if path == packed else data
+        if path == packed:
+            with gzip.open(path) as stream:
+                data = stream.read(_UNPACKED + 1)
+            if len(data) > _UNPACKED:
+                raise ValueError(f"it unpacks to more than {_UNPACKED >> 30} GiB")
         if data[:4] != bytes([0, 0, 8, dimensions]):
             raise ValueError(f"it begins with {data[:4].hex(' ') or 'nothing'}, not with 00 00 08 0{dimensions}")
         shape = np.frombuffer(data, ">u4", dimensions, 4).tolist()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from unlabeled.ops.machine.files import read_json
 
 
 def export_classes(run: Path, name: str) -> list[str] | None:
     """Return the names of the classes that an export of a run tells apart, in the order of its logits, if it says so.
     """
     try:
-        about = json.loads((run / "export" / f"{name}.json").read_bytes())
+        about = read_json(run / "export" / f"{name}.json")
     except (OSError, ValueError):
         return None
     names = about.get("classes") if isinstance(about, dict) else None

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 import unlabeled
+from unlabeled.config.base.cache import cache_folder
 from unlabeled.data.sources.base import CorruptKey, CorruptSample, Source
-from unlabeled.data.sources.files.kept import cache_folder, keep
+from unlabeled.data.sources.files.kept import keep
 from unlabeled.data.sources.fingerprint import digest
 from unlabeled.engine.run.progress import volume
 from unlabeled.errors import UserError

@@ -14,7 +14,7 @@ import torch
 
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0, rank
-from unlabeled.ops.machine.files import disk_error, sha256, write_atomically
+from unlabeled.ops.machine.files import disk_error, read_json, sha256, write_atomically
 
 _NAME = re.compile(r"update-(\d{8,})\.(pt|json)")
 _SHARE = 0.02  # of the time that saving may take, where the interval is not given
@@ -210,8 +210,8 @@ def read_about(path: Path) -> dict[str, Any]:
     """Return what stands beside a checkpoint. Raises UserError if that is missing or of another form."""
     beside = path.with_suffix(".json")
     try:
-        about = json.loads(beside.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        about = read_json(beside)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
         raise UserError(f"checkpoint {path} cannot be read: {beside.name}: {reason}") from error
     if not isinstance(about, dict) or not isinstance(about.get("sha256"), str):

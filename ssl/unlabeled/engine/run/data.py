@@ -13,6 +13,7 @@ from unlabeled.engine.run.checkpoint import anew
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.run.same_recipe import flat
 from unlabeled.errors import UserError
+from unlabeled.ops.machine.files import read_json
 
 _LISTED = 10_000  # samples up to which the names are kept, to say which ones are new or gone
 _WORDS = {
@@ -101,7 +102,7 @@ def _names(source: Source) -> list[str] | None:
 def _example(folder: RunFolder, name: str, source: Source) -> str:
     """Name a sample that is new and one that is gone, where the names are kept."""
     try:
-        before = json.loads((folder.path / f"data-{name}.json").read_bytes())
+        before = read_json(folder.path / f"data-{name}.json")
         old, new = set(before), set(_names(source) or before)
     except (OSError, ValueError, TypeError):
         return ""

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from unlabeled.config.consent.named import remember_recipe
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.sources import copy_of
 from unlabeled.config.yaml.write import to_yaml
@@ -26,7 +27,7 @@ from unlabeled.engine.run.sources import export_problem
 from unlabeled.errors import UserError
 from unlabeled.ops.machine.files import disk_error, sweep, write_atomically
 
-_ROOMS = ("checkpoints", "export", "sources")  # in which nobody writes but who holds the lock
+_ROOMS = ("checkpoints", "export", "sources", "nonfinite")  # in which nobody writes but who holds the lock
 _SHARED = ("", "eval", "look", "features")
 
 
@@ -193,7 +194,9 @@ class RunFolder:
             sweep(self.path / name)
 
     def write(self, name: str, text: str) -> None:
-        """Write a small text file atomically."""
+        """Write a small text file atomically; what the recipe that trains here runs was agreed to."""
+        if name == "recipe.yaml":
+            remember_recipe(text)
         self.write_bytes(name, text.encode("utf-8", "surrogateescape"))
 
     def write_bytes(self, name: str, data: bytes) -> None:

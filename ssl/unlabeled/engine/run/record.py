@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import socket
@@ -20,6 +19,7 @@ import torch
 from unlabeled import __version__
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import world
+from unlabeled.ops.machine.files import read_json
 
 NAME = "run.json"
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "pydantic")
@@ -33,10 +33,10 @@ def read_record(run: Path) -> dict[str, Any]:
     file = run / NAME
     cure = "give the run's own command again, which writes it anew"
     try:
-        record = json.loads(file.read_bytes())
+        record = read_json(file)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}; {cure}") from error
-    except (ValueError, RecursionError):
+    except ValueError:
         raise UserError(f"{file} is damaged: it is no JSON; {cure}") from None
     if not isinstance(record, dict) or not isinstance(record.get("info"), dict):
         raise UserError(f"{file} is damaged: 'info' is missing; {cure}")

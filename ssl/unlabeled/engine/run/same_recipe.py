@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from unlabeled.config.marks import Mark, covers, marked
-from unlabeled.config.read import read_recipe, recipe_from
+from unlabeled.config.read import read_run_recipe, recipe_from
 from unlabeled.config.recipe import Recipe
 from unlabeled.config.sources import copy_of, public, split_source
 from unlabeled.config.yaml.lines import parse_file
@@ -19,7 +19,7 @@ from unlabeled.errors import UserError
 def stored_recipe(file: Path) -> dict[str, Any] | None:
     """Return the recipe of a run's file, None if it is missing or damaged; options that came later have defaults."""
     try:
-        return read_recipe(file).model_dump(mode="json")
+        return read_run_recipe(file.parent).model_dump(mode="json")
     except (UserError, OSError, UnicodeDecodeError):
         pass
     try:  # written by another version, or by hand: what differs is shown as it stands there

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from unlabeled.engine.public.networks import published_file
 from unlabeled.engine.run.checkpoint import anew
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0
-from unlabeled.ops.machine.files import disk_error, sha256, temporary
+from unlabeled.ops.machine.files import disk_error, read_json, sha256, temporary
 
 _SUMS = "SHA256SUMS"  # of a copy; it is written last
 _WEIGHTS = "weights"  # name of a copied file of weights, without its suffix
@@ -78,7 +77,7 @@ def export_about(run: Path, name: str) -> dict[str, Any]:
     """Return what the JSON file beside an export says. Raises OSError or ValueError if it cannot be read."""
     beside = run / "export" / f"{name}.json"
     try:
-        about = json.loads(beside.read_bytes())
+        about = read_json(beside)
     except ValueError:
         raise ValueError(f"{beside.name} is no JSON") from None
     if not isinstance(about, dict):

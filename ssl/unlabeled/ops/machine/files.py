@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from unlabeled.errors import UserError
 
@@ -126,6 +127,21 @@ def _lives(process: int) -> bool:
 @functools.cache
 def _machine() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def read_json(file: Path, most: int = 1 << 28) -> Any:
+    """Return what a small JSON file says, which may be of anybody's making.
+
+    Raises OSError; raises ValueError if it is no JSON, has more than `most` bytes, or is nested too deeply.
+    """
+    with open(file, "rb") as stream:
+        text = stream.read(most + 1)
+    if len(text) > most:
+        raise ValueError(f"it is larger than {most >> 20} MiB")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def sha256(path: Path) -> str:

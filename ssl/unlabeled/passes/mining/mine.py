@@ -5,7 +5,6 @@ Copies of evaluation images and images of the training set are left out before a
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from unlabeled.engine.launch import pick_device, pick_precision
 from unlabeled.engine.passes.run import run_pass
 from unlabeled.errors import UserError
 from unlabeled.ops.distributed import on_rank0, rank
-from unlabeled.ops.machine.files import refuse_unwritable
+from unlabeled.ops.machine.files import read_json, refuse_unwritable
 from unlabeled.ops.selection import Selection, top_per_class
 from unlabeled.passes.mining.candidates import PAIR, columns, readable
 from unlabeled.passes.mining.duplicates import REASONS, Judged, judge
@@ -88,7 +87,7 @@ def mine(teacher: str, cfg: MineSettings) -> Path | None:
 def _refuse_other_result(out: Path, teacher: str, cfg: MineSettings) -> None:
     """Raise UserError if the folder holds what was mined by other settings: a run may read its list."""
     try:
-        about = json.loads((out / REPORT).read_bytes())
+        about = read_json(out / REPORT)
         before = {"teacher": about["teacher"], **about["settings"]}
     except (OSError, ValueError, KeyError, TypeError):
         return

@@ -11,18 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
+from unlabeled.config.base.cache import cache_folder
 from unlabeled.ops.machine.files import sweep, temporary
 
 _STATS = 16  # at once: on a network disk each takes a millisecond
 Stamp = tuple[int, int]  # bytes and time in ns of a file; (-1, -1) of one that is not there
-
-
-def cache_folder(kind: str) -> Path | None:
-    """Return the user's cache folder for one kind of files; None for a user without a home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlabeled" / kind
-    except RuntimeError:
-        return None
 
 
 def places(beside: Path) -> list[Path]:

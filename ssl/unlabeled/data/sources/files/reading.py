@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import ZipInfo
 
 from unlabeled.errors import UserError
 
+_UNPACKED, _RATIO = 1 << 30, 200  # bytes that may come of anything; how much more than packed ones beyond that
 # first bytes -> what such a file is, and what to do with it where another kind was expected
 _KINDS = (
     (b"\x1f\x8b", "compressed (gzip); unpack it with gunzip"),
@@ -42,6 +44,13 @@ def kind_of_file(file: Path) -> str | None:
     except OSError:
         return None
     return kind_of(head) if head else "empty; get it again"
+
+
+def refuse_bomb(entries: Iterable[ZipInfo]) -> None:
+    """Raise ValueError for an entry of a zip archive that is made to fill the memory: huge, from next to nothing."""
+    for entry in entries:
+        if entry.file_size > max(_UNPACKED, _RATIO * entry.compress_size):
+            raise ValueError(f"{entry.filename} unpacks from {entry.compress_size} to {entry.file_size} bytes")
 
 
 @contextmanager

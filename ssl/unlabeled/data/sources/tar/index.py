@@ -12,6 +12,7 @@ from typing import IO
 import numpy as np
 
 from unlabeled.data.sources.files.kept import keep, places
+from unlabeled.data.sources.files.reading import refuse_bomb
 from unlabeled.data.sources.fingerprint import Names
 from unlabeled.data.sources.labels import read_label
 from unlabeled.data.sources.tar.members import Truncated, files, grouped, no_target, place, split
@@ -140,7 +141,11 @@ def _label(data: mmap.mmap, sample: dict[str, tuple[int, int]], rule: str, tar: 
 def _read(place: Path, stamp: str) -> TarIndex | None:
     try:
         with np.load(place, allow_pickle=False) as archive:
+            refuse_bomb(archive.zip.infolist())
             if str(archive["stamp"]) != stamp:
+                return None
+            ends = archive["offsets"] + archive["sizes"]
+            if ends.max(initial=0) > json.loads(stamp)[1] or ends.min(initial=0) < -2:  # not of this shard
                 return None
             return TarIndex(Names.from_buffers(archive["keys"].tobytes(), archive["ends"]), list(archive["fields"]),
                             archive["offsets"], archive["sizes"], archive.get("labels"))

@@ -21,6 +21,7 @@ T = TypeVar("T")
 _BLOCK = 512
 _LONGEST = 1 << 24  # bytes of a name or a PAX record; more is damage
 _LARGEST = 1 << 62  # bytes of a member; file systems hold no more
+_MOST = 1 << 32  # bytes of a file that belongs to a sample: it is read as a whole
 _FILES, _FOLDERS = b"0\x007", b"5DV"  # the latter hold no content of a sample
 _OCTAL = re.compile(rb"[0-7]*")
 _ODD = re.compile(r"^[./]|/[./]|/$|^$")
@@ -94,7 +95,7 @@ def files(source: Bytes, tar: str) -> Iterator[File]:
             size = extras.size
         file = File(extras.name or _name(header), start, size,
                     place(extras.link or _text(header[157:257])) if kind == b"1" else None)
-        what = _REFUSED[b"S"] if extras.sparse else _refusal(kind, size)
+        what = _REFUSED[b"S"] if extras.sparse else _refusal(kind, size) or _odd(file)
         if what is not None and split(file.name) is not None:
             raise UserError(f"shard {tar}: member {file.name} is {what}")
         if what is None and kind not in _FOLDERS:
@@ -177,6 +178,15 @@ def _refusal(kind: bytes, size: int) -> str | None:
     if kind == b"1":
         return "a hard link with content of its own; pack it with tar --hard-dereference" if size else None
     return _REFUSED.get(kind, f"of the unknown kind {kind.decode('latin1')!r}; pack it anew")
+
+
+def _odd(file: File) -> str | None:
+    """Return what is wrong with the name or size of a file, which may be made to do harm."""
+    if ".." in file.name and ".." in file.name.split("/"):
+        return "named to stand outside its folder; pack it anew, from inside the folder"
+    if file.size > _MOST:
+        return f"of {file.size} bytes; a file of a sample has at most {_MOST >> 30} GiB"
+    return None
 
 
 def _no_header(tar: str, header: bytes, at: int) -> str:

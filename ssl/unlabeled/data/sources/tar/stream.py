@@ -23,6 +23,7 @@ TRIES = 4
 WAIT = 1.0  # seconds before the second try; doubled before each further one
 _TIMEOUT = 60.0  # seconds without an answer of an HTTP server
 _CHUNK = 1 << 20
+_PADDING = 1 << 30  # bytes of zeros behind the end mark
 _PACKED: dict[bytes, Any] = {b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream, mode="rb"), b"BZ": bz2.BZ2File,
                              b"\xfd7": lzma.LZMAFile}  # by the first two bytes
 
@@ -150,11 +151,15 @@ class _Stream:
         return count <= 0
 
     def rest_is_empty(self) -> bool:
-        """Read to the end, as a command whose output is not read dies of it; return whether there were only zeros."""
-        empty = True
-        while part := self._plain.read(_CHUNK):
+        """Read to the end, as a command whose output is not read dies of it; return whether there were only zeros.
+
+        More of them than any tar adds are none: a small compressed file could hold zeros for days.
+        """
+        empty, count = True, 0
+        while count <= _PADDING and (part := self._plain.read(_CHUNK)):
             empty &= not part.strip(b"\0")
-        return empty
+            count += len(part)
+        return empty and count <= _PADDING
 
     def exit_code(self) -> int | None:
         """Return the exit code of a command that has ended, or ends at once."""
