@@ -85,6 +85,10 @@ _CVRL = [
     "method.augment={blur_p: [1.0, 0.1]}",
 ]
 
+# a clip of each with its label
+_CLIPS = ["data.train.card=classvideos", "data.train.root='@videos'", "backbone.width=0.5"]
+_OF_CLIPS = "clip: {frames: 4, stride: 2}, crop: {size: 16, area: [0.3, 1.0]}"
+
 _RELABEL = "name: relabel, crop: {size: 8, area: [0.2, 1.0]}"
 _MAPS = ["data.train.records={labelmap: '@labelmaps'}"]
 
@@ -143,6 +147,7 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
             "cifar10/rotnet-cpu",
             [*_DIGITS, "method={name: finetune, crop: {kind: padded, size: 8}, ema: 0.7}"],
         ),
+        "clips": ("demo/cvrl", [*_CLIPS, f"method={{name: finetune, {_OF_CLIPS}, dropout: 0.5}}"]),
     },
     "linear-grid": {
         "tokens": (
@@ -179,7 +184,15 @@ TINY: dict[str, dict[str, tuple[str, list[str]]]] = {
                 "pooled: {block: layer1, pool: 2, norm: true}, mlp: {kind: mlp, block: layer2, width: 9}, "
                 "conv: {kind: conv, block: layer1}}}",
             ],
-        )
+        ),
+        "clips": (
+            "demo/cvrl",
+            [
+                *_CLIPS,
+                f"method={{name: probe, {_OF_CLIPS}, heads: {{output: {{normalize: true}}, "
+                "pooled: {block: layer2, pool: 2, norm: true}, mlp: {kind: mlp, block: layer1, width: 9}}}",
+            ],
+        ),
     },
     "poa": {
         "sinkhorn": ("demo/poa", [*_POA]),
@@ -333,13 +346,13 @@ def teacher() -> Path:
 
 @functools.cache
 def videos() -> Path:
-    """Write 40 videos of twelve frames, equal in every process."""
+    """Write 40 videos of twelve frames in two class folders, equal in every process."""
     folder = Path(tempfile.mkdtemp(prefix="videos-"))
     Finalize(None, shutil.rmtree, [folder, True], exitpriority=0)
     random = np.random.default_rng(0)
     for number in range(40):
         frames = random.integers(0, 256, (12, 4, 4, 3), np.uint8).repeat(6, 1).repeat(6, 2)
-        write_video(folder / f"{number:02}.mkv", frames, "ffv1")  # x264 writes other bytes in every process
+        write_video(folder / "train" / "ab"[number % 2] / f"{number:02}.mkv", frames, "ffv1")  # x264 writes other bytes in every process
     return folder
 
 

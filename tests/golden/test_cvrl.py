@@ -8,14 +8,17 @@ import pytest
 import torch
 from golden_files import Case, close, tensor
 from processes import run_processes
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlabeled.augment.color import OPERATIONS
 from unlabeled.augment.photometric import Blur, Chosen, Drawn, Jitter, render
 from unlabeled.augment.plain_crops import EdgeCrop
 from unlabeled.config.base.optim import LearningRate, Optim
-from unlabeled.data.clips import ClipPair, EvenClips, Interval, even_starts, offsets
+from unlabeled.config.read import read_protocol
+from unlabeled.data.clips import ClipPair, EvenClips, Interval, Spacing, even_starts, offsets
 from unlabeled.engine.plan import learning_rate
+from unlabeled.evaluation.setup import shown, views_of
+from unlabeled.methods.base import Export, Input
 from unlabeled.methods.cvrl.method import partner_metrics
 from unlabeled.methods.simclrv2 import Contrast, normalize, nt_xent
 from unlabeled.ops.boxes import crop_columns
@@ -131,6 +134,18 @@ def test_learning_rate(case: Case) -> None:
     assert rates[0] == 0 and rates[-1] == 0 and 0 < rates[warmup] < base
 
 
+@parametrize("cvrl_schedule")
+def test_learning_rate_of_the_linear_protocol(case: Case) -> None:
+    """The same curve from 32, over its own 100 epochs of which 5 warm up."""
+    cfg = read_protocol("video-linear")
+    total, warmup = int(case["decay_steps"]), int(case["warmup_steps"])
+    curve = learning_rate(cfg.optim, cfg.data.batch, total, warmup, per_epoch=1)
+    rates = np.array([curve.at(update) for update in range(total + 1)])
+    close(rates / 32, case["learning_rate_per_step"] / float(case["initial_learning_rate"]), rel=1e-12, abs=1e-18)
+    assert (cfg.epochs, cfg.optim.warmup_epochs, cfg.data.batch) == (100, 5, 1024)
+    assert (cfg.optim.name, cfg.optim.momentum, cfg.optim.nesterov, cfg.optim.weight_decay) == ("sgd", 0.9, False, 0)
+
+
 def part(case: Case, prefix: str) -> Case:
     return {name.removeprefix(f"{prefix}."): array for name, array in case.items() if name.startswith(f"{prefix}.")}
 
@@ -172,6 +187,23 @@ def test_views_at_test(case: Case) -> None:
         resized = np.column_stack([box.image_height, box.image_width])
         assert np.array_equal(resized, case["resized_height_width"])
         assert np.array_equal(np.column_stack([box.top, box.left]), case["crop_top_left_3"][:, place])
+
+
+@pytest.mark.parametrize("protocol", ["video-linear", "finetune-video", "finetune-video-1pct"])
+@parametrize("cvrl_test_views")
+def test_views_of_the_protocols(case: Case, protocol: str) -> None:
+    """A network of any other clips and size is tested on 30 views: its classifier is asked as published."""
+    cfg = read_protocol(protocol)
+    export = shown(Export(nn.Identity, "logits", Input(112, clip=Spacing(16, 4))), cfg.size, cfg.clip)
+    views = views_of(export, cfg.clip)
+    one, sizes = part(case, "video0"), case["input_height_width"]
+    for place, view in enumerate(views):
+        assert view.shape == (3, 32, 256, 256)
+        assert np.array_equal(view.clips.places(np.empty((1, 0)), one["frames"][None], np.zeros(1))[0],
+                              one["frame_indices"])
+        box = crop_columns(view.draw(np.empty((len(sizes), 0)), sizes))
+        assert np.array_equal(np.column_stack([box.top, box.left]), case["crop_top_left_3"][:, place])
+    assert len(views) == 3 and cfg.method.crop.size == 224 and cfg.method.crop.area == (0.3, 1.0)
 
 
 @pytest.mark.parametrize("law", ["decreasing", "uniform", "increasing"])

@@ -15,6 +15,7 @@ EXAMPLES = [
     "unlabeled evaluate knn timm:resnet50@weights.safetensors card=imagenet root=FOLDER",
     "unlabeled evaluate knn runs/poa-s0:384x12",
     "unlabeled evaluate finetune-1pct runs/cifar10-simclrv2-s0 --seeds 3",
+    "unlabeled evaluate finetune-video runs/cvrl-s0 card=ucf101 root=FOLDER --folds",
 ]
 
 
@@ -30,6 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N",
         help="repeat with seeds 0 to N-1 of labels and training, and print mean and interval (default 1)",
+    )
+    parser.add_argument(
+        "--folds", action="store_true",
+        help="evaluate on every pair of splits that the data card lists as folds, such as the three of UCF101 and "
+        "HMDB51, and print their mean",
     )
 
 
@@ -51,6 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(own["out"]).expanduser() if own["out"] else None
     if arguments.seeds < 1:
         raise UserError(f"--seeds needs at least 1, given {arguments.seeds}")
+    if arguments.folds and arguments.seeds > 1:
+        raise UserError("give either --folds or --seeds")
+    if arguments.folds:
+        from unlabeled.evaluation.seeds import evaluate_folds
+
+        evaluate_folds(arguments.protocol, run, settings, out)
+        return 0
     if arguments.seeds > 1:
         from unlabeled.evaluation.seeds import evaluate_seeds
 

@@ -1,4 +1,4 @@
-"""Options of crops and RandAugment, shared by all methods; `augment.geometry.build` makes the geometry from them."""
+"""Options of crops, clips and RandAugment, shared by all methods; `augment.geometry.build` makes a crop's geometry."""
 
 from __future__ import annotations
 
@@ -80,6 +80,16 @@ class PaddleCrop(Strict):
     aspect: AspectRange = (3 / 4, 4 / 3)
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+class Clip(Strict):
+    """How many frames a clip has, and how far apart they are in the video."""
+
+    frames: int = Field(16, gt=0)
+    stride: int = Field(2, gt=0, description="frames of the video from one frame of the clip to the next")
+    per_second: float | None = Field(
+        None, gt=0, description="frames of the clip per second, in place of stride where the video's rate is known"
+    )
 
 
 class RandAugment(Strict):

@@ -238,6 +238,8 @@ class Card(Strict):
     )
     splits: Free[dict[str, Split]] = Field(min_length=1)
     classes: Free[list[str] | None] = Field(None, description="names of the classes, in the order of the labels")
+    folds: Free[list[tuple[str, str]]] = Field(
+        [], description="pairs [train, test] of splits over which published numbers are means, for evaluate --folds")
     records: Free[dict[str, dict[str, str]]] = Field(
         {}, description="folders of what is stored per image, by split and kind: {train: {labelmap: FOLDER}}; may hold "
         "$VARIABLES; $CARD is the card's folder")
@@ -294,6 +296,14 @@ class Card(Strict):
         if self.levels is not None and not self.levels[0] < self.levels[1]:
             raise ValueError(f"levels is {list(self.levels)}; allowed: [low, high], the values of black and white, "
                              "with low < high")
+
+    @field_validator("folds")
+    @classmethod
+    def _folds_of_splits(cls, folds: list[tuple[str, str]], info: ValidationInfo) -> list[tuple[str, str]]:
+        unknown = {split for fold in folds for split in fold} - set(info.data.get("splits", ()))
+        if unknown and "splits" in info.data:
+            raise ValueError(f"'folds' names the split '{min(unknown)}', which 'splits' does not")
+        return folds
 
     @field_validator("records")
     @classmethod

@@ -361,20 +361,24 @@ def _mismatches(value: dict[str, Any], config: type[MethodConfig]) -> list[Probl
     if set(given) != set(config.streams):
         wanted, has = ", ".join(config.streams), ", ".join(given) or "none"
         problems.append((("data",), f"method '{method}' reads the streams: {wanted}; 'data' has: {has}"))
-    offers = BACKBONES[backbone][1] if backbone in BACKBONES else config.needs  # others are checked once they are built
+    clips = "clip" in config.model_fields  # its option, without which it reads images
+    needs = config.needs | ({"video"} if clips and value["method"].get("clip") else set())
+    offers = BACKBONES[backbone][1] if backbone in BACKBONES else needs  # others are checked once they are built
     own = value["backbone"]  # of a network that was cut out of a run, the options are those of that run
-    if "elastic" in offers - config.needs and own.get("options", {}).get("drop_path_rate") and not own.get("init"):
+    if "elastic" in offers - needs and own.get("options", {}).get("drop_path_rate") and not own.get("init"):
         problems.append((("backbone", "options"), f"'backbone.options.drop_path_rate' of {backbone} has no effect with "
                          f"{method}: only poa draws which images skip a branch; leave it out"))
-    for need in sorted(config.needs - offers):
+    for need in sorted(needs - offers):
         article = "an" if need[0] in "aeiou" else "a"
-        ones = [other for other, (_, offered) in BACKBONES.items() if config.needs <= offered]
+        ones = [other for other, (_, offered) in BACKBONES.items() if needs <= offered]
         others = f". {need.capitalize()} ones: {', '.join(ones[:6])}" if ones else ""
         problems.append((("backbone", "name"), f"method '{method}' needs {article} {need} backbone; '{backbone}' "
                          f"offers: {', '.join(sorted(offers)) or 'nothing more'}{others}"))
-    if "video" in offers - config.needs and not own.get("init"):  # a trained one takes single frames, as in evaluation
+    if "video" in offers - needs and not own.get("init"):  # a trained one takes single frames, as in evaluation
+        cure = ("say which clips with method.clip={frames: 16, stride: 2}, or {frames: 1} for single frames" if clips
+                else "take one for images, such as resnet50, or the method cvrl")
         problems.append((("backbone", "name"), f"method '{method}' reads images, and '{backbone}' is a network for "
-                         "clips of video; take one for images, such as resnet50, or the method cvrl"))
+                         f"clips of video; {cure}"))
     return problems
 
 

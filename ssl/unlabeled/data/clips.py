@@ -6,10 +6,11 @@ The joint law of two clips is that of CVRL (arXiv 2008.03800); a clip that is lo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
+from unlabeled.config.augment import Clip
 from unlabeled.data.batch import Clips
 from unlabeled.data.sources.base import Source
 from unlabeled.errors import UserError
@@ -55,6 +56,11 @@ class Spacing:
     frames: int
     stride: int = 1
     per_second: float | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def of(cls, cfg: Clip) -> Self:
+        """Return the spacing that options ask for."""
+        return cls(cfg.frames, cfg.stride, per_second=cfg.per_second)
 
     def strides(self, rates: np.ndarray) -> np.ndarray:
         """Return strides, float64 [n], in videos of `rates` [n] frames per second (0: unknown)."""

@@ -60,7 +60,7 @@ def _recipe(step: Link, values: dict[str, str]) -> Recipe:
         return read_recipe(step.recipe, step.filled(values), check_files=True)
     protocol = _protocol(step, values)
     restored = load_run(Path(values[step.of or ""]))
-    return recipe_on(protocol, restored, open_splits(protocol, restored).train.split)
+    return recipe_on(protocol, restored, open_splits(protocol, restored).train)
 
 
 def _protocol(step: Link, values: dict[str, str]) -> Trained:

@@ -1,4 +1,4 @@
-"""One protocol with several seeds: of its labels, its held-out images and its training; then the mean and interval."""
+"""One protocol several times: with several seeds, then mean and interval, or on all folds of a card, then the mean."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unlabeled.config.protocols.vectors import Classify, Knn, Trained
-from unlabeled.config.read import read_protocol
+from unlabeled.config.read import read_card, read_protocol
+from unlabeled.engine.restore import load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.report.report import Report
-from unlabeled.report.seeds import print_seeds
+from unlabeled.evaluation.setup import scored_stream
+from unlabeled.report.seeds import print_folds, print_seeds
 
 
 def evaluate_seeds(protocol: str, run: Path, overrides: Sequence[str], seeds: Sequence[int], out: Path | None = None,
@@ -36,4 +38,26 @@ def evaluate_seeds(protocol: str, run: Path, overrides: Sequence[str], seeds: Se
     reports = [report for report in found if report is not None]
     if reports:
         print_seeds({Path(protocol).stem: [[report] for report in reports]}, "protocol")
+    return reports
+
+
+def evaluate_folds(protocol: str, run: Path, overrides: Sequence[str], out: Path | None = None) -> list[Report]:
+    """Evaluate `run` on every fold of the data card, each with its own table and file, and print their mean.
+
+    Returns the reports, on other ranks than 0 none. Raises UserError if the card lists no folds, and for overrides that
+    set a split too.
+    """
+    cfg = read_protocol(protocol, overrides)
+    card = read_card(cfg.card or scored_stream(load_run(run))[1].card)
+    if not card.folds:
+        raise UserError(f"data card '{card.name}' lists no folds: leave --folds out, or name pairs of splits in it, as "
+                        "data/ucf101.yaml does")
+    own = [text for text in overrides if text.partition("=")[0] in ("train", "test")]
+    if own:
+        raise UserError(f"'{own[0]}' and --folds both choose the split; leave one of them out")
+    every = [evaluate(protocol, run, [*overrides, f"train={train}", f"test={test}"], out=out)
+             for train, test in card.folds]
+    reports = [report for report in every if report is not None]
+    if reports:
+        print_folds(reports)
     return reports

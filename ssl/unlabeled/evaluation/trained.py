@@ -8,9 +8,13 @@ from typing import Any, cast
 
 import torch
 
-from unlabeled.config.protocols.vectors import Trained
+from unlabeled.config.augment import Clip
+from unlabeled.config.protocols.vectors import ClipViews, Trained
 from unlabeled.config.recipe import Data, Eval, Recipe, StreamData, Train
 from unlabeled.config.sources import public, sized
+from unlabeled.data.clips import Spacing
+from unlabeled.data.sources.base import Source
+from unlabeled.engine.exports.inflated import CLIP
 from unlabeled.engine.passes.features import Features
 from unlabeled.engine.public.networks import BACKBONE
 from unlabeled.engine.restore import Restored, load_run
@@ -18,9 +22,16 @@ from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 from unlabeled.evaluation.choice import choose_and_score, held_out_rule
 from unlabeled.evaluation.classify import score_classifiers
-from unlabeled.evaluation.setup import Splits, inflated_backbone, pick_export, scored_stream
+from unlabeled.evaluation.setup import (
+    Splits,
+    inflated_backbone,
+    pick_export,
+    refuse_images_for_clips,
+    scored_stream,
+    shown,
+)
 from unlabeled.evaluation.vectors.scores import Score
-from unlabeled.methods.base import Choosing
+from unlabeled.methods.base import Choosing, Export
 from unlabeled.ops.distributed import world
 
 # keys of the recipe that `recipe_on` makes, and of the protocol
@@ -54,14 +65,17 @@ def train_and_score(
             continue
         path = restored.run / "eval" / folder
         try:
-            result = train(recipe_on(cfg, restored, splits.train.split, trained=kind == "network"), path)
+            result = train(recipe_on(cfg, restored, splits.train, trained=kind == "network"), path)
         except UserError as error:
             raise UserError(protocol_keys(str(error))) from None
         if not result.finished:
             raise UserError(f"{path} was interrupted after update {result.update}; the same command goes on from there")
-        # cfg.export is what was trained upon; what was trained in batches can be scored in them
-        own = cfg.model_copy(update={"export": None, "batch": min(cfg.batch, max(1, cfg.data.batch // world()))})
         method = load_run(path, device=device).method
+        # cfg.export is what was trained upon; what was trained in batches can be scored in them
+        clip = next(iter(method.exports().values())).input.clip
+        images = max(1, cfg.data.batch // world()) * (1 if clip is None else clip.frames)
+        own = cfg.model_copy(update={"export": None, "batch": min(cfg.batch, images),
+                                     "clip": ClipViews() if clip is None else cfg.clip})
         if cfg.held_out is None:
             scores[kind], found = score_classifiers(method, own, splits.test, device)
         else:
@@ -76,16 +90,21 @@ def protocol_keys(message: str) -> str:
     return message
 
 
-def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = True) -> Recipe:
-    """Return the recipe that trains `cfg` on the run's export, with the labels of `split`; trained: False at random."""
+def recipe_on(cfg: Trained, restored: Restored, source: Source, *, trained: bool = True) -> Recipe:
+    """Return the recipe that trains `cfg` on the run's export, with the labels of `source`; trained: False at random.
+
+    Raises UserError for options of clips where there are none.
+    """
     export, chosen = pick_export(restored.method, cfg.export, cfg.size)
+    if cfg.inflate is not None:
+        chosen = replace(chosen, input=replace(chosen.input, clip=CLIP))
     own = None if cfg.card else scored_stream(restored)[1]
     learnt = {"subset": held_out_rule(cfg, complement=True)} if cfg.held_out else {}
     part, own_size = sized(export), restored.recipe.backbone.size
     init = {"init": _source(restored, export), "init_weights": trained, "size": part.size if part else own_size}
     backbone = restored.recipe.backbone if cfg.inflate is None else inflated_backbone(cfg.inflate, restored)
     return Recipe(
-        method=_sized(cfg, chosen.input.size),
+        method=_fitted(cfg, chosen, source),
         backbone=backbone.model_copy(update=init),
         data=Data(
             workers=cfg.workers,
@@ -93,7 +112,7 @@ def recipe_on(cfg: Trained, restored: Restored, split: str, *, trained: bool = T
             train=StreamData(
                 card=own.card if own else cfg.card,
                 root=cfg.root or (own.root if own else None),
-                split=split,
+                split=source.split,
                 **{**dict(cfg.data), **learnt},
             ),
         ),
@@ -121,9 +140,19 @@ def _source(restored: Restored, export: str) -> str:
     return str(replace(named, file=named.file and named.file.resolve()))
 
 
-def _sized(cfg: Trained, size: int) -> Any:
-    """Return the method's options with crops of the network's own size, unless the protocol gives one."""
-    crop = getattr(cfg.method, "crop", None)
-    if crop is None or "size" in crop.model_fields_set:
-        return cfg.method
-    return cfg.method.model_copy(update={"crop": crop.model_copy(update={"size": size})})
+def _fitted(cfg: Trained, export: Export, source: Source) -> Any:
+    """Return the method's options with crops of the network's own size and its clips, unless the protocol gives them.
+
+    Of images, and by a method for them, a network for clips sees single frames. Raises UserError if a protocol asks for
+    clips where there are none.
+    """
+    spacing, given = shown(export, None, cfg.clip).input.clip, cfg.clip.model_fields_set
+    crop, update = getattr(cfg.method, "crop", None), dict[str, Any]()
+    if crop is not None and "size" not in crop.model_fields_set:
+        update["crop"] = crop.model_copy(update={"size": export.input.size})
+    if spacing is not None and given:
+        refuse_images_for_clips(export, source)
+    if export.input.clip is not None and source.has_clips and getattr(cfg.method, "clip", export) is None:
+        spacing = spacing or Spacing(1)  # single frames are drawn from anywhere in a video
+        update["clip"] = Clip(frames=spacing.frames, stride=spacing.stride, per_second=spacing.per_second)
+    return cfg.method.model_copy(update=update)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.augment.geometry import EvalCrop
+from unlabeled.config.augment import Clip
 from unlabeled.config.base.curve import CurveRule
 from unlabeled.config.recipe import MethodConfig
 from unlabeled.data.batch import Batch, Geometry, Stream
@@ -168,15 +169,19 @@ class Input:
     std: tuple[float, ...] | None = None
     clip: Spacing | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of one sample: [3, size, size], of a clip [3, frames, size, size]."""
+        return 3, *(() if self.clip is None else (self.clip.frames,)), self.size, self.size
 
-def input_of(network: BackboneModule, size: int, info: Info | None, clip: Spacing | None = None) -> Input:
+def input_of(network: BackboneModule, size: int, info: Info | None, clip: Clip | None = None) -> Input:
     """Return images of `size` with the statistics that `network` was trained with, or else those of the data card.
 
     info: None where a method takes values in [0, 1] whatever the card says. clip: of a method that reads clips.
     """
     own = Input(size) if info is None else Input(size, info.mean, info.std)
     known = network.input or own
-    return Input(size, known.mean, known.std, clip)
+    return Input(size, known.mean, known.std, None if clip is None else Spacing.of(clip))
 
 
 def width_of(network: BackboneModule) -> int:

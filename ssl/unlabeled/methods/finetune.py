@@ -3,7 +3,7 @@
 SimCLRv2's second stage (arXiv 2006.10029 section 2) with `backbone.init: RUN:backbone+head1`; from any other export the
 usual fine-tuning; without `backbone.init` the supervised baseline, from random weights. Off by default is what
 transformers need besides: layer-wise learning rates, RandAugment, random erasing, mixup, CutMix, smoothing, a moving
-average of the weights.
+average of the weights. With `clip` it sees clips of videos.
 """
 
 from __future__ import annotations
@@ -13,40 +13,42 @@ import copy
 import torch
 from torch import Tensor
 
-from unlabeled.augment import geometry, operations, regularise
+from unlabeled.augment import operations, regularise
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.depth import layer_depths, stages
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Group, Info, Losses, MakeBackbone, Method, Step, input_of
-from unlabeled.methods.classifier import Classifier
+from unlabeled.methods.classifier import Classifier, labelled
 from unlabeled.methods.finetune_config import FinetuneConfig
 from unlabeled.ops.ema import ema_update
 from unlabeled.ops.labels import known, known_accuracy, known_soft_cross_entropy, likeliest, one_hot
 
 
 class Finetune(Method):
-    """Mean cross-entropy on the labelled images; one crop of each."""
+    """Mean cross-entropy on the labelled images, one crop of each, or on videos, one clip of each."""
 
     Config = FinetuneConfig
 
     @classmethod
     def streams(cls, cfg: FinetuneConfig) -> dict[str, Stream]:
-        """One crop of every image, with its label."""
-        return {"train": Stream((geometry.build(cfg.crop),), labels=True)}
+        """One crop of every image, or one clip of every video, with its label."""
+        return {"train": labelled(cfg.crop, cfg.clip)}
 
     def __init__(self, cfg: FinetuneConfig, make_backbone: MakeBackbone, info: Info) -> None:
         super().__init__()
         if info.classes is None:
             raise UserError("fine-tuning needs labels, and the data card names no classes")
+        if cfg.clip is not None:
+            _refuse_changes_of_images(cfg)
         self.cfg, self.info = cfg, info
         network = make_backbone()
-        self.input = input_of(network, cfg.crop.size, info)
-        self.classifier = Classifier(network, info.classes)
+        self.input = input_of(network, cfg.crop.size, info, cfg.clip)
+        self.classifier = Classifier(network, info.classes, cfg.dropout)
         self.average = None if cfg.ema is None else copy.deepcopy(self.classifier).requires_grad_(False)
 
     def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
-        """The crops [b, 3, S, S] and their targets [b, C], zero where the label is unknown."""
+        """Crops [b, 3, S, S] or clips [b, 3, T, S, S], and targets [b, C], zero where the label is unknown."""
         train, cfg = batch["train"], self.cfg
         assert train.label is not None and self.info.classes is not None
         crop = train.crops[0]
@@ -102,3 +104,11 @@ class Finetune(Method):
     def exports(self) -> dict[str, Export]:
         """The classifier, and the network without it; of averaged weights, if there are any."""
         return (self.average or self.classifier).exports(self.input)
+
+
+def _refuse_changes_of_images(cfg: FinetuneConfig) -> None:
+    """Raise UserError for an option that changes single images, of which a clip's would each be changed in its own way.
+    """
+    for key in ("randaugment", "erasing", "mixup", "cutmix"):
+        if getattr(cfg, key):
+            raise UserError(f"method.{key} changes images and not clips; leave it out")

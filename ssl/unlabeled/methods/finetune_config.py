@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from unlabeled.config.augment import Crop, RandAugment, ResizedCrop
+from unlabeled.config.augment import Clip, Crop, RandAugment, ResizedCrop
 from unlabeled.config.base.curve import Momentum
 from unlabeled.config.recipe import MethodConfig
 
@@ -19,6 +19,10 @@ class FinetuneConfig(MethodConfig):
 
     name: Literal["finetune"] = "finetune"
     crop: Crop = ResizedCrop()
+    clip: Clip | None = Field(
+        None, description="of videos: the frames of a clip, which starts anywhere in its video; null: images. Protocols "
+        "put in the clips of the network"
+    )
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="factor on the learning rate per layer below the classifier (arXiv 2106.08254)"
     )
@@ -30,6 +34,7 @@ class FinetuneConfig(MethodConfig):
     erasing: float = Field(0.0, ge=0, le=1, description="probability of random erasing (arXiv 1708.04896)")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup (arXiv 1710.09412), within a process; 0: none")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix (arXiv 1905.04899); with mixup: either, evenly")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the features, before the classifier")
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     ema: Momentum | None = Field(
         None, description="decay per update of a moving average of all weights and BatchNorm statistics, or a curve of "

@@ -1,4 +1,7 @@
-"""One table over several seeds, with the mean and its interval: of the steps of a chain, or of one protocol."""
+"""One table over several seeds, with the mean and its interval: of the steps of a chain, or of one protocol.
+
+Or over the folds of a data card, with the mean alone.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,23 @@ def print_seeds(reports: Mapping[str, Sequence[Sequence[Report]]], first: str, c
                    "scored")
 
 
+def print_folds(reports: Sequence[Report], console: Console | None = None) -> None:
+    """Print the numbers of every fold of a data card, named by its splits, and their plain means, as tables print them.
+    """
+    console = console or open_console()
+    table = Table("train, test", "number, %", "value", "random init", "raw pixels", "chance")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    rows = [(f"{report.train.split}, {report.test.split}", [report]) for report in reports]
+    for name, folds in [*rows, (f"mean of {len(reports)}", list(reports))]:
+        for numbers in zip(*(report.numbers for report in folds), strict=True):
+            cells = [_plain_mean(numbers, kind) for kind in ("network", "random_init", "raw_pixels")]
+            chance = sum(number.chance for number in numbers) / len(numbers)
+            table.add_row(name, numbers[0].name, *cells, f"{chance:.1f}")
+    print_line(console, "")  # apart from what the folds printed
+    print_table(console, table)
+
+
 def seeds_table(reports: Mapping[str, Sequence[Sequence[Report]]], first: str) -> Table:
     """Return the table; random init and raw pixels stand beside numbers that have them."""
     table = Table(first, "number, %", "value", "random init", "raw pixels", "chance", "seeds")
@@ -51,9 +71,18 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
 
 
-def _mean(numbers: Sequence[Number], kind: str) -> str:
+def _values(numbers: Sequence[Number], kind: str) -> list[float]:
     scores: list[dict[str, Any] | None] = [getattr(number, kind) for number in numbers]
-    values = [score["value"] for score in scores if score is not None]
+    return [score["value"] for score in scores if score is not None]
+
+
+def _plain_mean(numbers: Sequence[Number], kind: str) -> str:
+    values = _values(numbers, kind)
+    return f"{sum(values) / len(values):.1f}" if values else ""
+
+
+def _mean(numbers: Sequence[Number], kind: str) -> str:
+    values = _values(numbers, kind)
     if not values:
         return ""
     mean, half = interval(values)

@@ -15,7 +15,7 @@ from unlabeled.data.clips import Spacing
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
 
-_CLIP = Spacing(16, 2)  # of networks that were trained on no clips
+CLIP = Spacing(16, 2)  # of networks that were trained on no clips
 
 
 def inflated(export: Export, cfg: Backbone, source: str, *, weights: bool = True) -> Export:
@@ -41,4 +41,4 @@ def inflated(export: Export, cfg: Backbone, source: str, *, weights: bool = True
             raise UserError(problem)
     except UserError as error:
         raise UserError(f"'{source}' cannot be inflated into {cfg.name}: {error}") from error
-    return replace(export, build=partial(copy.deepcopy, network.eval()), input=replace(export.input, clip=_CLIP))
+    return replace(export, build=partial(copy.deepcopy, network.eval()), input=replace(export.input, clip=CLIP))

@@ -6,19 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from unlabeled.config.augment import Crop, ResizedCrop
+from unlabeled.config.augment import Clip, Crop, ResizedCrop
 from unlabeled.config.base.curve import Temperature
 from unlabeled.config.recipe import MethodConfig, Smallest, Strict
-
-
-class Clip(Strict):
-    """How many frames a clip has, and how far apart they are in the video."""
-
-    frames: int = Field(16, gt=0)
-    stride: int = Field(2, gt=0, description="frames of the video from one frame of the clip to the next")
-    per_second: float | None = Field(
-        None, gt=0, description="frames of the clip per second, in place of stride where the video's rate is known"
-    )
 
 
 class Interval(Strict):

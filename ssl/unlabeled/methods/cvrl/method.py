@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unlabeled.augment import geometry, photometric
 from unlabeled.data.batch import Batch, Stream
-from unlabeled.data.clips import ClipPair, Spacing
+from unlabeled.data.clips import ClipPair
 from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of, width_of
 from unlabeled.methods.cvrl.config import Augment, CVRLConfig, Head
 from unlabeled.methods.simclrv2 import contrast_metrics, normalize, nt_xent
@@ -80,8 +80,7 @@ class CVRL(Method):
         super().__init__()
         self.cfg, self.info = cfg, info
         self.backbone = make_backbone()
-        clip = Spacing(cfg.clip.frames, cfg.clip.stride, per_second=cfg.clip.per_second)
-        self.input = input_of(self.backbone, cfg.crop.size, None, clip)
+        self.input = input_of(self.backbone, cfg.crop.size, None, cfg.clip)
         self.head = projection_head(width_of(self.backbone), cfg.head)
 
     def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from unlabeled.config.augment import Crop, ResizedCrop
+from unlabeled.config.augment import Clip, Crop, ResizedCrop
 from unlabeled.config.recipe import MethodConfig, Smallest, Strict
 
 
@@ -18,6 +18,13 @@ class LinearHead(Strict):
     pool: int | None = Field(None, gt=0, description="side of the grid that a map is pooled to; null: 1, its mean")
     pool_type: Literal["max", "avg"] = "max"
     norm: bool = Field(False, description="BatchNorm without scale and shift before the classifier")
+    normalize: bool = Field(False, description="scale the features of every image to length 1 before the classifier")
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> LinearHead:
+        if self.norm and self.normalize:
+            raise ValueError("give either norm or normalize: each sets the scale of the features")
+        return self
 
 
 class MlpHead(Strict):
@@ -57,6 +64,10 @@ class ProbeConfig(MethodConfig):
     name: Literal["probe"] = "probe"
     heads: dict[str, Head] = Field({"linear": LinearHead()}, min_length=1, description="name -> classifier")
     crop: Crop = ResizedCrop()
+    clip: Clip | None = Field(
+        None, description="of videos: the frames of a clip, which starts anywhere in its video; null: images. Protocols "
+        "put in the clips of the network"
+    )
 
     def smallest_batch(self, stream: str) -> Smallest | None:
         """Return two where a head has BatchNorm on vectors."""

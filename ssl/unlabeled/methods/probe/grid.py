@@ -12,11 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from unlabeled.augment import geometry
 from unlabeled.augment.photometric import to_input
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Group, Info, Losses, MakeBackbone, Method, Step, input_of, width_of
+from unlabeled.methods.classifier import labelled
 from unlabeled.methods.probe.forms import Forms
 from unlabeled.methods.probe.grid_config import LinearGridConfig
 from unlabeled.ops.frozen import Frozen
@@ -59,8 +59,8 @@ class LinearGrid(Method):
 
     @classmethod
     def streams(cls, cfg: LinearGridConfig) -> dict[str, Stream]:
-        """One crop of every image, with its label."""
-        return {"train": Stream((geometry.build(cfg.crop),), labels=True)}
+        """One crop of every image, or one clip of every video, with its label."""
+        return {"train": labelled(cfg.crop, cfg.clip)}
 
     def __init__(self, cfg: LinearGridConfig, make_backbone: MakeBackbone, info: Info) -> None:
         super().__init__()
@@ -69,10 +69,10 @@ class LinearGrid(Method):
         network = make_backbone()
         width_of(network)
         self.cfg = cfg
-        self.input = input_of(network, cfg.crop.size, info)
+        self.input = input_of(network, cfg.crop.size, info, cfg.clip)
         network.eval()
         self.features = Frozen(Forms(network, cfg.crop.size), "backbone")
-        sample = self.features(torch.zeros(1, 3, cfg.crop.size, cfg.crop.size))
+        sample = self.features(torch.zeros(1, *self.input.shape))
         self.heads = nn.ModuleDict({
             form: nn.ModuleList(_head(features.shape[1], info.classes) for _ in cfg.lr)
             for form, features in sample.items()
@@ -84,7 +84,7 @@ class LinearGrid(Method):
         return [(form, lr) for form in self.heads for lr in self.cfg.lr]
 
     def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
-        """The crops [b, 3, S, S] and their labels."""
+        """Crops [b, 3, S, S] or clips [b, 3, T, S, S], and labels."""
         train = batch["train"]
         assert train.label is not None
         return {"view": to_input(train.crops[0], self.input.mean, self.input.std), "label": train.label}

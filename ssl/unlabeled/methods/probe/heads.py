@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import math
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.backbones.nin import WIDTH, third_block
 from unlabeled.errors import UserError
 from unlabeled.methods.probe.config import ConvHead, LinearHead, MlpHead
+
+
+class Unit(nn.Module):
+    """Vectors [b, C], scaled to length 1 in float32 at least; a vector of zeros stays."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return them."""
+        return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)
 
 
 def build_head(cfg: LinearHead | MlpHead | ConvHead, shape: tuple[int, ...], classes: int) -> nn.Sequential:
@@ -22,7 +32,7 @@ def build_head(cfg: LinearHead | MlpHead | ConvHead, shape: tuple[int, ...], cla
                         "vectors; name an inner block with 'block'")
     match cfg:
         case LinearHead():
-            return linear_head(shape, classes, cfg.pool, cfg.pool_type, norm=cfg.norm)
+            return linear_head(shape, classes, cfg.pool, cfg.pool_type, norm=cfg.norm, normalize=cfg.normalize)
         case MlpHead():
             return mlp_head(shape, classes, cfg.width, cfg.conv, max_pool=cfg.max_pool)
         case ConvHead():
@@ -30,9 +40,12 @@ def build_head(cfg: LinearHead | MlpHead | ConvHead, shape: tuple[int, ...], cla
 
 
 def linear_head(
-    shape: tuple[int, ...], classes: int, pool: int | None, pool_type: str, *, norm: bool
+    shape: tuple[int, ...], classes: int, pool: int | None, pool_type: str, *, norm: bool, normalize: bool = False
 ) -> nn.Sequential:
-    """Pool a map to a grid (None: its mean), normalise, flatten, classify. A plain one starts at zero."""
+    """Pool a map to a grid (None: its mean), normalise, flatten, classify. A plain one starts at zero.
+
+    norm: by BatchNorm. normalize: every image's flat features to length 1 (CVRL's linear evaluation, arXiv 2008.03800).
+    """
     layers: list[nn.Module] = []
     channels, side = shape[0], 1
     if len(shape) == 3:
@@ -42,7 +55,7 @@ def linear_head(
     elif norm:
         layers.append(nn.BatchNorm1d(channels, affine=False))
     classifier = nn.Linear(channels * side**2, classes)
-    head = nn.Sequential(*layers, nn.Flatten(), classifier)
+    head = nn.Sequential(*layers, nn.Flatten(), *([Unit()] if normalize else []), classifier)
     if pool:
         return initialise(head)
     nn.init.zeros_(classifier.weight)

@@ -13,12 +13,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from unlabeled.augment import geometry
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.intermediate import outputs, refuse_unknown
 from unlabeled.data.batch import Batch, Stream
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Info, Losses, MakeBackbone, Method, Step, input_of
+from unlabeled.methods.classifier import labelled
 from unlabeled.methods.probe.config import ProbeConfig
 from unlabeled.methods.probe.heads import build_head, feature_shape
 from unlabeled.ops.frozen import Frozen
@@ -26,7 +26,7 @@ from unlabeled.ops.labels import known, known_accuracy, known_cross_entropy
 
 
 class Features(nn.Module):
-    """The outputs of several blocks of one network, None being its own: [b, 3, S, S] -> {block: features}."""
+    """Outputs of several blocks of one network, None being its own: [b, 3, S, S] or [b, 3, T, S, S] -> by block."""
 
     def __init__(self, network: nn.Module, blocks: list[str | None]) -> None:
         super().__init__()
@@ -36,13 +36,19 @@ class Features(nn.Module):
             refuse_unknown(network, block)
 
     def forward(self, x: Tensor) -> dict[str | None, Tensor]:
-        """Return the features by block, all of one pass; tokens are averaged."""
-        found = outputs(self.network, self.blocks, x, whole=self.whole)
-        return {block or None: y.mean(1) if y.ndim == 3 else y for block, y in found.items()}
+        """Return the features by block, all of one pass; tokens are averaged, and maps of clips over their time."""
+        features = outputs(self.network, self.blocks, x, whole=self.whole)
+        return {block or None: _pooled(y) for block, y in features.items()}
+
+
+def _pooled(y: Tensor) -> Tensor:
+    """Return a vector [b, C] of tokens [b, T, C], a map [b, C, H, W] of one over time [b, C, T, H, W], else y itself.
+    """
+    return y.mean(1) if y.ndim == 3 else y.mean(2) if y.ndim == 5 else y
 
 
 class Probed(nn.Module):
-    """A network up to a block, with a classifier on it: [b, 3, S, S] -> logits [b, classes]."""
+    """A network up to a block, with a classifier on it: [b, 3, S, S] or [b, 3, T, S, S] -> logits [b, classes]."""
 
     def __init__(self, network: nn.Module, block: str | None, head: nn.Module) -> None:
         super().__init__()
@@ -60,8 +66,8 @@ class Probe(Method):
 
     @classmethod
     def streams(cls, cfg: ProbeConfig) -> dict[str, Stream]:
-        """One crop of every image, with its label."""
-        return {"train": Stream((geometry.build(cfg.crop),), labels=True)}
+        """One crop of every image, or one clip of every video, with its label."""
+        return {"train": labelled(cfg.crop, cfg.clip)}
 
     def __init__(self, cfg: ProbeConfig, make_backbone: MakeBackbone, info: Info) -> None:
         super().__init__()
@@ -69,17 +75,17 @@ class Probe(Method):
             raise UserError("a probe needs labels, and the data card names no classes")
         network = make_backbone()
         self.cfg = cfg
-        self.input = input_of(network, cfg.crop.size, info)
+        self.input = input_of(network, cfg.crop.size, info, cfg.clip)
         self.features = Frozen(Features(network, [head.block for head in cfg.heads.values()]), "backbone")
         with torch.no_grad():
-            sample = self.features(torch.zeros(1, 3, cfg.crop.size, cfg.crop.size))
+            sample = self.features(torch.zeros(1, *self.input.shape))
         shapes = {block: feature_shape(features) for block, features in sample.items()}
         self.heads = nn.ModuleDict(
             {name: build_head(head, shapes[head.block], info.classes) for name, head in cfg.heads.items()}
         )
 
     def views(self, batch: dict[str, Batch], step: Step) -> dict[str, Tensor]:
-        """The crops [b, 3, S, S] and their labels."""
+        """Crops [b, 3, S, S] or clips [b, 3, T, S, S], and labels."""
         train = batch["train"]
         assert train.label is not None
         return {"view": to_input(train.crops[0], self.input.mean, self.input.std), "label": train.label}
