@@ -352,7 +352,8 @@ def videos() -> Path:
     random = np.random.default_rng(0)
     for number in range(40):
         frames = random.integers(0, 256, (12, 4, 4, 3), np.uint8).repeat(6, 1).repeat(6, 2)
-        write_video(folder / "train" / "ab"[number % 2] / f"{number:02}.mkv", frames, "ffv1")  # x264 writes other bytes in every process
+        file = folder / "train" / "ab"[number % 2] / f"{number:02}.mkv"
+        write_video(file, frames, "ffv1")  # x264 writes other bytes in every process
     return folder
 
 

@@ -75,7 +75,7 @@ def test_a_protocol_trains_on_the_clips_of_the_network(run: Path) -> None:
     assert (method.clip, method.crop.size, method.crop.aspect) == (Clip(frames=32, stride=2), 224, (0.5, 2.0))
     assert fitted(run, "finetune-video").clip == Clip(frames=32, stride=2)
     assert fitted(run, "linear-grid").clip == Clip(frames=4, stride=2)
-    with pytest.raises(UserError, match="for clips of 4 frames, and method 'reinforcement' reads images; take finetune"):
+    with pytest.raises(UserError, match="clips of 4 frames, and method 'reinforcement' reads images; take finetune"):
         fitted(run, "finetune", "method={name: reinforcement, replay: 0.0}")
 
 
@@ -125,8 +125,8 @@ def test_folds_hold_other_videos(videos: Path) -> None:
     for name in ("ucf101", "hmdb51"):
         card = read_card(name)
         root = str(videos / name.removesuffix("101").removesuffix("51"))
-        held = [{source.key(i) for i in range(2)} for _, test in card.folds for source in [open_source(card, test, root)]]
-        assert len(card.folds) == 3 and len(set.union(*held)) == 6
+        sources = [open_source(card, test, root) for _, test in card.folds]
+        assert len(sources) == 3 and len({source.key(i) for source in sources for i in range(2)}) == 6
 
 
 def test_a_card_names_its_folds(tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ def test_the_frozen_network_learns_nothing_of_clips() -> None:
 @pytest.mark.parametrize("option", ["randaugment: {}", "erasing: 0.5", "mixup: 0.8", "cutmix: 1.0"])
 def test_changes_of_single_images_are_refused(option: str) -> None:
     method = f"method={{name: finetune, clip: {{frames: 4}}, crop: {{size: 16}}, {option}}}"
-    with pytest.raises(UserError, match=f"method.{option.partition(':')[0]} changes images and not clips; leave it out"):
+    key = option.partition(":")[0]
+    with pytest.raises(UserError, match=f"method.{key} changes images and not clips; leave it out"):
         tiny_run(tiny_recipe("finetune", "clips", [method]))
 
 

@@ -92,6 +92,11 @@ class Clip(Strict):
     )
 
 
+ClipOrImage = Annotated[Clip | None, Field(
+    description="of videos: frames of a clip, which starts anywhere in its video; null: images. Protocols put in the "
+    "clips of the network")]
+
+
 class RandAugment(Strict):
     """RandAugment (arXiv 1909.13719) as torchvision has it."""
 

@@ -10,8 +10,8 @@ from unlabeled.config.read import read_card, read_protocol
 from unlabeled.engine.restore import load_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
-from unlabeled.report.report import Report
 from unlabeled.evaluation.setup import scored_stream
+from unlabeled.report.report import Report
 from unlabeled.report.seeds import print_folds, print_seeds
 
 

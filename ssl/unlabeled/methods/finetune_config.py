@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from unlabeled.config.augment import Clip, Crop, RandAugment, ResizedCrop
+from unlabeled.config.augment import ClipOrImage, Crop, RandAugment, ResizedCrop
 from unlabeled.config.base.curve import Momentum
 from unlabeled.config.recipe import MethodConfig
 
@@ -19,10 +19,7 @@ class FinetuneConfig(MethodConfig):
 
     name: Literal["finetune"] = "finetune"
     crop: Crop = ResizedCrop()
-    clip: Clip | None = Field(
-        None, description="of videos: the frames of a clip, which starts anywhere in its video; null: images. Protocols "
-        "put in the clips of the network"
-    )
+    clip: ClipOrImage = None
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="factor on the learning rate per layer below the classifier (arXiv 2106.08254)"
     )

@@ -24,7 +24,9 @@ class ClipViews(Strict):
     stride: int | None = Field(
         None, gt=0, description="frames of the video from one frame of the clip to the next; null: as in training"
     )
-    count: Scoring[int] = Field(1, gt=0, description="clips of a video, evenly spread over it; a single one is in its middle")
+    count: Scoring[int] = Field(
+        1, gt=0, description="clips of a video, evenly spread over it; a single one is in its middle"
+    )
     crops: Scoring[Literal[1, 3]] = Field(
         1, description="squares of each clip: 1, the centre, as of images; 3, as wide as the shorter side, at both "
         "ends and in the middle of the longer one"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from unlabeled.config.augment import Clip, Crop, ResizedCrop
+from unlabeled.config.augment import ClipOrImage, Crop, ResizedCrop
 from unlabeled.config.recipe import MethodConfig, Smallest, Strict
 
 
@@ -64,10 +64,7 @@ class ProbeConfig(MethodConfig):
     name: Literal["probe"] = "probe"
     heads: dict[str, Head] = Field({"linear": LinearHead()}, min_length=1, description="name -> classifier")
     crop: Crop = ResizedCrop()
-    clip: Clip | None = Field(
-        None, description="of videos: the frames of a clip, which starts anywhere in its video; null: images. Protocols "
-        "put in the clips of the network"
-    )
+    clip: ClipOrImage = None
 
     def smallest_batch(self, stream: str) -> Smallest | None:
         """Return two where a head has BatchNorm on vectors."""

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from unlabeled.config.augment import Clip, Crop, ResizedCrop
+from unlabeled.config.augment import ClipOrImage, Crop, ResizedCrop
 from unlabeled.config.recipe import MethodConfig
 
 Rate = Annotated[float, Field(gt=0)]
@@ -31,7 +31,4 @@ class LinearGridConfig(MethodConfig):
         description="factors on the recipe's learning rate, one classifier for each, on every form of the features",
     )
     crop: Crop = ResizedCrop()
-    clip: Clip | None = Field(
-        None, description="of videos: the frames of a clip, which starts anywhere in its video; null: images. Protocols "
-        "put in the clips of the network"
-    )
+    clip: ClipOrImage = None
