@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from unlabeled.report.report import Number, Report, Split
-from unlabeled.report.seeds import print_seeds
+from unlabeled.report.seeds import print_folds, print_seeds
 from unlabeled.report.table import print_reports
 from unlabeled.report.terminal import writable
 
@@ -70,3 +70,16 @@ def test_what_an_encoding_holds_is_left_alone():
 def test_every_line_break_is_written_as_its_number():
     breaks = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
     assert len(writable(f"a{breaks}b", "utf-8").splitlines()) == 1
+
+
+def test_folds_have_a_row_each_and_their_plain_mean():
+    folds = []
+    for fold, value, chance in (("a", 50.0, 9.0), ("b", 60.0, 10.0), ("c", 73.0, 11.0)):
+        number = Number("linear", chance, {"value": value}, None, None)
+        train, test = Split(f"train-{fold}", 5, 0, 0), Split(f"val-{fold}", 5, 0, 0)
+        folds.append(Report("classify", {}, "x", "finetune", "all", 1, 0, 0, "own", 10, train, test, [number], {}))
+    lines = printed("utf-8", 120, False, print_folds, folds).splitlines()
+    rows = {line.split("│")[1].strip(): line for line in lines if "linear" in line}
+    assert list(rows) == ["train-a, val-a", "train-b, val-b", "train-c, val-c", "mean of 3"]
+    assert "60.0" in rows["train-b, val-b"] and "61.0" in rows["mean of 3"] and "10.0" in rows["mean of 3"]
+    assert "±" not in "".join(lines)
