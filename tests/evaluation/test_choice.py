@@ -11,7 +11,8 @@ import torch
 from tests.evaluation.fakes import Noise
 from torch import Tensor, nn
 
-from unlabeled.config.read import read_protocol, read_recipe
+from unlabeled.config.read import read_card, read_protocol, read_recipe
+from unlabeled.data.sources.open import open_source
 from unlabeled.data.sources.subset import open_part
 from unlabeled.data.streams import open_streams
 from unlabeled.engine.restore import load_run
@@ -111,7 +112,7 @@ def test_images_choose_and_are_scored_at_one_size(monkeypatch: pytest.MonkeyPatc
 
 def test_what_chooses_is_not_learnt(run: Path) -> None:
     cfg = read_protocol("linear-grid", [*QUICK, "held_out=0.2", "seed=3"])
-    recipe = recipe_on(cfg, load_run(run), "train")
+    recipe = recipe_on(cfg, load_run(run), open_source(read_card("digits"), "train"))
     learnt = open_streams(recipe)["train"].source
     held = open_part(learnt.source, None, choice.held_out_rule(cfg))
     assert sorted([*learnt.indices, *held.indices]) == list(range(1297))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unlabeled.config.read import read_protocol, read_recipe
+from unlabeled.config.read import read_card, read_protocol, read_recipe
+from unlabeled.data.sources.open import open_source
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
@@ -45,7 +46,8 @@ def test_the_sgd_probe_learns_leaves_the_network_alone_and_goes_on(run: Path, ca
 
 
 def test_crops_have_the_networks_size_unless_the_protocol_gives_one(run: Path) -> None:
-    sizes = [recipe_on(read_protocol("linear-sgd", [*QUICK, crop]), load_run(run), "train").method.crop.size
+    digits = open_source(read_card("digits"), "train")
+    sizes = [recipe_on(read_protocol("linear-sgd", [*QUICK, crop]), load_run(run), digits).method.crop.size
              for crop in ("method.crop={area: [0.6, 1.0]}", "method.crop={area: [0.6, 1.0], size: 20}")]
     assert sizes == [12, 20]
 

@@ -12,6 +12,7 @@ from tiny import tiny_recipe
 
 from unlabeled.config.augment import Clip
 from unlabeled.config.read import read_card, read_protocol
+from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.open import open_source
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.train import train
@@ -61,7 +62,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fitted(run: Path, protocol: str, *settings: str):
-    return recipe_on(read_protocol(protocol, list(settings)), load_run(run), "train").method
+    videos = Source("videos", "train")
+    videos.has_clips = True
+    return recipe_on(read_protocol(protocol, list(settings)), load_run(run), videos).method
 
 
 def test_a_protocol_trains_on_the_clips_of_the_network(run: Path) -> None:
@@ -75,8 +78,20 @@ def test_a_protocol_trains_on_the_clips_of_the_network(run: Path) -> None:
     assert (method.clip, method.crop.size, method.crop.aspect) == (Clip(frames=32, stride=2), 224, (0.5, 2.0))
     assert fitted(run, "finetune-video").clip == Clip(frames=32, stride=2)
     assert fitted(run, "linear-grid").clip == Clip(frames=4, stride=2)
-    with pytest.raises(UserError, match="clips of 4 frames, and method 'reinforcement' reads images; take finetune"):
-        fitted(run, "finetune", "method={name: reinforcement, replay: 0.0}")
+    digits, flat = open_source(read_card("digits"), "train"), load_run(run)
+    assert recipe_on(read_protocol("linear-sgd"), flat, digits).method.clip is None
+    with pytest.raises(UserError, match="clips of 4 frames, and split 'train' of data card 'digits' holds images"):
+        recipe_on(read_protocol("video-linear-small"), flat, digits)
+
+
+def test_a_2d_network_trains_inflated_on_cvrls_clips(tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    network = "backbone={name: resnet50, width: 0.125}"
+    assert train(tiny_recipe("finetune", "plain", [network, "train.updates=1"]), flat).finished
+    assert fitted(flat, "linear-sgd", "inflate=r3d50").clip == Clip(frames=16, stride=2)
+    assert fitted(flat, "video-linear", "inflate=r3d50").clip == Clip(frames=32, stride=2)
+    with pytest.raises(UserError, match=r"'clip\.count' has no effect: the network is for images, not for clips"):
+        fitted(flat, "video-linear")
 
 
 def test_speed_in_frames_per_second_goes_on(tmp_path: Path) -> None:

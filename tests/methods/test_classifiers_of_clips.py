@@ -62,12 +62,6 @@ def test_a_training_clip_starts_anywhere_in_its_video() -> None:
     assert labelled(CROP, Clip(frames=4, per_second=5.0)).clips == RandomClip(4, 2, per_second=5.0)
 
 
-@pytest.mark.parametrize(("kind", "config"), KINDS, ids=lambda x: x.__name__)
-def test_a_network_for_clips_does_not_silently_see_images(kind: Any, config: Any) -> None:
-    with pytest.raises(UserError, match="the network is for clips of 8 frames, and would see images here"):
-        kind(config(crop=CROP), lambda: network(Input(8, clip=Spacing(8, 2))), INFO)
-
-
 def test_inner_maps_of_clips_are_averaged_over_their_time() -> None:
     built, x = network().eval(), torch.rand(2, 3, 8, SIZE, SIZE)
     with torch.no_grad():
