@@ -14,6 +14,7 @@ from tests.tiny import tiny_recipe
 from torch import Tensor, nn
 
 from unlabeled.augment.geometry import EvalCrop
+from unlabeled.augment.plain_crops import EdgeCrop
 from unlabeled.config.protocols.detection import Detection
 from unlabeled.config.protocols.vectors import ClipViews
 from unlabeled.config.read import read_protocol
@@ -88,6 +89,8 @@ def test_a_clip_is_cut_from_the_middle_of_a_video() -> None:
 
 def test_features_of_several_clips_and_crops_are_averaged_and_of_classifiers_probabilities() -> None:
     clip = ClipViews(count=3, crops=3)
+    thirds = [EdgeCrop(8, place) for place in range(3)]
+    assert views_of(export(), clip) == tuple(ClipCrop(third, EvenClips(4, 2, count=3)) for third in thirds)
     rows = [torch.tensor([start + level, start + level + 3.0]) for start in (0, 11, 22)
             for level in (20.0, 40.0, 60.0)]  # squares of 8 columns at the left, in the middle and at the right
     torch.testing.assert_close(features(export(), clip)[0], torch.stack(rows).mean(0))

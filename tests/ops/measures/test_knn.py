@@ -189,7 +189,8 @@ def naive_hits(bank, labels, queries, wanted, k, own):
 
 
 @pytest.mark.parametrize("search", ["torch", "faiss"])
-def test_hits_equal_the_definition(search):
+def test_hits_equal_the_definition(search, monkeypatch):
+    monkeypatch.setattr(knn, "_QUERIES", 50)
     if search == "faiss":
         pytest.importorskip("faiss")
     bank, labels = blobs(90)
@@ -222,6 +223,8 @@ def test_hits_of_a_collapsed_bank_are_those_of_a_random_order():
         misses = [[math.comb(9 - same, k) / math.comb(9, k)] for same in [2] * 3 + [6] * 7]
         torch.testing.assert_close(found, 1 - torch.tensor(misses, dtype=torch.float64)[:, 0])
     assert knn.hits(torch.ones(10, 3), labels, torch.ones(0, 3), labels[:0], [2])[2].shape == (0,)
+    several = knn.random_hits(torch.tensor([4, 4, 4]), torch.tensor([1, 1, 2]), torch.tensor([1, 3, 3]))
+    torch.testing.assert_close(several, torch.tensor([1 / 4, 3 / 4, 1.0], dtype=torch.float64))
 
 
 def test_a_bank_without_labels_is_refused_in_words():
