@@ -15,7 +15,7 @@ def preparation(image: Input) -> dict[str, Any]:
     crop, noun = EvalCrop(image.size), "an image" if image.clip is None else "a frame"
     deeper = "deeper gray as the data card says; upright, as the file's orientation tag says"
     return {
-        "colours": f"RGB of 8 bits, {deeper if image.clip is None else 'upright, as the file says'}",
+        "colours": f"RGB of 8 bits, {deeper if image.clip is None else 'as ffmpeg converts them; upright, as the file says'}",
         **({} if image.clip is None else {"clip": _clip(image.clip)}),
         "kept_whole": f"{noun} of {image.size} x {image.size} pixels is neither cut nor resized",
         "crop": "the central square; side: round(crop_share * shorter side), left and top: (length - side + 1) // 2",
@@ -75,10 +75,19 @@ def _clip_lines(image: Input, clip: Spacing) -> str:
     stride = "stride" if rate else str(clip.stride)
     spacing = f"{clip.per_second:g} of them per second" if rate else f"{clip.stride} apart"
     return (
-        "import av\nimport numpy\nimport torch\nfrom PIL import Image\n\n"
+        "from fractions import Fraction\n\nimport av\nimport numpy\nimport torch\nfrom PIL import Image\n\n"
         "def decode(path):  # the frames of a video, in the order in which they are shown\n"
         "    with av.open(path) as file:\n"
         "        yield from file.decode(video=0)\n\n"
+        "def picture(frame):  # RGB and upright; PyAV's to_ndarray is off for 10-bit, interlaced and odd frames\n"
+        "    graph = av.filter.Graph()\n"
+        "    buffer = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format,\n"
+        "                              time_base=Fraction(1))\n"
+        '    graph.link_nodes(buffer, graph.add("scale", "flags=bicubic"), graph.add("format", "rgb24"),\n'
+        '                     graph.add("buffersink"))\n'
+        "    graph.configure()\n"
+        "    graph.vpush(frame)\n"
+        "    return numpy.rot90(graph.vpull().to_ndarray(), round(frame.rotation / 90))\n\n"
         f"# clips: {clip.frames} frames from the middle of a video, {spacing}; RGB in [0, 1], {values}\n"
         f"def prepare(path):  # {_crop_words(image)}\n"
         "    length = sum(1 for _ in decode(path))\n"
@@ -88,8 +97,7 @@ def _clip_lines(image: Input, clip: Spacing) -> str:
         "    pictures = {}\n"
         "    for place, frame in enumerate(decode(path)):\n"
         "        if place in places:\n"
-        '            picture = frame.to_ndarray(format="rgb24")\n'
-        "            image = Image.fromarray(numpy.rot90(picture, round(frame.rotation / 90)))\n"
+        "            image = Image.fromarray(picture(frame))\n"
         f"{_crop_lines(image, 3)}"
         "            pictures[place] = torch.from_numpy(numpy.array(image))\n"
         "    x = torch.stack([pictures[place] for place in places]).permute(3, 0, 1, 2) / 255\n"

@@ -82,7 +82,7 @@ def random_hits(entries: Tensor, right: Tensor, draws: Tensor) -> Tensor:
 
 
 class Near(NamedTuple):
-    """Entries of the bank, with the k nearest of c queries: cosines [c, f], their labels [c, f], the k-th cosine [c]."""
+    """Entries of the bank, with the k nearest of c queries: cosines [c, f], labels [c, f], the k-th cosine [c]."""
 
     cosine: Tensor
     labels: Tensor
