@@ -89,7 +89,8 @@ def test_pixels_of_small_sets_are_exact_and_large_ones_are_reduced():
     torch.testing.assert_close(found["raw_pixels"].x, expected)
     assert found["n"].x.shape == (4, 48)
     large = pixel_embedder(Noise(4), EvalCrop(64))
-    assert large.size == 64 and large.embed(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 3 * 32 * 32)
+    assert large.crops == (EvalCrop(64),)
+    assert large.embed(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 3 * 32 * 32)
 
 
 def test_grey_pixels_count_once():

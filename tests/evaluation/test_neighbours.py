@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.evaluation.fakes import Noise
 
+from unlabeled.augment.geometry import EvalCrop
 from unlabeled.engine.passes.features import Features
 from unlabeled.evaluation import neighbours
 
@@ -20,7 +21,7 @@ def test_every_query_stands_before_its_nearest_other_images(tmp_path: Path, monk
     kept = [i for i in range(14) if i != 3]  # one cannot be read, so rows and places differ
     angle = torch.tensor(kept) * 0.1
     features = Features(torch.stack([angle.cos(), angle.sin()], 1), torch.tensor(kept))
-    path = neighbours.draw_neighbours(source, features, tmp_path, 7)
+    path = neighbours.draw_neighbours(source, features, EvalCrop(8), tmp_path, 7)
     assert path == tmp_path / "neighbours-update00000007.png" and len(drawn) == neighbours.QUERIES
     shown = [[next(i for i in range(14) if np.array_equal(image, source.image(i))) for image in row] for row in drawn]
     for query, *others in shown:
@@ -28,4 +29,5 @@ def test_every_query_stands_before_its_nearest_other_images(tmp_path: Path, monk
         apart = [abs(i - query) for i in others]
         assert apart == sorted(apart) == [abs(i - query) for i in expected[: neighbours.NEIGHBOURS]]
         assert 3 not in others and query not in others
-    assert neighbours.draw_neighbours(source, Features(torch.ones(1, 2), torch.tensor([0])), tmp_path, 0) is None
+    one = Features(torch.ones(1, 2), torch.tensor([0]))
+    assert neighbours.draw_neighbours(source, one, EvalCrop(8), tmp_path, 0) is None

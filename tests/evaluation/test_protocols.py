@@ -50,6 +50,10 @@ def test_an_unknown_protocol_is_answered_with_the_nearest():
     ("linear-sgd", "batch=64", "'data.batch'"),
     ("knn", "seed=1", "override 'seed=1': 'seed' has no effect with protocol 'knn': it draws nothing"),
     ("classify", "seed=1", "it draws nothing"),
+    ("retrieval", "seed=1", "'seed' has no effect with protocol 'retrieval': it draws nothing"),
+    ("correspondence", "clip.count=2", "'clip' has no effect with protocol 'correspondence': it is for networks for "
+     "images"),
+    ("detection-shapes", "clip={frames: 1}", "'clip' has no effect with protocol 'detection'"),
     ("correspondence", "train=val", "'train' has no effect with protocol 'correspondence'"),
     ("finetune", "data.batc=64", "unknown key 'data.batc'. Did you mean 'batch'?"),
     ("finetune", "data.train.batch=64", "unknown key 'data.train'"),

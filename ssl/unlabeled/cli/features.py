@@ -13,6 +13,7 @@ EXAMPLES = [
     "unlabeled features runs/cifar10-simclrv2-s0 photos out=photos.npy",
     "unlabeled features runs/cifar10-simclrv2-s0 photos export=backbone.layer3",
     "unlabeled features runs/imagenet-simclrv2-s0 imagenet split=train root=/data/imagenet part=3/16",
+    "unlabeled features runs/cvrl-s0 videos clip.count=10",
     "unlabeled features timm:resnet50@weights.safetensors photos out=photos.npy",
 ]
 _OWN = (
@@ -20,7 +21,9 @@ _OWN = (
     "export FOLDER-EXPORT.npy); the keys of the images, paths below the folder, go into a .txt beside it, one per "
     "line, in which a backslash and characters that would break a line are written as in Python; export=EXPORT or "
     "EXPORT.BLOCK, such as backbone.layer3 (default: the method's first export of features); split=SPLIT, root=FOLDER "
-    "(of a card)"
+    "(of a card); of networks for clips, whose folder is one of videos: clip.count=1 clips of each, evenly spread, "
+    "clip.crops=1 or 3 squares of each clip, whose features are averaged, clip.frames and clip.stride (default: as in "
+    "training; clip.frames=1: the middle frame, or images)"
 )
 
 
@@ -29,7 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path,
                         help="folder of a run, RUN:EXPORT, RUN:SIZE, a checkpoint, timm:NAME[@FILE] or "
                         "torchvision:NAME[@FILE]")
-    parser.add_argument("images", metavar="FOLDER|CARD", help="folder of images, flat or nested; or a data card")
+    parser.add_argument("images", metavar="FOLDER|CARD",
+                        help="folder of images or videos, flat or nested; or a data card")
     parser.add_argument("settings", metavar="key=value", nargs="*",
                         help=settings_help(_OWN, max_corrupt=1.0, split=False))
 
@@ -52,5 +56,5 @@ def run(arguments: argparse.Namespace) -> int:
 
     export_features(run, images, out, export=settings.export, precision=settings.precision, batch=settings.batch,
                     workers=settings.workers, max_corrupt=settings.max_corrupt, part=settings.share,
-                    split=settings.split, root=settings.root)
+                    split=settings.split, root=settings.root, clip=settings.clip)
     return 0

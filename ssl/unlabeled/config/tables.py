@@ -74,6 +74,7 @@ PROTOCOLS: dict[str, str] = {
     "linear": "unlabeled.evaluation.vectors.linear:run",
     "few-labels": "unlabeled.evaluation.vectors.few_labels:run",
     "logistic": "unlabeled.evaluation.vectors.logistic:run",
+    "retrieval": "unlabeled.evaluation.vectors.retrieval:run",
     "clustering": "unlabeled.evaluation.vectors.clustering:run",
     "segmentation-linear": "unlabeled.evaluation.dense.segmentation_linear:run",
     "segmentation-fcn": "unlabeled.evaluation.dense.segmentation_fcn:run",

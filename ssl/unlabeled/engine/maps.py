@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from unlabeled.backbones.maps import maps
 from unlabeled.backbones.sizes import refusal, try_image
+from unlabeled.engine.exports.networks import refuse_clips
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export
 
+_OF_IMAGES = "what works on places of a map is for images"
 SMALLEST = 2  # cells along a side; a smaller map tells no places apart
 
 
@@ -38,8 +40,9 @@ class LastMap(nn.Module):
 def last_map(name: str, export: Export, device: torch.device) -> tuple[LastMap, tuple[int, int, int]]:
     """Return the network of an export on the device, in evaluation mode, and its map's (C, h, w) at `export.input`.
 
-    Raises UserError if it gives no map, or one of fewer than 2 x 2 cells, or takes no images of that size.
+    Raises UserError if it gives no map, or one of fewer than 2 x 2 cells, or takes no images of that size, or clips.
     """
+    refuse_clips(export, f"export '{name}'", _OF_IMAGES)
     network = LastMap(name, export).to(device).to(memory_format=torch.channels_last).eval()
     size = export.input.size
     output, problem = try_image(network, size)

@@ -21,7 +21,7 @@ from unlabeled.config.sources import public, split_source
 from unlabeled.engine.build import method_class, stored_info
 from unlabeled.engine.exports.classes import export_classes
 from unlabeled.engine.exports.inflated import inflated
-from unlabeled.engine.exports.networks import find_elastic, find_export, inner, open_residuals
+from unlabeled.engine.exports.networks import find_elastic, find_export, inner, open_residuals, refuse_clips
 from unlabeled.engine.public.networks import BACKBONE, CLASSIFIER, open_public
 from unlabeled.engine.run.sources import adopt, as_given, refuse_bad_export
 from unlabeled.engine.steps import seed_everything
@@ -172,13 +172,16 @@ def load_teacher(source: str, *, weights: bool = True, features: bool = False,
     """Return the network that a source names for a teacher: with its classifier, if it has one.
 
     Of a run that is the export named, else its first that gives logits, else its default. features: without a
-    classifier. options: as for `load_export`. Raises UserError as that does, and for a classifier that does not fit.
+    classifier. options: as for `load_export`. Raises UserError as that does, for a classifier that does not fit, and
+    for a network for clips.
     """
     named = public(source)
     if named is not None:
         exports = open_public(named, weights=weights, options=options).exports
         return _held(exports[BACKBONE] if features else exports.get(CLASSIFIER, exports[BACKBONE]))
-    return _of_run(source, weights=weights, logits=not features)
+    export = _of_run(source, weights=weights, logits=not features)
+    refuse_clips(export, f"'{source}'", "teachers are shown images")
+    return export
 
 
 def load_elastic(run: Path, name: str | None = None) -> tuple[str, Export]:

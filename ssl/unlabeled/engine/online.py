@@ -15,7 +15,7 @@ from unlabeled.config.recipe import Recipe
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.subset import Part
 from unlabeled.engine.launch import pick_precision
-from unlabeled.engine.passes.features import Embedder, Features, extract, network_embedder
+from unlabeled.engine.passes.features import Embedder, Features, extract, frames_of, network_embedder
 from unlabeled.engine.plan import Plan
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Method
@@ -140,7 +140,7 @@ class Online:
         features = extract(
             {"export": embedder},
             part,
-            batch=self.batch,
+            batch=self.batch * frames_of(embedder.crops),  # as many clips as an update has videos
             workers=self.workers,
             device=self.device,
             max_corrupt=1.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unlabeled.config.protocols.vectors import Knn, Protocol
+from unlabeled.config.protocols.vectors import Nearest, Protocol
 
 
 def cautions(cfg: Protocol, train: str, test: str, shared: int, scored: int, trained: str | None = None) -> list[str]:
@@ -17,7 +17,7 @@ def cautions(cfg: Protocol, train: str, test: str, shared: int, scored: int, tra
             which = f"test '{test}' is the training split"
         else:
             which = f"{shared} of the {scored} test images of '{test}' stand in the training split '{train}' too"
-        what = ("each is left out when it is the query itself" if isinstance(cfg, Knn) else
+        what = ("each is left out when it is the query itself" if isinstance(cfg, Nearest) else
                 "the numbers tell how well these were learnt by heart, not what holds for other images")
         notes.append(f"{which}: {what}")
     if trained:

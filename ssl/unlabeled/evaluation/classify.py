@@ -14,7 +14,7 @@ from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.passes.features import Features, extract, network_embedder
 from unlabeled.errors import UserError
 from unlabeled.evaluation.real import RealLabels
-from unlabeled.evaluation.setup import refuse_images_for_clips, shown, views_of
+from unlabeled.evaluation.setup import middle_frames, refuse_images_for_clips, shown, views_of
 from unlabeled.evaluation.vectors.scores import Score, accuracy
 from unlabeled.methods.base import Export, Method
 from unlabeled.ops.distributed import rank
@@ -47,6 +47,8 @@ def score_exports(
     exports = {name: shown(export, cfg.size, cfg.clip) for name, export in chosen.items()}
     for export in exports.values():
         refuse_images_for_clips(export, test)
+    if rank() == 0 and (line := middle_frames(next(iter(exports.values())), test)):
+        print(line)
     precision = pick_precision(cfg.precision, device.type)
     embedders = {name: network_embedder(export, device, precision, views_of(export, cfg.clip))
                  for name, export in exports.items()}

@@ -31,6 +31,7 @@ from unlabeled.evaluation.classify import score_classifiers
 from unlabeled.evaluation.neighbours import draw_neighbours
 from unlabeled.evaluation.setup import (
     Splits,
+    middle_frames,
     open_splits,
     other_cards,
     protocol_export,
@@ -40,6 +41,7 @@ from unlabeled.evaluation.setup import (
 from unlabeled.evaluation.trained import train_and_score
 from unlabeled.evaluation.vectors.pixels import drop_equal_channels, pixel_embedder
 from unlabeled.evaluation.vectors.scores import Score
+from unlabeled.methods.base import Export
 from unlabeled.ops.distributed import rank
 from unlabeled.ops.measures.health import collapse_warning, health
 from unlabeled.report.report import Number, Report, Split
@@ -153,7 +155,7 @@ class _Work:
     def _frozen(self, jobs: list[Job], splits: Splits) -> None:
         """Extract once for protocols on the same export and splits, then run each on rank 0."""
         restored = self.restored
-        export, features = _extract(jobs, restored, splits, self.run, self.device)
+        name, export, features = _extract(jobs, restored, splits, self.run, self.device)
         if rank() != 0:
             return
         scored = _split((splits.test or splits.train).split, features["network"][1])
@@ -163,15 +165,16 @@ class _Work:
             job = Job("health", jobs[0].cfg)
             sheet = None
             try:
-                sheet = draw_neighbours(splits.train, features["network"][0], restored.run / "eval", restored.update)
+                sheet = draw_neighbours(splits.train, features["network"][0], export.crop, restored.run / "eval",
+                                        restored.update)
             except UserError as error:  # the numbers count more
                 print(f"no picture of nearest neighbours: {error}")
-            self.reports["health"] = _report(job, restored, splits, export, used, [], measured, self.device, sheet)
+            self.reports["health"] = _report(job, restored, splits, name, used, [], measured, self.device, sheet)
             return
         for job in jobs:
             with self._keeping(job):
                 numbers = _run(job.cfg, features, splits, self.device)
-                self.reports[job.name] = _report(job, restored, splits, export, used, numbers, measured, self.device)
+                self.reports[job.name] = _report(job, restored, splits, name, used, numbers, measured, self.device)
 
 
 def _deliver(jobs: list[Job], reports: dict[str, Report], folder: Path) -> list[Report]:
@@ -213,13 +216,15 @@ def _read(protocol: str | Path, overrides: Sequence[str]) -> Job:
 
 
 def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, device: torch.device,
-             ) -> tuple[str, dict[str, Pair]]:
-    """Return the name of the export, and train and test features of every network that a protocol asks for."""
+             ) -> tuple[str, Export, dict[str, Pair]]:
+    """Return the name of the export, itself, and train and test features of every network that a protocol asks for."""
     first = jobs[0].cfg
     name, export = protocol_export(first, restored)
     for source in (splits.train, splits.test):
         if source is not None:
             refuse_images_for_clips(export, source)
+    if rank() == 0 and (line := middle_frames(export, splits.train, splits.test)):
+        print(line)
     views = views_of(export, first.clip)
     precision = pick_precision(first.precision, device.type)
     embedders = {"network": network_embedder(export, device, precision, views)}
@@ -248,7 +253,7 @@ def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, dev
     if "raw_pixels" in pairs and rank() == 0:
         a, b = pairs["raw_pixels"]
         a.x, b.x = drop_equal_channels(a.x, b.x)
-    return name, pairs
+    return name, export, pairs
 
 
 def _learns(jobs: Sequence[Job]) -> bool:

@@ -17,11 +17,14 @@ import torch
 from unlabeled.config.card import Card
 from unlabeled.config.passes.features import folder_or_card
 from unlabeled.config.passes.shared import WHOLE, Part
+from unlabeled.config.protocols.vectors import ClipViews
 from unlabeled.config.recipe import Precision
 from unlabeled.data.crops import shape_of
 from unlabeled.data.evaluation import ImageMaker
 from unlabeled.data.records.store import Store
 from unlabeled.data.sources.base import Source
+from unlabeled.data.sources.files.formats import IMAGES, VIDEOS
+from unlabeled.data.sources.files.listing import holds_kind
 from unlabeled.data.sources.files.lists import one_line, write_lines
 from unlabeled.data.sources.open import open_source
 from unlabeled.engine.launch import pick_device, pick_precision
@@ -31,7 +34,7 @@ from unlabeled.engine.passes.run import Work, run_pass
 from unlabeled.engine.passes.source import open_split
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
-from unlabeled.evaluation.setup import own_levels, pick_export, refuse_images_for_clips
+from unlabeled.evaluation.setup import middle_frames, own_levels, pick_export, refuse_images_for_clips, views_of
 from unlabeled.methods.base import Export
 from unlabeled.ops.distributed import on_rank0, rank
 from unlabeled.ops.machine.files import refuse_unwritable, temporary, write_atomically
@@ -42,13 +45,15 @@ _TOGETHER = 1 << 12  # rows in memory at once
 
 def export_features(run: Path, images: str | Path, out: Path, *, export: str | None = None,
                     precision: Precision = "auto", batch: int = 256, workers: int = 4, max_corrupt: float = 1.0,
-                    part: Part = WHOLE, split: str | None = None, root: str | None = None) -> int | None:
+                    part: Part = WHOLE, split: str | None = None, root: str | None = None,
+                    clip: ClipViews | None = None) -> int | None:
     """Write the features of all images and return how many there are; None while other parts are missing, or if another
     job has finished meanwhile.
 
-    images: a folder, or a data card, of which `split` is taken. OUT.npy: float32 [n, F]; OUT.safetensors: the same as
-    tensor `features`. Beside it OUT.txt: the images' keys (paths below a folder), one per row as `data.lists` writes
-    them. Until all are there rows stand in OUT.rows/. Gray levels beyond 8 bits in a folder are read as the run's data
+    images: a folder, of videos if it holds no images or the network is for clips, or a data card, of which `split` is
+    taken. clip: how videos come to such a network. OUT.npy: float32 [n, F]; OUT.safetensors: the same as tensor
+    `features`. Beside it OUT.txt: the images' keys (paths below a folder), one per row as `data.lists` writes them.
+    Until all are there rows stand in OUT.rows/. Gray levels beyond 8 bits in a folder are read as the run's data
     card says. Unreadable images are left out and printed. Raises UserError for bad input.
     """
     if out.suffix not in (".npy", ".safetensors"):
@@ -58,11 +63,14 @@ def export_features(run: Path, images: str | Path, out: Path, *, export: str | N
     if rank() == 0:
         refuse_unwritable(out, "name a file elsewhere with out=FILE")
     restored = load_run(Path(run), device=device)
-    source = _open(images, split, root, restored)
-    name, network = pick_export(restored.method, export)
-    embedder = network_embedder(network, device, chosen)
-    embedder.check()
+    views = clip or ClipViews()
+    name, network = pick_export(restored.method, export, clip=views)
+    source = _open(images, split, root, restored, network)
     refuse_images_for_clips(network, source)
+    if rank() == 0 and (line := middle_frames(network, source)):
+        print(line)
+    embedder = network_embedder(network, device, chosen, views_of(network, views))
+    embedder.check()
     work = _work(embedder, name, network, restored.update, ImageMaker(source, embedder.crops), device)
     width = work.fields[_FIELD][1][0]
     rows = out.with_suffix(".rows")
@@ -83,13 +91,15 @@ def export_features(run: Path, images: str | Path, out: Path, *, export: str | N
     return len(readable)
 
 
-def _open(images: str | Path, split: str | None, root: str | None, restored: Restored) -> Source:
+def _open(images: str | Path, split: str | None, root: str | None, restored: Restored, export: Export) -> Source:
     of_card = folder_or_card(str(images), split, root)
     if of_card is not None:
         _, card, chosen = of_card
         return open_split(card, chosen, root)
     folder = Path(images).expanduser()
-    card = Card.model_validate({"name": folder.name or "folder", "source": {"kind": "folder"}, "root": None,
+    videos = export.input.clip is not None or (holds_kind(folder, VIDEOS) and not holds_kind(folder, IMAGES))
+    kind = "videofolder" if videos else "folder"
+    card = Card.model_validate({"name": folder.name or "folder", "source": {"kind": kind}, "root": None,
                                 "levels": own_levels(restored), "splits": {"all": {"path": "."}}})
     return open_source(card, "all", str(folder.absolute()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from unlabeled.config.protocols.vectors import Classify, Knn, Trained
+from unlabeled.config.protocols.vectors import Classify, Nearest, Trained
 from unlabeled.config.read import read_card, read_protocol
 from unlabeled.engine.restore import load_run
 from unlabeled.errors import UserError
@@ -23,7 +23,7 @@ def evaluate_seeds(protocol: str, run: Path, overrides: Sequence[str], seeds: Se
     overrides that set a seed too.
     """
     cfg = read_protocol(protocol, overrides)
-    if isinstance(cfg, Knn | Classify):
+    if isinstance(cfg, Nearest | Classify):
         raise UserError(
             f"protocol '{cfg.protocol}' draws nothing: its number is the same for every seed; leave --seeds "
             "out, or evaluate runs of several train.seed"

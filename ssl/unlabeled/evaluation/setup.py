@@ -10,7 +10,7 @@ import numpy as np
 from unlabeled.augment.plain_crops import EdgeCrop
 from unlabeled.backbones.video.r3d import NETWORKS
 from unlabeled.config.card import Card
-from unlabeled.config.protocols.vectors import ClipViews, Knn, Protocol
+from unlabeled.config.protocols.vectors import ClipViews, Nearest, Protocol
 from unlabeled.config.read import read_card
 from unlabeled.config.recipe import Backbone, SetData
 from unlabeled.data.batch import Geometry
@@ -52,8 +52,8 @@ class Splits:
     def check_labels(self, cfg: Protocol, labels: np.ndarray) -> None:
         """Raise UserError if the training labels, int64 [n], -1 where unknown, are too few for `cfg`."""
         counts = np.bincount(labels[labels >= 0], minlength=len(self.names))
-        if isinstance(cfg, Knn) and self.shared(cfg):
-            counts[counts.argmax()] -= 1  # a test image that stands in train does not vote on itself
+        if isinstance(cfg, Nearest) and self.shared(cfg):
+            counts[counts.argmax()] -= 1  # a test image that stands in train is no neighbour of itself
         cfg.check(counts.tolist(), self.names)
 
     def shared(self, cfg: Protocol) -> int:
@@ -136,6 +136,15 @@ def inflated_backbone(name: str, restored: Restored) -> Backbone:
     if own.name in NETWORKS:
         raise UserError(f"inflate={name}: {restored.name} is a network for clips already, {own.name}; leave it out")
     return Backbone(name=name, width=own.width, grad_checkpointing=own.grad_checkpointing)
+
+
+def middle_frames(export: Export, *sources: Source | None) -> str | None:
+    """Say in one line that a network for images sees one frame of each video, or return None if nothing is to be said.
+    """
+    videos = next((source for source in sources if source is not None and source.has_clips), None)
+    if videos is None or export.input.clip is not None:
+        return None
+    return f"data card '{videos.name}' holds videos: of each, the network sees the middle frame, as an image"
 
 
 def scored_stream(restored: Restored) -> tuple[str, SetData]:

@@ -15,14 +15,18 @@ _CELL, _GAP = 96, 4
 
 
 def neighbour_sheet(rows: Sequence[Sequence[np.ndarray]], path: Path) -> Path:
-    """Write a PNG with one line per query: the query, then its neighbours, nearest first; images uint8 [H, W, 3]."""
-    widest = max(len(row) for row in rows)
+    """Write a PNG with one line per query: the query, then its neighbours, nearest first.
+
+    They are images, uint8 [H, W, 3], or the frames [F, H, W, 3] of clips, side by side.
+    """
+    cells = [[_cell(image) for image in row] for row in rows]
+    widest, across = max(len(row) for row in cells), cells[0][0].width + _GAP
     # the query stands apart from its neighbours by one more gap
-    width, height = widest * (_CELL + _GAP) + 3 * _GAP, len(rows) * (_CELL + _GAP) + _GAP
+    width, height = widest * across + 3 * _GAP, len(rows) * (_CELL + _GAP) + _GAP
     sheet = Image.new("RGB", (width, height), "white")
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            sheet.paste(_cell(image), (_GAP + x * (_CELL + _GAP) + (2 * _GAP if x else 0), _GAP + y * (_CELL + _GAP)))
+    for y, row in enumerate(cells):
+        for x, cell in enumerate(row):
+            sheet.paste(cell, (_GAP + x * across + (2 * _GAP if x else 0), _GAP + y * (_CELL + _GAP)))
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
@@ -30,6 +34,8 @@ def neighbour_sheet(rows: Sequence[Sequence[np.ndarray]], path: Path) -> Path:
 
 
 def _cell(image: np.ndarray) -> Image.Image:
+    if image.ndim == 4:
+        return Image.fromarray(np.concatenate([np.asarray(_cell(frame)) for frame in image], 1))
     side = min(image.shape[:2])
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     square = Image.fromarray(image[top : top + side, left : left + side])

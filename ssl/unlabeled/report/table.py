@@ -80,7 +80,8 @@ def _detail(number: Number) -> str:
     details = number.network["details"]
     if "draws" in details:
         return f"mean ± deviation over {details['draws']} draws of the labels"
-    short = {key: value for key, value in details.items() if not isinstance(value, dict)}  # tables stay in the file
+    # tables stay in the file, and chance has its column
+    short = {key: value for key, value in details.items() if key != "chance" and not isinstance(value, dict)}
     written = {float: "{} {:g}", int: "{} {}"}  # anything else is a sentence
     return ", ".join(written.get(type(value), "{1}").format(key, value) for key, value in short.items())
 

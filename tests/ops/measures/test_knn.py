@@ -1,6 +1,7 @@
 """Exact kNN: against a loop, against scikit-learn, torch against faiss, and the rules for ties, masks and k."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -174,6 +175,56 @@ def test_the_query_itself_is_left_out_where_ties_go_beyond_what_was_fetched():
     found = knn.votes(bank, labels, bank, [1], 0.07, 2, own=torch.arange(50))[1]
     torch.testing.assert_close(found[0], torch.tensor([25 / 49, 24 / 49], dtype=torch.float64))
     torch.testing.assert_close(found[49], torch.tensor([26 / 49, 23 / 49], dtype=torch.float64))
+
+
+def naive_hits(bank, labels, queries, wanted, k, own):
+    """Whether one of the k nearest is of the query's class, one query at a time, in float64; without ties."""
+    bank, queries = (x.double() / x.double().norm(dim=1, keepdim=True) for x in (bank, queries))
+    found = []
+    for query, kind, place in zip(queries, wanted, own.tolist(), strict=True):
+        order = torch.argsort(-(bank @ query)).tolist()
+        order = [entry for entry in order if entry != place and labels[entry] >= 0]
+        found.append(float(any(labels[entry] == kind for entry in order[:k])))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("search", ["torch", "faiss"])
+def test_hits_equal_the_definition(search, monkeypatch):
+    monkeypatch.setattr(knn, "_QUERIES", 50)
+    if search == "faiss":
+        pytest.importorskip("faiss")
+    bank, labels = blobs(90)
+    labels[[2, 50]] = -1
+    queries, wanted = (torch.cat(pair) for pair in zip((bank, labels), blobs(40, seed=3), strict=True))
+    own = torch.cat([torch.arange(90), torch.full((40,), -1)])
+    wanted[-1] = 77  # of no class of the bank
+    found = knn.hits(bank, labels, queries, wanted, [1, 5, 30], search, own)
+    for k, hit in found.items():
+        assert torch.equal(hit, naive_hits(bank, labels, queries, wanted, k, own)), k
+    assert 0 < float(found[1].mean()) < float(found[5].mean()) < 1 and float(found[30][-1]) == 0
+
+
+def test_entries_that_tie_with_the_kth_are_equally_likely_to_be_found():
+    """Every choice among the ties, one by one; more ties than are fetched at once; one entry is nearer than these."""
+    bank = torch.tensor([[1.0, 0.1]] + [[0.0, 1.0]] * 6 + [[-1.0, 0.0]])
+    labels = torch.tensor([0, 1, 1, 2, 2, 2, 2, 1])
+    query = torch.tensor([[1.0, 1.0]])  # its cosine with entry 0 is larger than with the six
+    for k, left in ((2, 1), (3, 2), (5, 4)):
+        for kind in (0, 1, 2, 3):
+            ways = [kind == 0 or any(labels[1 + i] == kind for i in way) for way in combinations(range(6), left)]
+            hit = knn.hits(bank, labels, query, torch.tensor([kind]), [k])[k]
+            torch.testing.assert_close(hit, torch.tensor([np.mean(ways)], dtype=torch.float64))
+
+
+def test_hits_of_a_collapsed_bank_are_those_of_a_random_order():
+    labels = torch.tensor([0] * 3 + [1] * 7)
+    for k in (1, 4, 9):
+        found = knn.hits(torch.ones(10, 3), labels, torch.ones(10, 3), labels, [k], own=torch.arange(10))[k]
+        misses = [[math.comb(9 - same, k) / math.comb(9, k)] for same in [2] * 3 + [6] * 7]
+        torch.testing.assert_close(found, 1 - torch.tensor(misses, dtype=torch.float64)[:, 0])
+    assert knn.hits(torch.ones(10, 3), labels, torch.ones(0, 3), labels[:0], [2])[2].shape == (0,)
+    several = knn.random_hits(torch.tensor([4, 4, 4]), torch.tensor([1, 1, 2]), torch.tensor([1, 3, 3]))
+    torch.testing.assert_close(several, torch.tensor([1 / 4, 3 / 4, 1.0], dtype=torch.float64))
 
 
 def test_a_bank_without_labels_is_refused_in_words():

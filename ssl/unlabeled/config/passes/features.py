@@ -9,6 +9,7 @@ from pydantic import Field
 from unlabeled.config.card import Card
 from unlabeled.config.marks import Free
 from unlabeled.config.passes.shared import PassSettings
+from unlabeled.config.protocols.vectors import ClipViews
 from unlabeled.config.read import read_card
 from unlabeled.errors import UserError, did_you_mean, nearest
 
@@ -22,6 +23,7 @@ class FeatureSettings(PassSettings):
     export: str | None = Field(None, description="EXPORT or EXPORT.BLOCK; the method's first one of features")
     split: str | None = Field(None, description="of a data card")
     root: Free[str | None] = Field(None, description="folder of the data of a card; overrides the card's own")
+    clip: ClipViews = Field(ClipViews(), description="of networks for clips")
     max_corrupt: Free[float] = Field(1.0, ge=0, le=1, description="share of unreadable images that is put up with")
 
 

@@ -8,10 +8,19 @@ from pydantic import Field
 
 from unlabeled.config.protocols.dense import Correspondence, SegmentationFcn, SegmentationLinear
 from unlabeled.config.protocols.detection import Detection
-from unlabeled.config.protocols.vectors import Classify, Clustering, FewLabels, Knn, Linear, Logistic, Trained
+from unlabeled.config.protocols.vectors import (
+    Classify,
+    Clustering,
+    FewLabels,
+    Knn,
+    Linear,
+    Logistic,
+    Retrieval,
+    Trained,
+)
 
 AnyProtocol = Annotated[
-    Knn | Linear | FewLabels | Logistic | Clustering | Classify | Trained | SegmentationLinear | SegmentationFcn
-    | Correspondence | Detection,
+    Knn | Linear | FewLabels | Logistic | Clustering | Retrieval | Classify | Trained | SegmentationLinear
+    | SegmentationFcn | Correspondence | Detection,
     Field(discriminator="protocol"),
 ]

@@ -20,6 +20,7 @@ class Dense(Protocol):
     It is called as runner(name, cfg, restored, run, device) and returns the Report on rank 0, None elsewhere.
     """
 
+    idle: ClassVar[Mapping[str, str]] = {"clip": "it is for networks for images"}
     raw_pixels: Literal[False] = False
     keep_features: Free[Literal[False]] = False
     # the only ones: a training begun before there were the settings goes on
@@ -83,7 +84,9 @@ class SegmentationFcn(Dense):
 class Correspondence(Dense):
     """Share of cells whose most similar cell in another view of the image is the one at the same place; no labels."""
 
-    idle: ClassVar[Mapping[str, str]] = {"train": "nothing is learnt; 'test' is the split that is looked at"}
+    idle: ClassVar[Mapping[str, str]] = {
+        **Dense.idle, "train": "nothing is learnt; 'test' is the split that is looked at",
+    }
     protocol: Literal["correspondence"]
     size: int | None = Field(None, gt=0, description="side of the views, pixels; null: as in training")
     area: AreaRange = Field((0.2, 1.0), description="share of the image's area in a view")

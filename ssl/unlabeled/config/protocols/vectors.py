@@ -87,23 +87,38 @@ class Protocol(Strict):
         """Raise UserError if the labelled training images, `counts` per class `names`, are too few."""
 
 
-class Knn(Protocol):
-    """Vote of the k nearest training images by cosine, weighted by exp(cosine / temperature)."""
+class Nearest(Protocol):
+    """What protocols share that look at the nearest training images, by cosine; a test image is none of its own."""
 
     idle: ClassVar[Mapping[str, str]] = {"seed": "it draws nothing"}
-    protocol: Literal["knn"]
-    k: list[Positive] = Field([20, 200], min_length=1)
-    temperature: float = Field(0.07, gt=0)
+    k: list[Positive] = Field(min_length=1)
     search: Literal["torch", "faiss"] = Field("torch", description="both are exact and give the same answer")
 
     def check(self, counts: Sequence[int], names: Sequence[str]) -> None:
         """Raise UserError if a k exceeds the labelled training images."""
         n = sum(counts)
         if n < 1:
-            raise UserError("kNN needs a labelled training image besides the test image itself; there is none")
+            raise UserError(f"{self.protocol} needs a labelled training image besides the test image itself; there is "
+                            "none")
         if max(self.k) > n:
             fitting = [k for k in self.k if k <= n] or [max(1, n // 10)]
             raise UserError(f"k is {max(self.k)}, but there are {n} labelled training images; use k={fitting}")
+
+
+class Knn(Nearest):
+    """Vote of the k nearest training images by cosine, weighted by exp(cosine / temperature)."""
+
+    protocol: Literal["knn"]
+    k: list[Positive] = Field([20, 200], min_length=1)
+    temperature: float = Field(0.07, gt=0)
+
+
+class Retrieval(Nearest):
+    """Recall at k: the share of test images one of whose k nearest training images, by cosine, has their class."""
+
+    measure = "recall"
+    protocol: Literal["retrieval"]
+    k: list[Positive] = Field([1, 5, 10], min_length=1)
 
 
 class Linear(Protocol):

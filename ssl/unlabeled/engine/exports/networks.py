@@ -109,6 +109,13 @@ def find_elastic(exports: Mapping[str, Export], name: str | None) -> tuple[str, 
                     f"{', '.join(exports)}); elastic backbones: {', '.join(BACKBONE_OPTIONS['size'])}")
 
 
+def refuse_clips(export: Export, name: str, why: str) -> None:
+    """Raise UserError if a network, which is called `name`, is for clips, where it would be shown images, and why."""
+    if export.input.clip is not None:
+        raise UserError(f"{name} is for clips of {export.input.clip.frames} frames, and {why}; take a network for "
+                        "images")
+
+
 def _unknown(exports: Mapping[str, Export], name: str) -> UserError:
     question = did_you_mean(nearest(name, exports))
     return UserError(f"the method has no export '{name}' (it has: {', '.join(exports)}).{question}")

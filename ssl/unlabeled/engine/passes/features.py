@@ -82,8 +82,9 @@ def network_embedder(export: Export, device: torch.device, precision: Resolved =
                      crops: Sequence[Geometry] | None = None) -> Embedder:
     """Return the exported network on its own input size and statistics, run in `precision`.
 
-    crops: others than the export's own, of its size and frames. Maps [b, C, H, W] and tokens [b, T, C] are averaged
-    over their places. Of a classifier probabilities are averaged where there are several crops (arXiv 2008.03800).
+    crops: others than the export's own, of its size and frames. Maps [b, C, H, W] and [b, C, T, H, W] and
+    tokens [b, T, C] are averaged over their places. Of a classifier probabilities are averaged where there are several
+    crops (arXiv 2008.03800).
     """
     crops = (export.crop,) if crops is None else tuple(crops)
     several = sum(count_of(crop) for crop in crops) > 1
@@ -101,7 +102,7 @@ def network_embedder(export: Export, device: torch.device, precision: Resolved =
             out = network(x).float()
         if several and export.gives == "logits":
             return out.softmax(1)
-        return out.mean((2, 3)) if out.ndim == 4 else out.mean(1) if out.ndim == 3 else out
+        return out.mean(tuple(range(2, out.ndim))) if out.ndim > 3 else out.mean(1) if out.ndim == 3 else out
 
     @functools.cache
     def identity() -> str:
@@ -115,10 +116,14 @@ def count_of(crop: Geometry) -> int:
     return crop.clips.count if isinstance(crop, ClipCrop) else 1
 
 
+def frames_of(crops: Sequence[Geometry]) -> int:
+    """Return how many images one sample is to a network: every frame of every clip, or one."""
+    return max(1, sum(crop.clips.count * crop.clips.frames for crop in crops if isinstance(crop, ClipCrop)))
+
+
 def samples_per_pass(images: int, crops: Sequence[Geometry]) -> int:
-    """Return how many samples are cut together where `images` fit: every frame of every clip counts as one."""
-    frames = sum(crop.clips.count * crop.clips.frames for crop in crops if isinstance(crop, ClipCrop))
-    return max(1, images // max(1, frames))
+    """Return how many samples are cut together where `images` fit."""
+    return max(1, images // frames_of(crops))
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from unlabeled.data.detection_batches import WholeMaker
 from unlabeled.data.loader import batches, own_units
 from unlabeled.data.sources.base import Source
 from unlabeled.data.sources.subset import Part
-from unlabeled.engine.exports.networks import open_residuals
+from unlabeled.engine.exports.networks import open_residuals, refuse_clips
 from unlabeled.engine.passes.features import gather_names, refuse_corrupt
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.engine.run.progress import LongPass
@@ -62,6 +62,7 @@ def run(name: str, cfg: Detection, restored: Restored, run: Path, device: torch.
         trained = kind == "network"
         method = (restored if trained else load_run(run, random_init=True)).method
         export, chosen = pick_export(method, cfg.export)
+        refuse_clips(chosen, f"export '{export}'", "a detector is for images")
         chosen = chosen if trained else open_residuals(chosen)
         seed_everything(cfg.seed, "detection", "heads")
         model = build_detector(chosen.build(), cfg, len(splits.names), chosen.input)

@@ -7,8 +7,8 @@ A query that is itself an image of the bank is left out of it by its place, not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,59 @@ def votes(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: Sequence[int], 
 
     Arguments and errors as in `predict`. float32 inside, float64 if the bank is float64 (faiss: always float32).
     """
+    if bool((bank_labels >= classes).any()):
+        raise UserError(f"kNN over {classes} classes, but a label of the bank is {int(bank_labels.max())}")
+
+    def vote(near: Near, k: int, rows: Tensor) -> Tensor:
+        return _vote(near, k, temperature, classes)
+
+    return _judged(bank, bank_labels, queries, k, search, own, vote)
+
+
+@torch.no_grad()
+def hits(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: Sequence[int],
+         search: Search = "torch", own: Tensor | None = None) -> dict[int, Tensor]:
+    """Return for every k how likely the k nearest of each query hold one of its class, float64 [m].
+
+    That is 0 or 1, unless entries tie with the k-th: of these any are as likely to be among the k. labels: int64 [m],
+    of the queries. Other arguments and errors as in `votes`.
+    """
+    labels = labels.to(bank.device)
+
+    def hit(near: Near, k: int, rows: Tensor) -> Tensor:
+        above, tied = _above_and_tied(near)
+        right = near.labels == labels[rows, None]
+        left = k - above.sum(1)
+        drawn = random_hits(tied.sum(1), (tied & right).sum(1), left)
+        return torch.where((above & right).any(1), 1.0, drawn)
+
+    return _judged(bank, bank_labels, queries, k, search, own, hit)
+
+
+def random_hits(entries: Tensor, right: Tensor, draws: Tensor) -> Tensor:
+    """Return how likely one of the right ones is among `draws` of so many entries, float64; all int64, [m]."""
+    miss = torch.ones(len(entries), dtype=torch.float64, device=entries.device)
+    for turn in range(int(draws.max()) if len(draws) else 0):
+        share = (entries - right - turn).clamp(min=0).double() / (entries - turn).clamp(min=1)
+        miss *= torch.where(turn < draws, share, 1.0)
+    return 1 - miss
+
+
+class Near(NamedTuple):
+    """Entries of the bank, with the k nearest of c queries: cosines [c, f], labels [c, f], the k-th cosine [c]."""
+
+    cosine: Tensor
+    labels: Tensor
+    kth: Tensor
+
+
+def _judged(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: Sequence[int], search: Search, own: Tensor | None,
+            judge: Callable[[Near, int, Tensor], Tensor]) -> dict[int, Tensor]:
+    """Return what `judge` makes of the nearest labelled entries of all queries, for every k.
+
+    It gets at least the entries that are nearer than the k-th or tie with it, k, and the places of the queries. Raises
+    UserError if a k exceeds the labelled bank, less the query itself.
+    """
     bank_labels = bank_labels.to(bank.device)
     known = bank_labels >= 0
     own = torch.full((len(queries),), -1) if own is None else own
@@ -57,21 +110,22 @@ def votes(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: Sequence[int], 
     if not k or min(k) < 1 or max(k) > n - itself:
         raise UserError(f"kNN with k = {', '.join(map(str, k))}, but the bank holds {n - itself} labelled images"
                         f"{' beside the query itself' if itself else ''}: allowed is 1 to {n - itself}")
-    if bool((bank_labels >= classes).any()):
-        raise UserError(f"kNN over {classes} classes, but a label of the bank is {int(bank_labels.max())}")
     bank, queries = _unit(bank), _unit(queries.to(bank.device))
     parts: dict[int, list[Tensor]] = {each: [] for each in k}
+    first = 0
     for chunk, mine, value, index in _search(bank, queries, min(max(k) + 1, n), search, own):
+        numbers = torch.arange(first, first + len(chunk), device=bank.device)
+        first += len(chunk)
         for each in k:
-            score = _vote(value, bank_labels[index], each, temperature, classes)
+            judged = judge(Near(value, bank_labels[index], value[:, each - 1]), each, numbers)
             rows = _unfinished(value, each, n)
             if len(rows):  # more ties than were fetched: look at the whole bank
                 with full_precision(bank.device):
                     whole = _without(chunk[rows] @ bank.T, mine[rows])
-                score[rows] = _vote_all(whole, value[rows, each - 1], bank_labels, each, temperature, classes)
-            parts[each].append(score)
-    empty = torch.empty(0, classes, dtype=torch.float64, device=bank.device)
-    return {each: torch.cat(part) if part else empty for each, part in parts.items()}
+                every = Near(whole, bank_labels.expand(len(rows), -1), value[rows, each - 1])
+                judged[rows] = judge(every, each, numbers[rows])
+            parts[each].append(judged)
+    return {each: torch.cat(part) for each, part in parts.items()}
 
 
 @torch.no_grad()
@@ -136,24 +190,23 @@ def _faiss_index(bank: Tensor) -> Any:
     return index
 
 
-def _vote(value: Tensor, labels: Tensor, k: int, temperature: float, classes: int) -> Tensor:
-    """Sum the weights of the first k of value [c, fetched], falling, by label [c, fetched] -> float64 [c, classes]."""
-    weight = torch.exp((value - value[:, :1]).double() / temperature) * _share(value, value[:, k - 1], k)
+def _vote(near: Near, k: int, temperature: float, classes: int) -> Tensor:
+    """Sum the weights of the first k entries by their labels -> float64 [c, classes]."""
+    value = near.cosine
+    weight = torch.exp((value - value.amax(1, keepdim=True)).double() / temperature) * _share(near, k)
     score = torch.zeros(len(value), classes, dtype=torch.float64, device=value.device)
-    return score.scatter_add_(1, labels, weight)
+    return score.scatter_add_(1, near.labels, weight)
 
 
-def _vote_all(value: Tensor, kth: Tensor, labels: Tensor, k: int, temperature: float, classes: int) -> Tensor:
-    """As `_vote`, but over cosines with the whole bank, value [r, n]; kth [r] is the k-th largest."""
-    weight = torch.exp((value - value.amax(1, keepdim=True)).double() / temperature) * _share(value, kth, k)
-    score = torch.zeros(len(value), classes, dtype=torch.float64, device=value.device)
-    return score.index_add_(1, labels, weight)
+def _above_and_tied(near: Near) -> tuple[Tensor, Tensor]:
+    """Return which entries are nearer than the k-th one, and which tie with it, bool [c, f]."""
+    above = near.cosine > near.kth[:, None] + TIE
+    return above, (near.cosine - near.kth[:, None]).abs() <= TIE
 
 
-def _share(value: Tensor, kth: Tensor, k: int) -> Tensor:
-    """Return the part of a place that each entry takes, float64 like value: 1, the ties' share, or 0."""
-    above = value > kth[:, None] + TIE
-    tied = (value - kth[:, None]).abs() <= TIE
+def _share(near: Near, k: int) -> Tensor:
+    """Return the part of a place that each entry takes, float64 [c, f]: 1, the ties' share, or 0."""
+    above, tied = _above_and_tied(near)
     left = k - above.sum(1, keepdim=True)
     return above.double() + tied.double() * (left / tied.sum(1, keepdim=True).clamp(min=1))
 
