@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import sys
@@ -11,18 +12,21 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from unlabeled.augment import photometric
 from unlabeled.config.recipe import Precision, Train
+from unlabeled.engine.nodes.meeting import node_name, reach
 from unlabeled.engine.watch import PATIENCE, group_timeout, watch
-from unlabeled.errors import UserError
+from unlabeled.errors import NodeError, UserError
 from unlabeled.ops.machine.compiler import compiler_problem
 from unlabeled.ops.machine.memory import keep_freed_memory
 from unlabeled.ops.precision import Resolved
 
+MEETING = 300.0  # seconds that the first process may start later than the others
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HOW = (
     "accelerate launch --multi_gpu --num_processes {n} pretrain.py RECIPE (on CPUs: ACCELERATE_USE_CPU=true before it)"
@@ -32,6 +36,7 @@ HOW = (
 def join() -> PartialState:
     """Join the other processes of the launch, on CPUs if it says so."""
     _stay_on_this_machine()
+    _expect_the_others()
     state = PartialState(cpu=on_cpu(), timeout=group_timeout(PATIENCE))
     watch()
     return state
@@ -48,11 +53,12 @@ def pick_device(accelerator: Accelerator | None = None) -> torch.device:
 def start(train: Train) -> Accelerator:
     """Join the other processes of the launch and set the precision.
 
-    Raises UserError if fewer processes came together than the launcher started or `train.processes` asks for, and for
-    fp16 without a GPU.
+    Raises UserError if fewer processes came together than the launcher started or `train.processes` asks for, if the
+    first one cannot be reached, if a node has fewer GPUs than processes, and for fp16 without a GPU.
     """
     _end_with_the_launcher()
     _stay_on_this_machine()
+    _expect_the_others()
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, with the first product on a GPU
     cuda = torch.cuda.is_available() and not on_cpu()
@@ -123,6 +129,29 @@ def _stay_on_this_machine() -> None:
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]  # Linux, macOS
     if here is not None and here == everywhere and names:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
+
+
+def _expect_the_others() -> None:
+    """Refuse what torch would say late and in other words: GPUs that are missing, a first process out of reach."""
+    if not on_cpu():
+        refuse_few_gpus(torch.cuda.device_count())
+    launched, number = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if launched > 1 and number > 0 and "MASTER_ADDR" in os.environ and not dist.is_initialized():
+        reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), MEETING)
+
+
+def refuse_few_gpus(visible: int) -> None:
+    """Raise UserError, once per node and naming it, if fewer GPUs are visible here than processes or SLURM ask for."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    given = re.search(r"\d+", os.environ.get("SLURM_GPUS_ON_NODE", ""))
+    asked = max(processes, int(given[0])) if given else processes if visible else 0
+    if visible < asked:
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        raise (NodeError if first else UserError)(
+            f"{node_name()} shows {visible} GPUs, but {asked} are asked for ({processes} processes here): look at "
+            "nvidia-smi and CUDA_VISIBLE_DEVICES there; with SLURM ask for --gres=gpu:N, one per process, not for "
+            "--gpus-per-task"
+        )
 
 
 def _has_amx() -> bool:
