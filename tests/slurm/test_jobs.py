@@ -1,0 +1,98 @@
+"""Jobs on a real SLURM of two nodes: told to save, preempted, queued again, finished, evaluated, shared, swept.
+
+Every run is of two processes, one per node, which meet by way of the launcher.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run_processes
+from slurm.rig import Rig
+from tiny import tiny_case
+
+from unlabeled.config.read import read_recipe
+from unlabeled.engine.train import train
+
+ROOT = Path(__file__).parents[2]
+UPDATES = 120  # two seconds or more: time to be told to end
+ALL = 4  # cores of a node, which a job may ask for to have it alone
+
+
+def cli(rig: Rig, *arguments: str, code: int = 0) -> str:
+    """Run the command as a user of the cluster does, in the folder that all nodes share."""
+    environment = {**rig.environment, "PYTHONPATH": str(ROOT / "ssl"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "unlabeled.cli.main", *arguments], cwd=rig.folder, text=True,
+                          env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    assert done.returncode == code, done.stdout
+    return done.stdout
+
+
+def submitted(rig: Rig, *arguments: str) -> list[str]:
+    """Submit and return the numbers of the jobs."""
+    return re.findall(r"^job (\d+):", cli(rig, "slurm", *arguments, "time=20", "submit=true"), re.MULTILINE)
+
+
+def log(rig: Rig, job: str) -> str:
+    return "".join(file.read_text() for file in (rig.folder / "runs" / "slurm").glob(f"*-{job}*.out"))
+
+
+def trained(rig: Rig, run: str, update: int) -> None:
+    """Wait until a run has done so many updates."""
+    metrics = rig.folder / run / "metrics.jsonl"
+    rig.until(lambda: metrics.exists() and metrics.read_text().count("\n") > update)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    assert (run / "DONE").exists()
+    state = torch.load(run / "checkpoints" / f"update-{UPDATES:08d}.pt", weights_only=True)
+    slots = {f"{index}.{name}": torch.as_tensor(value) for index, own in state["optimizer"]["state"].items()
+             for name, value in own.items()}
+    return {**state["method"], **slots}
+
+
+def undisturbed(rank: int, method: str, variant: str, settings: list[str], run: Path) -> None:
+    train(read_recipe(tiny_case(method, variant).recipe, settings), run)
+
+
+def told(rig: Rig, job: str) -> None:
+    rig.call("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1@300 sends
+
+
+def preempted(rig: Rig, job: str) -> None:
+    rig.call("sbatch", "--partition=high", "--nodes=2", f"--ntasks-per-node={ALL}", "--output=/dev/null", "--wrap=true")
+
+
+def queued_again(rig: Rig, job: str) -> None:
+    rig.call("scontrol", "requeue", job)
+
+
+@pytest.mark.parametrize(("method", "variant", "disturb"), [
+    ("simclrv2", "plain", told), ("simmatchv2", "plain", queued_again), ("poa", "sinkhorn", preempted),
+])  # fmt: skip
+def test_a_disturbed_run_goes_on_to_the_bits_of_another(rig: Rig, method: str, variant: str, disturb) -> None:
+    case = tiny_case(method, variant)
+    settings = case.settings([f"train.updates={UPDATES}", "train.log_every=1", "train.checkpoint_every=20"])
+    job, = submitted(rig, case.recipe, *settings, f"run=runs/{method}", "nodes=2", "processes=1", f"cpus={ALL}")
+    evaluation, = submitted(rig, "evaluate", "knn", f"runs/{method}", "workers=0", f"after={job}")
+    trained(rig, f"runs/{method}", 25 if disturb is queued_again else 3)  # which ends the run without a save, perhaps
+    disturb(rig, job)
+    run_processes(2, undisturbed, method, variant, settings, rig.folder / "runs" / f"{method}-whole")
+    rig.until(lambda: "Restarts=1" in rig.call("scontrol", "show", "job", job))
+    assert rig.state(evaluation) == "PENDING"
+    rig.ended(job)
+    said = log(rig, job)
+    assert f"job {job}, start 2: 1 processes on each of 2 nodes" in said
+    assert re.search(r"going on from update \d+", said), said
+    run, whole = weights(rig.folder / "runs" / method), weights(rig.folder / "runs" / f"{method}-whole")
+    assert run.keys() == whole.keys()
+    assert [name for name in run if not torch.equal(run[name], whole[name])] == []
+    lines = (rig.folder / "runs" / method / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == UPDATES
+    rig.ended(evaluation)
+    assert (rig.folder / "runs" / method / "eval" / f"knn-update{UPDATES:08d}.json").exists(), log(rig, evaluation)
