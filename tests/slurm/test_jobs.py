@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from data.toys import jpeg
 from processes import run_processes
 from slurm.rig import Rig
 from tiny import tiny_case
@@ -96,3 +97,53 @@ def test_a_disturbed_run_goes_on_to_the_bits_of_another(rig: Rig, method: str, v
     assert len(lines) == UPDATES
     rig.ended(evaluation)
     assert (rig.folder / "runs" / method / "eval" / f"knn-update{UPDATES:08d}.json").exists(), log(rig, evaluation)
+
+
+def test_a_job_that_is_cancelled_or_fails_is_not_queued_again_and_takes_along_what_follows(rig: Rig) -> None:
+    case = tiny_case("simclrv2", "plain")
+    run = [case.recipe, *case.settings(["train.log_every=1"]), "processes=1"]
+    failing, = submitted(rig, *run, "run=runs/failing", "train.updates=3", "data.train.root=/nowhere",
+                         "data.train.card=folder", "name=failing")
+    after, = submitted(rig, "evaluate", "knn", "runs/failing", f"after={failing}")
+    cancelled, = submitted(rig, *run, "run=runs/cancelled", "train.updates=100000", "name=cancelled")
+    few, = submitted(rig, *run, "run=runs/few", "gpus=1", "name=few")
+    rig.ended(failing, state="FAILED")
+    rig.ended(after, state="CANCELLED")
+    assert "there is no folder /nowhere" in log(rig, failing) or "/nowhere" in log(rig, failing)
+    trained(rig, "runs/cancelled", 2)
+    rig.call("scancel", cancelled)
+    rig.ended(cancelled, state="CANCELLED")
+    rig.ended(few, state="FAILED")  # SLURM's GPUs are none to torch here
+    assert re.search(r"node\d shows 0 GPUs, but 1 are asked for", log(rig, few)), log(rig, few)
+    for job in (failing, cancelled, few):
+        assert "Restarts=0" in rig.call("scontrol", "show", "job", job)
+        assert "queues itself again" not in log(rig, job)
+
+
+def test_an_array_packs_in_parts(rig: Rig) -> None:
+    for number in range(24):
+        folder = rig.folder / "photos" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:02d}.jpg").write_bytes(jpeg(number, 12))
+    job, = submitted(rig, "pack", "photos", "packed", "shard_samples=3", "workers=0", "parts=4")
+    cli(rig, "pack", "photos", "packed-at-once", "shard_samples=3", "workers=0")
+    for number in range(1, 5):
+        rig.ended(f"{job}_{number}")
+    packed, whole = (
+        {path.name: path.read_bytes() for path in (rig.folder / name).iterdir() if path.suffix != ".index"}
+        for name in ("packed", "packed-at-once"))
+    assert packed == whole and sum(name.endswith(".tar") for name in packed) == 8
+    assert log(rig, job).count("use it: ") >= 1
+
+
+def test_a_sweep_is_an_array_that_ends_in_one_table(rig: Rig) -> None:
+    case = tiny_case("simclrv2", "plain")
+    job, = submitted(rig, "sweep", case.recipe, *case.settings(["eval.at_end=[knn]", "train.updates=2"]),
+                     "optim.lr.base=[1,2]", "train.seed=[0,1]", "parts=2", "cpus=2", "run=runs/swept")
+    for number in (1, 2):
+        rig.ended(f"{job}_{number}")
+    lines = (rig.folder / "runs" / "swept" / "sweep.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in lines[1:]] == [
+        [f"base-{base}_seed-{seed}", base, seed] for base in "12" for seed in "01"]
+    said = log(rig, job)
+    assert "optim.lr.base" in said and "standard deviation over train.seed" in said
