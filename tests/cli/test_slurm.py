@@ -90,6 +90,7 @@ def test_a_chain_is_a_job_per_step(capsys: pytest.CaptureFixture[str]) -> None:
     (["demo/simclrv2", "optim.lr.bas=8"], "'optim.lr.bas=8': unknown key 'optim.lr.bas'. Did you mean 'base'?"),
     (["demo/simclvr2"], "no recipe 'demo/simclvr2'. Did you mean 'demo/simclrv2' or"),
     (["demo/simclrv2", "time=soon"], "time: 'soon' is no time; give HH:MM:SS, D-HH:MM:SS, or minutes"),
+    (["demo/simclrv2", "time=5"], "'warn' of 300 s leaves nothing of time 5"),
     (["demo/simclrv2", "gpus=3"], "data.train.batch 128 does not divide into 3 processes x 1 micro-batches"),
     (["demo/simclrv2", "gpus=2", "train.processes=4"], "train.processes asks for 4 processes, but 1 nodes of 2 are 2"),
     (["demo/simclrv2", "parts=3"], "'parts' has no effect with pretrain"),
@@ -107,6 +108,13 @@ def test_what_is_wrong_is_said_before_it_waits_in_a_queue(
     assert main(["slurm", *arguments]) == 2
     said = capsys.readouterr()
     assert message in said.err and said.out == "" and len(said.err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(("time", "seconds"), [
+    (90, 5400), ("90", 5400), ("90:30", 5430), ("2:00:05", 7205), ("1-0", 86400), ("1-2:30", 95400), ("1-2:30:05", 95405),
+])  # fmt: skip
+def test_times_are_slurms(time: str | int, seconds: int) -> None:
+    assert SlurmSettings(time=time).seconds == seconds
 
 
 def test_no_key_of_a_job_is_one_of_a_command() -> None:

@@ -88,7 +88,7 @@ def test_a_disturbed_run_goes_on_to_the_bits_of_another(rig: Rig, method: str, v
     assert rig.state(evaluation) == "PENDING"
     rig.ended(job)
     said = log(rig, job)
-    assert f"job {job}, start 2: 1 processes on each of 2 nodes" in said
+    assert f"job {job}, start 2 on node[1-2], processes per node: 1" in said
     assert re.search(r"going on from update \d+", said), said
     run, whole = weights(rig.folder / "runs" / method), weights(rig.folder / "runs" / f"{method}-whole")
     assert run.keys() == whole.keys()

@@ -27,6 +27,7 @@ def test_every_combination_is_a_run() -> None:
     (RECIPE, "eval.at_end={sweep: [[knn], [knn, linear]]}", ['["knn"]', '["knn", "linear"]']),
     ("demo/cvrl", "method.augment.blur_p={sweep: [[1.0, 0.1], [0.5, 0.5]]}", ["[1.0, 0.1]", "[0.5, 0.5]"]),
     (RECIPE, "optim.lr.base={sweep: [1, 2]}", ["1", "2"]),
+    (RECIPE, "backbone.options={sweep: [{}, {drop_path_rate: 0.1}]}", ["{}", '{"drop_path_rate": 0.1}']),
     (RECIPE, "method.temperature=[0.1, 1e-2]", ["0.1", "0.01"]),
     (RECIPE, "train.precision=[fp32, bf16]", ["fp32", "bf16"]),
     (RECIPE, "train.sync_bn=[true, false]", ["true", "false"]),

@@ -20,7 +20,7 @@ from unlabeled.engine.run.record import versions
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
 
-DATA = {"train": {"n": 120, "names": "a", "traces": "b"}}
+DATA = {"train": {"n": 120, "classes": 10, "traces": "b"}}
 
 # what node2 is told -> what all must then say
 CASES = {
@@ -58,7 +58,7 @@ def refused(case: str, folder: Path) -> str | None:
             case "recipe":
                 recipe = tiny_recipe("simclrv2", "plain", ["optim.lr.base=9"])
             case "samples":
-                data = {"train": {"n": 119, "names": "c", "traces": "d"}}
+                data = {"train": {"n": 119, "classes": 9, "traces": "d"}}
             case "traces":
                 data = {"train": {**DATA["train"], "traces": "other"}}
             case "elsewhere":

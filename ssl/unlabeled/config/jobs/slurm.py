@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from unlabeled.config.base.strict import Strict
 
+_EARLY = 60  # seconds by which SLURM may give a signal too early
 _TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
 
 # what SLURM and others call it -> the key here
@@ -59,10 +60,28 @@ class SlurmSettings(Strict):
         return value
 
     @model_validator(mode="after")
+    def _time_is_left_before_the_warning(self) -> SlurmSettings:
+        if self.seconds < self.warn + _EARLY:
+            raise ValueError(f"'warn' of {self.warn} s leaves nothing of time {self.time}: SLURM gives the signal up to "
+                             f"{_EARLY} s early; ask for more time, or set warn to less")
+        return self
+
+    @model_validator(mode="after")
     def _at_once_needs_parts(self) -> SlurmSettings:
         if self.at_once is not None and self.parts is None and "parts" in self.model_fields_set:
             raise ValueError("'at_once' has no effect without parts")
         return self
+
+    @property
+    def seconds(self) -> int:
+        """Return the limit in seconds: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+        days, dash, rest = str(self.time).rpartition("-")
+        numbers = [int(part) for part in rest.split(":")]
+        if dash or len(numbers) == 3:
+            hours, minutes, seconds = (numbers + [0, 0])[:3]
+        else:
+            hours, minutes, seconds = 0, *(numbers + [0])[:2]
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
     @property
     def per_node(self) -> int:
