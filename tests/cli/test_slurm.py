@@ -111,7 +111,8 @@ def test_what_is_wrong_is_said_before_it_waits_in_a_queue(
 
 
 @pytest.mark.parametrize(("time", "seconds"), [
-    (90, 5400), ("90", 5400), ("90:30", 5430), ("2:00:05", 7205), ("1-0", 86400), ("1-2:30", 95400), ("1-2:30:05", 95405),
+    (90, 5400), ("90", 5400), ("90:30", 5430), ("2:00:05", 7205), ("1-0", 86400), ("1-2:30", 95400),
+    ("1-2:30:05", 95405),
 ])  # fmt: skip
 def test_times_are_slurms(time: str | int, seconds: int) -> None:
     assert SlurmSettings(time=time).seconds == seconds
@@ -133,6 +134,19 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     return program
+
+
+def test_a_job_that_starts_again_goes_on_also_with_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unlabeled.engine import train as module
+
+    begun: list[bool] = []
+    result = module.Result(tmp_path, 1, finished=False)
+    monkeypatch.setattr(module, "train", lambda *given, fresh, **more: begun.append(fresh) or result)
+    for count in (None, "1"):
+        if count:
+            monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+        assert main(["pretrain", "demo/simclrv2", f"run={tmp_path / 'run'}", "fresh=true"]) == 0
+    assert begun == [True, False]
 
 
 def test_steps_are_submitted_to_follow_one_another(sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,6 +140,7 @@ def _jobs(command: list[str], settings: SlurmSettings, seeds: int | None) -> lis
         sweep, _, _ = read(words[0], given)
         for cell in sweep.cells:
             _refuse_unequal(sweep.read(cell), settings)
+        job.words.append(f"train.processes={settings.world}")
         job.parts = settings.parts or len(sweep.cells)
     elif name == "evaluate":
         from unlabeled.config.read import read_protocol

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import signal
 import socket
 import sys
@@ -135,22 +134,22 @@ def _expect_the_others() -> None:
     """Refuse what torch would say late and in other words: GPUs that are missing, a first process out of reach."""
     if not on_cpu():
         refuse_few_gpus(torch.cuda.device_count())
-    launched, number = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
-    if launched > 1 and number > 0 and "MASTER_ADDR" in os.environ and not dist.is_initialized():
-        reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), MEETING)
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if address and port and int(os.environ.get("RANK", "0")) > 0 and not dist.is_initialized():
+        reach(address, int(port), MEETING)
 
 
 def refuse_few_gpus(visible: int) -> None:
-    """Raise UserError, once per node and naming it, if fewer GPUs are visible here than processes or SLURM ask for."""
+    """Raise UserError, once per node and naming it, if fewer GPUs are visible here than there are processes.
+
+    A machine without any has none to miss, unless SLURM has given some.
+    """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    given = re.search(r"\d+", os.environ.get("SLURM_GPUS_ON_NODE", ""))
-    asked = max(processes, int(given[0])) if given else processes if visible else 0
-    if visible < asked:
+    if visible < processes and (visible or "SLURM_GPUS_ON_NODE" in os.environ):
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         raise (NodeError if first else UserError)(
-            f"{node_name()} shows {visible} GPUs, but {asked} are asked for ({processes} processes here): look at "
-            "nvidia-smi and CUDA_VISIBLE_DEVICES there; with SLURM ask for --gres=gpu:N, one per process, not for "
-            "--gpus-per-task"
+            f"{node_name()} shows {visible} GPUs, but its processes ({processes}) need one each: look at nvidia-smi "
+            "and CUDA_VISIBLE_DEVICES there; with SLURM ask for --gres=gpu:N, not for --gpus-per-task"
         )
 
 

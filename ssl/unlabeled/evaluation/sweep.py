@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -69,5 +68,5 @@ def _health(reports: list) -> dict[str, float]:
 
 def _last_loss(run: Path) -> dict[str, float]:
     lines = RunFolder(run).read_lines(run / "metrics.jsonl")
-    losses = [line["loss"] for line in lines if isinstance(line.get("loss"), int | float)]
-    return {"last loss": json.loads(json.dumps(losses[-1]))} if losses else {}
+    losses = [float(line["loss"]) for line in lines if isinstance(line.get("loss"), int | float)]
+    return {"last loss": losses[-1]} if losses else {}

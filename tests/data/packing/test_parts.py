@@ -38,6 +38,8 @@ def contents(out: Path) -> dict[str, bytes]:
 def test_parts_in_any_order_give_the_bytes_of_one_job(photos: Path, tmp_path: Path, capsys) -> None:
     pack(str(photos), tmp_path / "whole", settings(max_corrupt=0.1))
     capsys.readouterr()
+    pack(str(photos), tmp_path / "parts", settings(max_corrupt=0.1, part="1/20"))  # more jobs than files: none for it
+    assert "part 1/20 is written; 8 of 8 files are missing" in capsys.readouterr().out
     for number in (3, 1, 2):
         pack(str(photos), tmp_path / "parts", settings(max_corrupt=0.1, part=f"{number}/3"))
     said = capsys.readouterr().out

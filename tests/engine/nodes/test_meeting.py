@@ -74,9 +74,10 @@ def test_a_rank_that_cannot_reach_the_first_says_so_itself(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("visible", "processes", "slurm", "refused"), [
-    (8, 8, "8", None), (8, 8, None, None), (0, 2, None, None), (1, 1, "1", None),
-    (7, 8, "8", "node7 shows 7 GPUs, but 8 are asked for"), (1, 2, None, "node7 shows 1 GPUs, but 2 are asked for"),
-    (0, 1, "2", "node7 shows 0 GPUs, but 2 are asked for"),
+    (8, 8, "8", None), (8, 8, None, None), (0, 2, None, None), (1, 1, "8", None),
+    (7, 8, "8", "node7 shows 7 GPUs, but its processes .8. need"),
+    (1, 2, None, "node7 shows 1 GPUs, but its processes .2. need"),
+    (0, 1, "2", "node7 shows 0 GPUs, but its processes .1. need"),
 ])  # fmt: skip
 def test_gpus_that_are_missing_are_named_once_per_node(
     monkeypatch: pytest.MonkeyPatch, visible: int, processes: int, slurm: str | None, refused: str | None

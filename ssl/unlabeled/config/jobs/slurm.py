@@ -62,7 +62,7 @@ class SlurmSettings(Strict):
     @model_validator(mode="after")
     def _time_is_left_before_the_warning(self) -> SlurmSettings:
         if self.seconds < self.warn + _EARLY:
-            raise ValueError(f"'warn' of {self.warn} s leaves nothing of time {self.time}: SLURM gives the signal up to "
+            raise ValueError(f"'warn' of {self.warn} s leaves nothing of time {self.time}: SLURM may give the signal "
                              f"{_EARLY} s early; ask for more time, or set warn to less")
         return self
 
@@ -78,9 +78,9 @@ class SlurmSettings(Strict):
         days, dash, rest = str(self.time).rpartition("-")
         numbers = [int(part) for part in rest.split(":")]
         if dash or len(numbers) == 3:
-            hours, minutes, seconds = (numbers + [0, 0])[:3]
+            hours, minutes, seconds = [*numbers, 0, 0][:3]
         else:
-            hours, minutes, seconds = 0, *(numbers + [0])[:2]
+            hours, minutes, seconds = 0, *[*numbers, 0][:2]
         return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
     @property

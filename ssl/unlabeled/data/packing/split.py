@@ -65,16 +65,15 @@ def pack(source: str, out: Path, settings: PackSettings) -> None:
     for part in parts:
         part.done = done.get(part.file)
     packer = VideoPacker if _of_videos(sources) else Packer
-    mine = parts[settings.share.of(len(parts)).start : settings.share.of(len(parts)).stop]
+    mine = [parts[number] for number in settings.share.of(len(parts))]
     records = _run(packer(out, sources, settings, size), mine, own, settings)
     if len(mine) < len(parts):
         written = {line["file"]: line for file in _records(out) for line in _lines(file)[1:]}
-        absent = [part.file for part in parts if part.file not in written]
-        if absent:
-            print(f"{out}: part {settings.part} is written; {len(absent)} of {len(parts)} files are missing. The job "
-                  "that writes the last one finishes the pack")
+        records = [written[part.file] for part in parts if part.file in written]
+        if absent := len(parts) - len(records):
+            print(f"{out}: part {settings.part} is written; {absent} of {len(parts)} files are missing. The job that "
+                  "writes the last one finishes the pack")
             return
-        records = [written[part.file] for part in parts]
         _refuse_corrupt_parts(sources, records, settings.max_corrupt)
     lines = finish(card, out, sources, parts, records, settings.store)
     _write_record(out / RECORD, [header, *records])
