@@ -10,7 +10,9 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,7 +25,19 @@ def what_is_missing() -> str:
     absent = [name for name in _PROGRAMS if shutil.which(name, path=_path()) is None]
     if absent:
         return f"{', '.join(absent)} not installed (Debian: slurm-wlm, munge)"
-    return "" if os.geteuid() == 0 else "a SLURM of its own needs root"
+    if os.geteuid() != 0:
+        return "a SLURM of its own needs root"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _make_device(Path(folder) / "gpu")
+    except PermissionError:
+        return "device files cannot be made here"
+    return ""
+
+
+def _make_device(path: Path) -> None:
+    """Make a copy of /dev/null, which is a device to SLURM; torch sees no GPU in it."""
+    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
 
 
 def _path() -> str:
@@ -81,11 +95,11 @@ class Rig:
         if not file.exists():
             return
         number = int(file.read_text())
-        if _state(number) in "Z" or program not in Path(f"/proc/{number}/cmdline").read_text():
+        if _state(number) in ("", "Z") or program not in Path(f"/proc/{number}/cmdline").read_text():
             return
         os.kill(number, signal.SIGTERM)
         for _ in range(100):
-            if _state(number) in "Z":  # gone, or not yet taken notice of
+            if _state(number) in ("", "Z"):  # gone, or its end was not taken notice of yet
                 return
             time.sleep(0.1)
         os.kill(number, signal.SIGKILL)
@@ -129,13 +143,13 @@ class Rig:
         return self.folder / "munge" / "socket"
 
     def _gpu_lines(self) -> list[str]:
-        """Stand-ins for GPUs: copies of /dev/null, which are devices to SLURM; torch sees none."""
+        """Make what stands in for GPUs, and say which nodes have them."""
         lines = []
         for node in self.nodes():
             for number in range(GPUS):
                 device = self.folder / "gpu" / f"gpu{number}"
                 if not device.exists():
-                    subprocess.run(["mknod", device, "c", "1", "3"], check=True)
+                    _make_device(device)
                 lines.append(f"NodeName={node} Name=gpu File={device}\n")
         return lines
 
