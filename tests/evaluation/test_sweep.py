@@ -12,6 +12,7 @@ from unlabeled.config.jobs.sweep import read_sweep
 from unlabeled.config.passes.shared import Part
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.train import Result
+from unlabeled.errors import UserError
 from unlabeled.evaluation import kept
 from unlabeled.evaluation import sweep as module
 from unlabeled.evaluation.sweep import run_sweep
@@ -91,6 +92,24 @@ def test_what_is_missing_is_said_and_an_interrupted_run_ends_the_sweep(
     assert "2 of 4 runs are finished" in said and "last loss" in said and "2.5 ± 0" in said
     assert run_sweep(sweep, tmp_path, Part(2, 2)) == 130
     assert begun == ["seed-0", "seed-1", "seed-2"]
+
+
+def test_a_run_that_diverges_does_not_take_the_others_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(recipe, run: Path) -> Result:
+        if run.name == "seed-0":
+            raise UserError("loss became nan at update 7\nlast finite update 6")
+        run.mkdir()
+        (run / "DONE").write_text("2\n")
+        return Result(run, 2, finished=True)
+
+    monkeypatch.setattr(module, "train", train)
+    sweep = read_sweep("demo/simclrv2", [*TINY, "eval.at_end=[]", "train.seed=[0,1,2]"])
+    with pytest.raises(UserError, match=r"^1 of 3 runs ended with an error:\n  seed-0: loss became nan at update 7$"):
+        run_sweep(sweep, tmp_path, Part())
+    said = capsys.readouterr()
+    assert "last finite update 6" in said.err and "2 of 3 runs are finished" in said.out
 
 
 def test_the_table_counts_seeds_and_shows_deviations() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from unlabeled.config.jobs.sweep import Cell, Sweep
 from unlabeled.config.passes.shared import Part
 from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.train import train
+from unlabeled.errors import UserError
 from unlabeled.evaluation.kept import finished_after, kept_reports, measured
 from unlabeled.ops.distributed import on_rank0, rank
 from unlabeled.ops.machine.files import write_atomically
@@ -20,10 +22,12 @@ TABLE = "sweep.csv"
 def run_sweep(sweep: Sweep, folder: Path, part: Part) -> int:
     """Train and measure the runs of one part in FOLDER/NAME, then print what is finished of all, and write sweep.csv.
 
-    Finished runs are left alone, others go on. Returns 0, or the exit code of a run that was interrupted. Raises
-    UserError for bad input.
+    Finished runs are left alone, others go on; one that cannot be trained, for its loss became NaN perhaps, does not
+    take the others along. Returns 0, or the exit code of a run that was interrupted. Raises UserError, when all others
+    are done, with the first line of what each such run said.
     """
     mine = part.of(len(sweep.cells))
+    problems: list[str] = []
     for number in mine:
         cell = sweep.cells[number]
         run, recipe = folder / cell.name, sweep.read(cell)
@@ -31,11 +35,18 @@ def run_sweep(sweep: Sweep, folder: Path, part: Part) -> int:
             print(f"run {number + 1} of {len(sweep.cells)}: {' '.join(cell.overrides)}", flush=True)
         if on_rank0(partial(kept_reports, run, recipe.eval.at_end)) is not None:
             continue
-        result = train(recipe, run)
-        if not result.finished:
-            return result.exit_code
-        measured(run, recipe.eval.at_end)
+        try:
+            result = train(recipe, run)
+            if not result.finished:
+                return result.exit_code
+            measured(run, recipe.eval.at_end)
+        except UserError as error:
+            if rank() == 0:
+                print(error, file=sys.stderr, flush=True)
+            problems.append(f"  {cell.name}: {str(error).partition(chr(10))[0]}")
     on_rank0(lambda: _tell(sweep, folder))
+    if problems:
+        raise UserError("\n".join([f"{len(problems)} of {len(mine)} runs ended with an error:", *problems]))
     return 0
 
 
