@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,6 @@ from unlabeled.config.read import read_recipe
 from unlabeled.engine.train import train
 
 ROOT = Path(__file__).parents[2]
-UPDATES = 120  # two seconds or more: time to be told to end
 ALL = 4  # cores of a node, which a job may ask for to have it alone
 
 
@@ -49,9 +49,9 @@ def trained(rig: Rig, run: str, update: int) -> None:
     rig.until(lambda: metrics.exists() and metrics.read_text().count("\n") > update)
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
+def weights(run: Path, update: int) -> dict[str, torch.Tensor]:
     assert (run / "DONE").exists()
-    state = torch.load(run / "checkpoints" / f"update-{UPDATES:08d}.pt", weights_only=True)
+    state = torch.load(run / "checkpoints" / f"update-{update:08d}.pt", weights_only=True)
     slots = {f"{index}.{name}": torch.as_tensor(value) for index, own in state["optimizer"]["state"].items()
              for name, value in own.items()}
     return {**state["method"], **slots}
@@ -73,12 +73,15 @@ def queued_again(rig: Rig, job: str) -> None:
     rig.call("scontrol", "requeue", job)
 
 
-@pytest.mark.parametrize(("method", "variant", "disturb"), [
-    ("simclrv2", "plain", told), ("simmatchv2", "plain", queued_again), ("poa", "sinkhorn", preempted),
+# updates: two seconds or more on an idle machine, in which the run is told to end
+@pytest.mark.parametrize(("method", "variant", "updates", "disturb"), [
+    ("simclrv2", "plain", 120, told), ("simmatchv2", "plain", 60, queued_again), ("poa", "sinkhorn", 80, preempted),
 ])  # fmt: skip
-def test_a_disturbed_run_goes_on_to_the_bits_of_another(rig: Rig, method: str, variant: str, disturb) -> None:
+def test_a_disturbed_run_goes_on_to_the_bits_of_another(
+    rig: Rig, method: str, variant: str, updates: int, disturb: Callable[[Rig, str], None]
+) -> None:
     case = tiny_case(method, variant)
-    settings = case.settings([f"train.updates={UPDATES}", "train.log_every=1", "train.checkpoint_every=20"])
+    settings = case.settings([f"train.updates={updates}", "train.log_every=1", "train.checkpoint_every=20"])
     job, = submitted(rig, case.recipe, *settings, f"run=runs/{method}", "nodes=2", "processes=1", f"cpus={ALL}")
     evaluation, = submitted(rig, "evaluate", "knn", f"runs/{method}", "workers=0", f"after={job}")
     trained(rig, f"runs/{method}", 25 if disturb is queued_again else 3)  # which ends the run without a save, perhaps
@@ -90,13 +93,13 @@ def test_a_disturbed_run_goes_on_to_the_bits_of_another(rig: Rig, method: str, v
     said = log(rig, job)
     assert f"job {job}, start 2 on node[1-2], processes per node: 1" in said
     assert re.search(r"going on from update \d+", said), said
-    run, whole = weights(rig.folder / "runs" / method), weights(rig.folder / "runs" / f"{method}-whole")
+    run, whole = (weights(rig.folder / "runs" / name, updates) for name in (method, f"{method}-whole"))
     assert run.keys() == whole.keys()
     assert [name for name in run if not torch.equal(run[name], whole[name])] == []
     lines = (rig.folder / "runs" / method / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == UPDATES
+    assert len(lines) == updates
     rig.ended(evaluation)
-    assert (rig.folder / "runs" / method / "eval" / f"knn-update{UPDATES:08d}.json").exists(), log(rig, evaluation)
+    assert (rig.folder / "runs" / method / "eval" / f"knn-update{updates:08d}.json").exists(), log(rig, evaluation)
 
 
 def test_a_job_that_is_cancelled_or_fails_is_not_queued_again_and_takes_along_what_follows(rig: Rig) -> None:
