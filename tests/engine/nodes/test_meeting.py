@@ -45,6 +45,15 @@ def test_a_node_says_whom_it_cannot_reach() -> None:
         meet(1, 2, "no.such.host.invalid", port, 0.3)
 
 
+def test_an_address_that_is_not_this_machines_own_is_listened_for_everywhere() -> None:
+    """The others reach it under an address of theirs."""
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(meet, 0, 2, "192.0.2.1", port, 20)
+        meet(1, 2, "127.0.0.1", port, 20)
+        assert first.result() is None
+
+
 def test_a_port_in_use_is_named() -> None:
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]

@@ -6,6 +6,7 @@ scripts run `python -m unlabeled.engine.nodes.meeting` on every node.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -32,7 +33,7 @@ def meet(node: int, nodes: int, address: str, port: int, patience: float = PATIE
 def _receive(nodes: int, address: str, port: int, patience: float) -> None:
     end, visitors, here = time.monotonic() + patience, {0: node_name()}, f"{address}:{port}"
     try:
-        door = socket.create_server(("", port), backlog=nodes)
+        door = _open(address, port, nodes)
     except OSError as error:
         raise UserError(f"node 0 ({visitors[0]}) cannot listen on port {port}: {error.strerror}; another job may use "
                         "it: submit this one again, which takes another port") from error
@@ -58,6 +59,16 @@ def _receive(nodes: int, address: str, port: int, patience: float) -> None:
                 connection.sendall(b"welcome\n")
                 connection.settimeout(5)
                 connection.recv(1)  # the visitor leaves first, so that the port is free at once
+
+
+def _open(address: str, port: int, nodes: int) -> socket.socket:
+    """Listen at the address alone; where it is none of this machine's, behind a translation perhaps, on all."""
+    try:
+        return socket.create_server((address, port), backlog=nodes)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL and not isinstance(error, socket.gaierror):
+            raise
+        return socket.create_server(("", port), backlog=nodes)
 
 
 def _visit(node: int, address: str, port: int, patience: float) -> None:
