@@ -11,14 +11,14 @@ TIERS = [{"errors"}, {"config"}, {"ops"}, {"data", "augment", "backbones"}, {"me
          {"evaluation", "passes"}, {"cli"}]  # fmt: skip
 # the rooms of a package from below to above ("" for its own files); one folder holds files of one subject
 ROOMS = {
-    "config": [{"yaml", "base"}, {"", "protocols", "passes", "consent"}],
+    "config": [{"yaml", "base"}, {"", "protocols", "passes", "consent"}, {"jobs"}],
     "ops": [{"machine"}, {""}, {"measures", "targets"}],
     "data": [{"sources.files"}, {"sources"}, {"sources.tar", "sources.dense", "sources.video", "records"}, {""},
              {"packing"}],
     "augment": [{""}, {"replay"}],
     "backbones": [{""}, {"elastic", "video"}],
     "methods": [{""}, {"cvrl", "feature_distil", "poa", "probe", "reinforcement", "relabel", "ssld"}],
-    "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {"passes", "nonfinite"}, {""}, {"replay"}],
+    "engine": [{"optim"}, {"public"}, {"run"}, {"exports"}, {"passes", "nonfinite"}, {"nodes"}, {""}, {"replay"}],
     "evaluation": [{"vectors"}, {""}, {"dense"}],
     "passes": [{""}, {"mining"}],
 }

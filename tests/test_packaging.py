@@ -48,10 +48,10 @@ def editable(tmp_path_factory):
 
 def test_wheel_holds_the_package_and_its_files(wheel):
     assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"unlabeled"}
-    for kind in ("recipes", "data", "eval"):
-        there = {path.relative_to(ROOT / kind) for path in (ROOT / kind).rglob("*.yaml")}
+    for kind, ending in (("recipes", "yaml"), ("data", "yaml"), ("eval", "yaml"), ("slurm", "sbatch")):
+        there = {path.relative_to(ROOT / kind) for path in (ROOT / kind).rglob(f"*.{ending}")}
         packed = wheel / "unlabeled" / "_files" / kind
-        assert {path.relative_to(packed) for path in packed.rglob("*.yaml")} == there
+        assert {path.relative_to(packed) for path in packed.rglob(f"*.{ending}")} == there
         assert there
     assert (wheel / "unlabeled" / "data" / "batch.py").exists()
     (information,) = wheel.glob("*.dist-info")

@@ -308,12 +308,16 @@ class Case:
 
     def read(self, more: Sequence[str] = ()) -> Recipe:
         """Read the recipe with its overrides, and `more` of them."""
+        return read_recipe(self.recipe, self.settings(more))
+
+    def settings(self, more: Sequence[str] = ()) -> list[str]:
+        """Return all overrides, as a command line takes them."""
         own = [_placed(text) for text in self.overrides]
         if self.batch is None:
-            return read_recipe(self.recipe, [*_SMALL, *own, *more])
+            return [*_SMALL, *own, *more]
         streams = read_recipe(self.recipe, [*_SMALL, *own, *more]).data.streams()
         batches = [f"data.{stream}.batch={self.batch}" for stream in streams]
-        return read_recipe(self.recipe, [*_SMALL, *batches, *own, *more])
+        return [*_SMALL, *batches, *own, *more]
 
 
 def tiny_case(method: str, variant: str, *more: str, name: str = "") -> Case:

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Bad input from the user; the message says where, what and how to cure it, and is printed without a traceback."""
 
 
+class NodeError(UserError):
+    """What concerns one process or machine of several: that process says it, where other errors are the first one's."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 1, likeness: float = 0.6) -> list[str]:
     """Return up to `count` of the known names that are most like `name`, the nearest first; likeness: 0 to 1.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,21 @@ def test_the_table_shows_means_with_intervals() -> None:
     print_seeds({"one": [[report(50.0)]], "two": [[report(60.0)], [report(70.0)]]}, "step", console)
     text = console.export_text()
     assert "50.0 " in text and "65.0 ± 63.5" in text and "95 % interval" in text
+
+
+def test_steps_run_one_at_a_time_on_those_before_and_tell_of_all(tmp_path: Path, capsys, monkeypatch) -> None:
+    from unlabeled.evaluation import kept
+
+    two = chain({**STEPS[0], "evaluate": ["knn"]}, STEPS[1])
+    with pytest.raises(UserError, match="pretrain"):
+        run_chain(two, tmp_path, range(1), ["finetune"])
+    assert run_chain(two, tmp_path, range(1), ["pretrain"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["pretrain"]
+    measured: list[str] = []
+    monkeypatch.setattr(kept, "evaluate_many", lambda protocols, run: measured.append(run.name) or [])
+    capsys.readouterr()
+    assert run_chain(two, tmp_path, range(1), ["finetune"]) == 0
+    said = capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["finetune-s0", "pretrain"]
+    assert measured == ["finetune-s0"]
+    assert re.search(r"pretrain .* knn20@", said[said.rindex(" step "):]), said

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -28,12 +29,15 @@ from unlabeled.cli import (
     reinforce,
     replay,
     schema,
+    slurm,
+    sweep,
 )
 from unlabeled.cli.arguments import Parser, first_process
 from unlabeled.cli.output import safe_streams
-from unlabeled.errors import UserError, did_you_mean, nearest
+from unlabeled.errors import NodeError, UserError, did_you_mean, nearest
 
-COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "chain": chain, "features": features, "export": export,
+COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "chain": chain, "sweep": sweep, "slurm": slurm,
+            "features": features, "export": export,
             "extract": extract, "look": look, "pack": pack, "labelmaps": labelmaps, "reinforce": reinforce,
             "mine": mine, "replay": replay, "convert": convert, "recipes": recipes, "schema": schema}
 
@@ -44,11 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 for bad input, 130 after Ctrl-C, 1 if a process was lost."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     safe_streams(strict=not arguments or not PRINTING.isdisjoint(arguments))
+    if "UNLABELED_REQUEUE" in os.environ:  # the job script ignores USR1 for the launcher, not for this process
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch says with stacks what is told here in one line
     try:
         return _run(arguments)
     except UserError as error:
-        if first_process():
+        if first_process() or isinstance(error, NodeError):
             print(error, file=sys.stderr)
         else:
             time.sleep(1)  # a launcher ends all processes when one has ended: the first must have spoken by then

@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "settings", metavar="key=value", nargs="*",
         help="store=shards|array, splits=[train,val], root=FOLDER (of a card), classes=true|false (sub-folders of a "
         "folder), short_side=PIXELS, jpeg_quality=95, shard_mb=256, shard_samples=N, seed=0, max_corrupt=0.001, "
-        "workers=4",
+        "workers=4, part=3/16 (the third of sixteen jobs that share the shards)",
     )
 
 

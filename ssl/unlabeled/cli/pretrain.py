@@ -39,7 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read the recipe, train, and run the protocols that it lists for its end."""
     overrides, own = take(arguments.settings, {"run": None, "fresh": "false"})
-    fresh = truth("fresh", own["fresh"])
+    # a job that has queued itself again goes on with what it has begun
+    fresh = truth("fresh", own["fresh"]) and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
     if arguments.images is not None and not (arguments.dry_run and arguments.images > 0):
         raise UserError(f"--images {arguments.images}: a number of images above 0, with --dry-run, which tries updates "
                         "of so many; for training set data.train.batch")

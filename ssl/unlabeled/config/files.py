@@ -8,7 +8,7 @@ from typing import Literal
 
 from unlabeled.errors import UserError, did_you_mean, nearest
 
-Kind = Literal["recipes", "data", "eval"]
+Kind = Literal["recipes", "data", "eval", "slurm"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _WORDS = {"recipes": "recipe", "data": "data card", "eval": "evaluation protocol"}
@@ -39,6 +39,11 @@ def independent(kind: Kind, name: str) -> str:
     """Return a name that means the same file from every working directory: the path of one of the user's own."""
     path = find(kind, name).resolve()
     return name if shipped(kind, path) else str(path)
+
+
+def job_script(name: str) -> str:
+    """Return the text of a script of slurm/."""
+    return next(folder / f"{name}.sbatch" for folder in _folders("slurm")).read_text("utf-8")
 
 
 def listing(kind: Kind) -> list[str]:

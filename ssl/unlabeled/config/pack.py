@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from unlabeled.config.marks import Free
+from unlabeled.config.passes.shared import Part, part_of
 from unlabeled.config.recipe import Strict
 
 
@@ -30,15 +31,28 @@ class PackSettings(Strict):
         0.001, ge=0, le=1, description="share of unreadable images above which packing stops"
     )
     workers: Free[int] = Field(4, ge=0, description="packing processes; 0: this one")
+    part: Free[str] = Field("1/1", description="3/16: the third of sixteen jobs that share the shards")
+
+    @field_validator("part", mode="before")
+    @classmethod
+    def _one_of_several(cls, value: Any) -> str:
+        return str(part_of(value))
 
     @model_validator(mode="after")
     def _options_have_a_user(self) -> PackSettings:
         own = self.model_fields_set
         if {"shard_mb", "shard_samples"} <= own and self.shard_samples is not None:
             raise ValueError("give either shard_mb or shard_samples")
+        if self.store == "array" and self.share.count > 1:
+            raise ValueError("'part' has no effect with store=array: one file per split is written by one job")
         for key in ("shard_mb", "shard_samples", "seed", "jpeg_quality"):
             if self.store == "array" and key in own:
                 raise ValueError(f"'{key}' has no effect with store=array")
         if "jpeg_quality" in own and self.short_side is None:
             raise ValueError("'jpeg_quality' has no effect without short_side: original files are stored untouched")
         return self
+
+    @property
+    def share(self) -> Part:
+        """Return the part as numbers."""
+        return part_of(self.part)

@@ -11,18 +11,21 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from unlabeled.augment import photometric
 from unlabeled.config.recipe import Precision, Train
+from unlabeled.engine.nodes.meeting import node_name, reach
 from unlabeled.engine.watch import PATIENCE, group_timeout, watch
-from unlabeled.errors import UserError
+from unlabeled.errors import NodeError, UserError
 from unlabeled.ops.machine.compiler import compiler_problem
 from unlabeled.ops.machine.memory import keep_freed_memory
 from unlabeled.ops.precision import Resolved
 
+MEETING = 300.0  # seconds that the first process may start later than the others
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HOW = (
     "accelerate launch --multi_gpu --num_processes {n} pretrain.py RECIPE (on CPUs: ACCELERATE_USE_CPU=true before it)"
@@ -32,6 +35,7 @@ HOW = (
 def join() -> PartialState:
     """Join the other processes of the launch, on CPUs if it says so."""
     _stay_on_this_machine()
+    _expect_the_others()
     state = PartialState(cpu=on_cpu(), timeout=group_timeout(PATIENCE))
     watch()
     return state
@@ -48,11 +52,12 @@ def pick_device(accelerator: Accelerator | None = None) -> torch.device:
 def start(train: Train) -> Accelerator:
     """Join the other processes of the launch and set the precision.
 
-    Raises UserError if fewer processes came together than the launcher started or `train.processes` asks for, and for
-    fp16 without a GPU.
+    Raises UserError if fewer processes came together than the launcher started or `train.processes` asks for, if the
+    first one cannot be reached, if a node has fewer GPUs than processes, and for fp16 without a GPU.
     """
     _end_with_the_launcher()
     _stay_on_this_machine()
+    _expect_the_others()
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, with the first product on a GPU
     cuda = torch.cuda.is_available() and not on_cpu()
@@ -123,6 +128,29 @@ def _stay_on_this_machine() -> None:
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]  # Linux, macOS
     if here is not None and here == everywhere and names:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
+
+
+def _expect_the_others() -> None:
+    """Refuse what torch would say late and in other words: GPUs that are missing, a first process out of reach."""
+    if not on_cpu():
+        refuse_few_gpus(torch.cuda.device_count())
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if address and port and int(os.environ.get("RANK", "0")) > 0 and not dist.is_initialized():
+        reach(address, int(port), MEETING)
+
+
+def refuse_few_gpus(visible: int) -> None:
+    """Raise UserError, once per node and naming it, if fewer GPUs are visible here than there are processes.
+
+    A machine without any has none to miss, unless SLURM has given some.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if visible < processes and (visible or "SLURM_GPUS_ON_NODE" in os.environ):
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        raise (NodeError if first else UserError)(
+            f"{node_name()} shows {visible} GPUs, but its processes ({processes}) need one each: look at nvidia-smi "
+            "and CUDA_VISIBLE_DEVICES there; with SLURM ask for --gres=gpu:N, not for --gpus-per-task"
+        )
 
 
 def _has_amx() -> bool:

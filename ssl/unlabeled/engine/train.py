@@ -23,6 +23,7 @@ from unlabeled.engine.dry_run import rehearse
 from unlabeled.engine.exports.networks import write_exports
 from unlabeled.engine.journal import Journal
 from unlabeled.engine.method import build_method
+from unlabeled.engine.nodes.preflight import preflight, refuse_small_disk
 from unlabeled.engine.nonfinite.kept import MOST, keep_update
 from unlabeled.engine.passes.features import gather_names
 from unlabeled.engine.plan import Plan, describe, make_plan
@@ -34,7 +35,7 @@ from unlabeled.engine.run.folder import RunFolder
 from unlabeled.engine.run.preview import views_png
 from unlabeled.engine.run.record import read_record, refuse_rescale
 from unlabeled.engine.run.same_recipe import replaced_sources
-from unlabeled.engine.run.signals import Signals
+from unlabeled.engine.run.signals import Signals, ask_for_requeue
 from unlabeled.engine.updater import NonFinite, Updater
 from unlabeled.engine.watch import watch
 from unlabeled.errors import UserError
@@ -78,6 +79,7 @@ def train(
         # what is evaluated afterwards may need kernels that have no deterministic form
         at_the_end.callback(torch.use_deterministic_algorithms, False)
         if not dry_run:
+            preflight(recipe, run, lambda: record["data"] or data_record(opened))
             recipe = on_rank0(lambda: folder.open(recipe, record, fresh))
             if on_rank0(lambda: _is_finished(folder, plan.total)):
                 return Result(run, plan.total, finished=True)
@@ -169,6 +171,7 @@ class Trainer:
     def run(self) -> Result:
         """Train to the end or to a signal; write checkpoints, metrics and, at the end, the exports."""
         self.done = self.saved = self._resume()
+        on_rank0(lambda: refuse_small_disk(self.checkpoints, self.updater.method, self.updater.optimizer))
         method, heard, problem, exported = self.updater.method, 0, None, ""
         journal = Journal(self.recipe, self.plan, self.folder, self.source, self.accelerator.device, self.done)
         try:
@@ -309,6 +312,7 @@ class Trainer:
         if rank() == 0:
             if heard != signal.SIGINT:
                 self.folder.requeue.touch()
+                ask_for_requeue()
             saved = f"saved after update {self.done}; the same command goes on from there"
             print(f"{name}: {saved if self.done else 'nothing was trained yet'}", file=sys.stderr)
         return Result(self.folder.path, self.done, finished=False, exit_code=130 if heard == signal.SIGINT else 0)

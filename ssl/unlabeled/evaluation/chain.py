@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from unlabeled.config.chain import Chain, Link
@@ -12,10 +13,10 @@ from unlabeled.config.recipe import Recipe
 from unlabeled.engine.restore import load_run
 from unlabeled.engine.train import train
 from unlabeled.errors import UserError
-from unlabeled.evaluation.evaluate import evaluate_many
+from unlabeled.evaluation.kept import kept_reports, measured
 from unlabeled.evaluation.setup import open_splits
 from unlabeled.evaluation.trained import recipe_on
-from unlabeled.ops.distributed import rank
+from unlabeled.ops.distributed import on_rank0, rank
 from unlabeled.report.report import Report
 from unlabeled.report.seeds import print_seeds
 
@@ -32,9 +33,10 @@ def check(chain: Chain) -> None:
             read_protocol(protocol)
 
 
-def run_chain(chain: Chain, folder: Path, seeds: Sequence[int]) -> int:
+def run_chain(chain: Chain, folder: Path, seeds: Sequence[int], names: Sequence[str] | None = None) -> int:
     """Run the steps in FOLDER/NAME, those that depend on the seed in FOLDER/NAME-sSEED, and print one table.
 
+    names: of the steps to run, if not all; of the others, finished or not, the table has what is there.
     Returns 0, or the exit code of a step that was interrupted. Raises UserError for bad input.
     """
     check(chain)
@@ -45,11 +47,15 @@ def run_chain(chain: Chain, folder: Path, seeds: Sequence[int]) -> int:
             run = runs[step.name, seed] = folder / (f"{step.name}-s{seed}" if seeded else step.name)
             if not seeded and seed != seeds[0]:
                 continue
+            if names is not None and step.name not in names:
+                kept = on_rank0(partial(kept_reports, run, step.evaluate))
+                reports.setdefault(step.name, []).append(kept or [])
+                continue
             values = {name: str(path) for (name, of), path in runs.items() if of == seed} | {"seed": str(seed)}
             result = train(_recipe(step, values), run)
             if not result.finished:
                 return result.exit_code
-            reports.setdefault(step.name, []).append(evaluate_many(step.evaluate, run) if step.evaluate else [])
+            reports.setdefault(step.name, []).append(measured(run, step.evaluate))
     if rank() == 0:
         print_seeds(reports, "step")
     return 0

@@ -86,3 +86,16 @@ class Report:
         text = json.dumps(self.as_dict(), indent=1) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
         return path
+
+
+def read_report(path: Path) -> Report | None:
+    """Return the report that a file holds, None if there is none that can be read, of this version."""
+    try:
+        stored = json.loads(path.read_bytes())
+        if stored.pop("unlabeled") != __version__:
+            return None
+        numbers = [Number(**number) for number in stored.pop("numbers")]
+        train, test = (Split(**stored.pop(name)) for name in ("train", "test"))
+        return Report(**stored, train=train, test=test, numbers=numbers)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None

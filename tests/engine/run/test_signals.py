@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from unlabeled.engine.run.signals import Interrupted, Signals
+from unlabeled.cli.main import main
+from unlabeled.engine.run.signals import REQUEUE, Interrupted, Signals, ask_for_requeue
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +48,24 @@ def test_handlers_are_given_back_and_an_ignored_hup_stays_ignored(handlers: dict
         assert signals.received == 0 and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGTERM) != handlers[signal.SIGTERM]
     assert all(signal.getsignal(number) == handlers[number] for number in (signal.SIGINT, signal.SIGTERM))
+
+
+def test_a_job_script_is_told_by_a_file_where_it_asks_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(REQUEUE, raising=False)
+    ask_for_requeue()
+    monkeypatch.setenv(REQUEUE, str(tmp_path / "requeue"))
+    ask_for_requeue()
+    assert [path.name for path in tmp_path.iterdir()] == ["requeue"]
+
+
+def test_usr1_that_a_script_ignores_for_its_launcher_is_heard_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else one that comes while nothing is trained, during an evaluation perhaps, would be lost."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    monkeypatch.delenv(REQUEUE, raising=False)
+    main(["recipes"])
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    monkeypatch.setenv(REQUEUE, str(tmp_path / "requeue"))
+    main(["recipes"])
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL

@@ -27,6 +27,14 @@ class Part:
         return f"{self.number}/{self.count}"
 
 
+def part_of(text: Any) -> Part:
+    """Read 3/16 as the third of sixteen jobs. Raises ValueError for anything else."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", str(text))
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"there is no '{text}'; allowed: 1/16 to 16/16 for sixteen jobs, and so on")
+    return Part(int(found[1]), int(found[2]))
+
+
 WHOLE = Part()
 MOST_CLASSES = 65_535  # whose numbers a store can hold, in two bytes each
 
@@ -43,15 +51,12 @@ class PassSettings(Strict):
     @field_validator("part", mode="before")
     @classmethod
     def _one_of_several(cls, value: Any) -> str:
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", str(value))
-        if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise ValueError(f"there is no '{value}'; allowed: 1/16 to 16/16 for sixteen jobs, and so on")
-        return found[0]
+        return str(part_of(value))
 
     @property
     def share(self) -> Part:
         """Return the part as numbers."""
-        return Part(*map(int, self.part.split("/")))
+        return part_of(self.part)
 
 
 class SplitPassSettings(PassSettings):

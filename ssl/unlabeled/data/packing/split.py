@@ -33,6 +33,7 @@ from unlabeled.ops.machine.files import sweep
 from unlabeled.ops.random import permutation
 
 RECORD = "pack.jsonl"
+_RECORD_OF = "pack-{:04d}-of-{:04d}.jsonl"  # of a job that writes a part
 _PROBED = 64  # images from which the number of samples in a shard is estimated
 _PIECE = 4096  # images in a piece of an array
 _SPLITS = ("train", "val", "test")  # folders that are splits, if the first is there
@@ -54,7 +55,9 @@ def pack(source: str, out: Path, settings: PackSettings) -> None:
     _say_labels(card, sources)
     parts = [part for split in sources for part in _plan(split, sources[split], settings)]
     shape = settings.model_dump(mode="json", exclude=set(marked(PackSettings, Mark.FREE)))
-    done = _begin(out, {"source": _fingerprint(sources), "files": len(parts), **shape})
+    own = out / (RECORD if settings.share.count == 1 else _RECORD_OF.format(*astuple(settings.share)))
+    header = {"source": _fingerprint(sources), "files": len(parts), **shape}
+    done = _begin(out, own, header)
     if settings.store == "array" and holds(out):  # its pieces are gone
         print(f"{out} is complete: all checksums in {SUMS} hold")
         return
@@ -62,9 +65,20 @@ def pack(source: str, out: Path, settings: PackSettings) -> None:
     for part in parts:
         part.done = done.get(part.file)
     packer = VideoPacker if _of_videos(sources) else Packer
-    records = _run(packer(out, sources, settings, size), parts, out / RECORD, settings)
+    mine = [parts[number] for number in settings.share.of(len(parts))]
+    records = _run(packer(out, sources, settings, size), mine, own, settings)
+    if len(mine) < len(parts):
+        written = {line["file"]: line for file in _records(out) for line in _lines(file)[1:]}
+        records = [written[part.file] for part in parts if part.file in written]
+        if absent := len(parts) - len(records):
+            print(f"{out}: part {settings.part} is written; {absent} of {len(parts)} files are missing. The job that "
+                  "writes the last one finishes the pack")
+            return
+        _refuse_corrupt_parts(sources, records, settings.max_corrupt)
     lines = finish(card, out, sources, parts, records, settings.store)
-    _write_record(out / RECORD, [_header(out / RECORD), *records])
+    _write_record(out / RECORD, [header, *records])
+    for record in _records(out)[:-1]:  # those of parts, which are all in it
+        record.unlink(missing_ok=True)
     print("\n".join([*lines, f"use it: data.train.card={out / CARD}"]))
 
 
@@ -172,41 +186,51 @@ def _fingerprint(sources: dict[str, Source]) -> str:
     return digest.hexdigest()
 
 
-def _begin(out: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Create `out` and its record, or return what is recorded there by file, with a line cut off by a crash removed.
+def _begin(out: Path, own: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Create `out` and this job's record, or return what is recorded there by file, by this job and by others.
 
-    Raises UserError if `out` holds anything but a pack of the same files and settings.
+    A line of its own that was cut off by a crash is removed. Raises UserError if `out` holds anything but a pack of the
+    same files and settings.
     """
-    record = out / RECORD
     sweep(out)  # what killed calls left
-    if not record.exists():
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            if any(out.iterdir()):
-                raise UserError(f"{out} is not empty and holds no pack; name a new folder")
-        except OSError as error:
-            raise cannot_write(out, error) from error
-        _write_record(record, [header])
-        return {}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        others = [entry for entry in out.iterdir() if not entry.name.startswith(".pack-")]  # a part that begins now
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    records = [record for record in _records(out) if record.exists()]
+    if others and not records:
+        raise UserError(f"{out} is not empty and holds no pack; name a new folder")
+    done: dict[str, dict[str, Any]] = {}
+    for record in records:
+        lines = _lines(record)
+        if not lines or lines[0] != header:
+            there = lines[0] if lines else {}
+            differ = [f"{key} {there.get(key)} there, {header.get(key)} now" for key in sorted({*there, *header})
+                      if there.get(key) != header.get(key)]
+            raise UserError(f"{out} holds another pack ({'; '.join(differ)}); name another folder, or delete it")
+        done |= {line["file"]: line for line in lines[1:]}
+    _write_record(own, _lines(own) or [header])
+    return done
+
+
+def _records(out: Path) -> list[Path]:
+    """Return the records of jobs that write a part and, last, that of a whole pack, which may not be there yet.
+
+    In this order nothing is missed where another job finishes the pack at the same moment.
+    """
+    return [*sorted(out.glob("pack-*-of-*.jsonl")), out / RECORD]
+
+
+def _lines(record: Path) -> list[dict[str, Any]]:
+    """Return the lines of a record up to one that was cut off; of one that is not there none."""
     lines = []
-    for line in record.read_text("utf-8").splitlines():
-        try:
+    try:
+        for line in record.read_text("utf-8").splitlines():
             lines.append(json.loads(line))
-        except ValueError:
-            break
-    if not lines or lines[0] != header:
-        there = lines[0] if lines else {}
-        differ = [f"{key} {there.get(key)} there, {header.get(key)} now" for key in sorted({*there, *header})
-                  if there.get(key) != header.get(key)]
-        raise UserError(f"{out} holds another pack ({'; '.join(differ)}); name another folder, or delete it")
-    _write_record(record, lines)
-    return {line["file"]: line for line in lines[1:]}
-
-
-def _header(record: Path) -> dict[str, Any]:
-    with open(record, encoding="utf-8") as file:
-        header: dict[str, Any] = json.loads(file.readline())
-    return header
+    except (FileNotFoundError, ValueError):
+        pass
+    return lines
 
 
 def _write_record(record: Path, lines: list[dict[str, Any]]) -> None:
@@ -230,20 +254,26 @@ def _run(packer: Packer, parts: list[Piece], record: Path, settings: PackSetting
                 except OSError as error:
                     raise cannot_write(record, error) from error
             records.append(entry)
-            _refuse_corrupt(part.split, packer, records, unreadable, settings.max_corrupt)
+            unreadable[part.split] += len(entry["unreadable"])
+            total = len(packer.sources[part.split])
+            _refuse_corrupt(part.split, total, records, unreadable[part.split], settings.max_corrupt)
             if time.monotonic() - last > _EVERY:
                 last = time.monotonic()
                 print(f"{len(records)} of {len(parts)} files, {images / (last - begun):.0f} images/s", file=sys.stderr)
     return records
 
 
-def _refuse_corrupt(split: str, packer: Packer, records: list[dict[str, Any]], counts: dict[str, int], share: float,
-                    ) -> None:
-    counts[split] += len(records[-1]["unreadable"])
-    total = len(packer.sources[split])
-    if too_many(counts[split], total, share):
+def _refuse_corrupt_parts(sources: dict[str, Source], records: list[dict[str, Any]], share: float) -> None:
+    """Raise UserError as one job would: each has counted its own part alone."""
+    for split, source in sources.items():
+        own = [found for found in records if found["split"] == split]
+        _refuse_corrupt(split, len(source), own, sum(len(found["unreadable"]) for found in own), share)
+
+
+def _refuse_corrupt(split: str, total: int, records: list[dict[str, Any]], count: int, share: float) -> None:
+    if too_many(count, total, share):
         names = [f"  {key}: {reason}" for found in records if found["split"] == split
                  for _, key, reason in found["unreadable"]]
-        raise UserError(f"split '{split}': {counts[split]} of {total} images cannot be read, more than max_corrupt "
+        raise UserError(f"split '{split}': {count} of {total} images cannot be read, more than max_corrupt "
                         f"{share:g} allows. The first of them:\n" + "\n".join(names[:10])
                         + "\nRepair or remove them and pack anew, or raise max_corrupt")

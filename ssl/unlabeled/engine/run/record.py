@@ -59,12 +59,6 @@ def new_id() -> str:
 
 def this_start(update: int, workers: int) -> dict[str, Any]:
     """Describe the start that trains from `update` on: command, code, versions, machine, processes."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "absent"
     return {
         "update": update,
         "command": sys.argv,
@@ -73,13 +67,24 @@ def this_start(update: int, workers: int) -> dict[str, Any]:
         "commit": _commit(),
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: number for name, number in versions().items() if name != "python"},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "processes": world(),
         "workers": workers,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that numbers depend on."""
+    known = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            known[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            known[name] = "absent"
+    return known
 
 
 def what_changed(before: dict[str, Any], now: dict[str, Any], streamed: list[str]) -> list[str]:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from unlabeled.errors import UserError
+
+REQUEUE = "UNLABELED_REQUEUE"
+
+
+def ask_for_requeue() -> None:
+    """Tell the job script, where one asks for it by the name of a file, that the same command has to go on."""
+    if REQUEUE in os.environ:
+        Path(os.environ[REQUEUE]).touch()
 
 
 class Interrupted(UserError):
