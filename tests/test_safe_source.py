@@ -10,6 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ssl" / "unlabeled"
 
 # (file, what stands there) -> why nobody else's file is run by it
 ALLOWED = {
+    ("cli/sbatch.py", "subprocess"): "sbatch, with a script that this command has just written",
+    ("cli/slurm.py", "import_module"): "a module of this package, by its own table",
     ("config/base/objects.py", "import_module"): "module:object of a recipe, card or protocol, after `config.consent`",
     ("engine/exports/names.py", "pickle"): "reads back what this process has just written",
     ("engine/exports/names.py", "torch.load"): "reads back what this process has just written; safe by default",
