@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_recipe
 from torch import Tensor, nn
 
 from unlabeled.augment.photometric import to_float
@@ -16,6 +17,8 @@ from unlabeled.config.read import read_recipe
 from unlabeled.config.recipe import Backbone
 from unlabeled.data.batch import Batch
 from unlabeled.data.clips import Spacing
+from unlabeled.engine import build
+from unlabeled.engine.plan import make_plan
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Info, Input, Losses, Step, StreamInfo
 from unlabeled.methods.cvrl.config import CVRLConfig, Head
@@ -195,3 +198,18 @@ def test_networks_for_clips_and_for_images_are_not_exchanged() -> None:
 def test_one_video_is_told_from_none() -> None:
     with pytest.raises(UserError, match="a video is told from the others of its batch, and one has none"):
         read_recipe("demo/cvrl", ["data.train.batch=1"])
+
+
+def test_clips_that_loader_processes_decode_are_the_same_after_a_resume_within_an_epoch() -> None:
+    recipe = tiny_recipe("cvrl", "plain", ["data.workers=2", "data.train.batch=8", "train.updates=7"])  # 5 an epoch
+    opened = build.open_data(recipe)
+    plan = make_plan(recipe, "train", len(opened["train"].source), 1)
+
+    def clips(start: int, workers: int) -> list[Tensor]:
+        data = recipe.data.model_copy(update={"workers": workers})
+        (stream,) = build.train_streams(recipe.model_copy(update={"data": data}), opened, plan).values()
+        return [torch.stack(micro.crops) for (micro,) in stream.updates(start, 7)]
+
+    whole = clips(0, 0)
+    for start, workers in ((0, 2), (3, 2)):
+        assert all(torch.equal(*pair) for pair in zip(clips(start, workers), whole[start:], strict=True))
