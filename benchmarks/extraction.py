@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure
+from unlabeled.augment.geometry import EvalCrop
 from unlabeled.augment.photometric import to_input
 from unlabeled.backbones.build import build_backbone
 from unlabeled.config.card import Card
@@ -107,7 +108,7 @@ def _memory(report: measure.Report, quick: bool) -> None:
     n, width = (2_000, 64) if quick else (50_000, 2048)
     source = _noise(n, 8)
     weight = torch.randn(192, width)
-    embedder = Embedder(8, lambda crops: crops.flatten(1).float() @ weight)
+    embedder = Embedder((EvalCrop(8),), lambda crops: crops.flatten(1).float() @ weight)
     held: list[Features] = []
     label = torch.arange(n) % 10
     cfg = read_protocol("linear", ["min_updates=5", "epochs=1", "lr=[0.1]", "weight_decay=[0.0]"])

@@ -49,5 +49,6 @@ def test_what_may_change_on_the_way_is_chosen_on_purpose() -> None:
         "train.nonfinite", "train.processes", "train.patience", "train.checkpoint_every", "train.keep",
         "train.log_every", "train.sinks", "train.allow_changed_data", "train.allow_rescale",
         "eval"}  # fmt: skip
-    assert marked(PackSettings, Mark.FREE) == {"workers", "max_corrupt", "root", "splits", "classes"}
-    assert marked(Detection, Mark.SCORING) == {"size", "test", "test_images", "recall_levels"}
+    assert marked(PackSettings, Mark.FREE) == {"workers", "max_corrupt", "root", "splits", "classes", "part"}
+    assert marked(Detection, Mark.SCORING) == {"size", "test", "test_images", "recall_levels",
+                                                 "clip.count", "clip.crops"}

@@ -108,7 +108,7 @@ def test_a_run_of_two_processes_goes_on_alone_with_their_blocks(tmp_path: Path, 
     moved, whole, other = (tmp_path / name for name in ("moved", "whole", "other"))
     run_processes(2, begin, moved, settings())
     assert read_record(moved)["info"]["blocks"] == 2
-    assert train(tiny_recipe("ssld", "batch", settings()), moved).finished
+    assert train(tiny_recipe("ssld", "batch", [*settings(), "train.allow_rescale=true"]), moved).finished
     assert "2 blocks of 32 images per update" in capsys.readouterr().out
     assert read_record(moved)["info"]["blocks"] == 2
     train(tiny_recipe("ssld", "batch", [*settings(), "train.blocks=2"]), whole)

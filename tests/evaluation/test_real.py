@@ -91,7 +91,7 @@ def test_a_run_is_scored_by_both_on_a_card_of_test_images(folders: Path, tmp_pat
     assert report["classifier ReaL"].network["value"] == 100.0 == report["classifier ReaL"].chance
     assert report["classifier"] == plain["classifier"] and report["classifier"].chance == 10.0
     assert report.test.n == 20 and report.name != plain.name
-    assert "classifier ReaL: images 15, skipped 5, chance 100" in capsys.readouterr().out
+    assert "classifier ReaL: images 15, skipped 5\n" in capsys.readouterr().out
     own_label = write(tmp_path, [[n % 10] for n in range(1, 21)])
     same = evaluate("classify", run, [*own, f"real={own_label}"])
     assert same["classifier ReaL"].network["value"] == same["classifier"].network["value"]

@@ -33,6 +33,7 @@ def test_the_sgd_probe_learns_leaves_the_network_alone_and_goes_on(run: Path, ca
     number = report["linear"]
     assert min(number.network["value"], number.random_init["value"]) > 2 * number.chance
     assert report["linear top-5"].network["value"] > number.network["value"]
+    assert report["linear top-5"].chance > 4 * number.chance, "the five commonest classes"
     assert report.train.n == 1297 and report.test.n == 500
     folder = run / "eval" / report.name
     trained = load_run(folder)

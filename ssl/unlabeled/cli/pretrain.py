@@ -105,6 +105,9 @@ def _report(recipe: Recipe, folder: Path) -> None:
     try:
         if recipe.eval.at_end:
             evaluate_many(recipe.eval.at_end, folder)
+    except UserError as error:
+        raise UserError(f"{error}\nThe training itself is finished and kept in {folder}: 'unlabeled evaluate PROTOCOL "
+                        f"{folder} KEY=VALUE' takes settings of protocols, eval.at_end=[] leaves them out") from None
     finally:  # a protocol that cannot be run takes nothing else along
         if first_process():
             print(f"curves: {write_curves(folder)}")

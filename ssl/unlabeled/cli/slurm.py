@@ -38,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         "after=JOB or [JOB,JOB], parts=N (jobs of an array that share the work; of a sweep one per "
                         "run), at_once=N (of these), setup='module load cuda', sbatch=[--exclusive], submit=true")
     parser.add_argument("--seeds", type=int, default=None, metavar="N", help="of chain and evaluate")
+    parser.add_argument("--folds", action="store_true", help="of evaluate")
 
 
 @dataclass
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     command = [word for word in words if word not in own]
     settings = read_settings("unlabeled slurm", SlurmSettings, own)
     _refuse_other_names(command)
-    jobs = _jobs(command, settings, arguments.seeds)
+    jobs = _jobs(command, settings, arguments.seeds, arguments.folds)
     if not settings.submit:
         print("\n".join(_script(job, settings, ["JOB_BEFORE"] if number else []) for number, job in enumerate(jobs)),
               end="")
@@ -116,19 +117,21 @@ def _top_keys(command: str) -> list[str] | None:
     return None if own is None else [*Recipe.model_fields, *own]
 
 
-def _jobs(command: list[str], settings: SlurmSettings, seeds: int | None) -> list[_Job]:
+def _jobs(command: list[str], settings: SlurmSettings, seeds: int | None, folds: bool) -> list[_Job]:
     """Return the jobs of a command, once it is checked. Raises UserError as the command would."""
     name, words = command[0], [word for word in command[1:] if not _SETTING.match(word)]
     given = [word for word in command[1:] if _SETTING.match(word)]
     if seeds is not None and name not in ("chain", "evaluate"):
         raise UserError(f"--seeds has no effect with {name}; it belongs to chain and evaluate")
+    if folds and name != "evaluate":
+        raise UserError(f"--folds has no effect with {name}; it belongs to evaluate")
     if settings.parts is not None and name not in _SHARED:
         raise UserError(f"'parts' has no effect with {name}; it belongs to {', '.join(_SHARED)}")
     count = {"evaluate": 2, "features": 2, "pack": 2}.get(name, 1)
     if len(words) != count:
         raise UserError(f"unlabeled slurm {name}: {count} argument{'s' * (count > 1)} before the settings, given "
                         f"{len(words)}; 'unlabeled {name} --help' says which")
-    suffix = [] if seeds is None else ["--seeds", str(seeds)]
+    suffix = [*([] if seeds is None else ["--seeds", str(seeds)]), *(["--folds"] if folds else [])]
     if name == "chain":
         return _steps(words[0], given, settings, suffix)
     job = _Job([name, *words, *given, *suffix], settings.name or _name(name, words), settings.parts)

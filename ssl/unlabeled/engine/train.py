@@ -329,5 +329,6 @@ class Trainer:
         names = "".join(f"{name}\n" for name in self.updater.method.exports())
         on_rank0(lambda: self.folder.write("DONE", f"{self.done}\n{names}"))
         if rank() == 0:
-            print(f"finished after {self.done} updates. To use the backbone elsewhere:\n\n{lines}\n")
+            use = f" To use the backbone elsewhere:\n\n{lines}\n" if lines else ""
+            print(f"finished after {self.done} updates.{use}")
         return Result(self.folder.path, self.done, finished=True)

@@ -67,7 +67,9 @@ def score_exports(
             scores[name] = Score(accuracy(known_rows.x.argmax(1), known_rows.label))
             if known_rows.x.shape[1] > _TOP:
                 near = (known_rows.x.topk(_TOP).indices == known_rows.label[:, None]).any(1)
-                scores[f"{name} top-{_TOP}"] = Score(100.0 * float(near.double().mean()))
+                commonest = known_rows.label.bincount().sort(descending=True).values[:_TOP]
+                scores[f"{name} top-{_TOP}"] = Score(100.0 * float(near.double().mean()), details={
+                    "chance": 100.0 * float(commonest.sum()) / len(known_rows.label)})
             if isinstance(cfg, Classify) and cfg.real is not None:
                 labels = RealLabels(Path(cfg.real).expanduser(), test, logits.x.shape[1])
                 scores[f"{name} ReaL"] = labels.score(logits.x.argmax(1), logits.index)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.data.toy_videos import av, number_of, numbered, write_sound, write_video
 
 from unlabeled.config.card import Card
@@ -83,3 +84,14 @@ def test_videos_do_not_become_arrays(root: Path, tmp_path: Path) -> None:
 
 
 assert av
+
+
+def test_a_folder_of_videos_and_images_is_packed_by_a_card_that_says_which(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "phone"
+    shutil.copytree(root, folder)
+    Image.new("RGB", (8, 8)).save(folder / "screenshot.png")
+    with pytest.raises(UserError, match="holds videos and images: 'unlabeled pack videos OUT root="):
+        pack(str(folder), tmp_path / "out", PackSettings(workers=0))
+    assert not (tmp_path / "out").exists()
+    pack("videos", tmp_path / "out", PackSettings(workers=0, max_corrupt=0.5, root=str(folder)))
+    assert len(open_source(read_file(tmp_path / "out" / "card.yaml", Card), "train")) == 4

@@ -95,7 +95,11 @@ def source_card(source: str, settings: PackSettings) -> Card:
         names = [name for name in _SPLITS if (folder / name).is_dir()]
         splits = {name: {"path": name} for name in names} if "train" in names else {"train": {"path": "."}}
         first = folder / splits["train"]["path"]
-        kind = IMAGES if holds_kind(first, IMAGES) or not holds_kind(first, VIDEOS) else VIDEOS
+        kind = VIDEOS if holds_kind(first, VIDEOS) else IMAGES
+        if kind is VIDEOS and holds_kind(first, IMAGES):
+            raise UserError(f"{first} holds videos and images: 'unlabeled pack videos OUT root={first}' packs the "
+                            "videos (classvideos: in class folders), "
+                            f"'unlabeled pack folder OUT root={first}' the images")
         classes = settings.classes
         if classes is None:
             classes = _has_class_folders(first, kind)

@@ -38,7 +38,8 @@ def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int
                   classes: Sequence[str] | None = None) -> str:
     """Write `export/NAME.safetensors` and `.json` for every export; return the lines that load the backbone.
 
-    They also prepare images for it, as it was evaluated. classes: names of the data's, which the files of classifiers
+    They also prepare images for it, as it was evaluated. Of a method that hands out classifiers alone there are none.
+    classes: names of the data's, which the files of classifiers
     state, or else its teacher's.
     """
     exports = method.exports()
@@ -59,6 +60,8 @@ def write_exports(folder: RunFolder, recipe: Recipe, method: Method, update: int
         }
         folder.write(f"export/{name}.json", json.dumps(about, indent=1))
     shown = "backbone" if "backbone" in exports else next(iter(exports))
+    if exports[shown].gives == "logits":
+        return ""
     loading = loading_lines(recipe.backbone, str(folder.export / f"{shown}.safetensors"))
     image = exports[shown].input
     return f"{loading}\n\n{preparing_lines(image)}"
