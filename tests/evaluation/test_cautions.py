@@ -286,7 +286,9 @@ def test_a_finished_run_keeps_what_it_has_where_a_protocol_cannot_be_run(tmp_pat
                  "data.train.batch=8", "optim.warmup_epochs=0", "eval.every=0", f"run={run}",
                  f"eval.at_end=[{tmp_path / 'large.yaml'}, {tmp_path / 'small.yaml'}]"])
     printed = capsys.readouterr()
-    assert code == 2 and printed.err == "large: k is 5000, but there are 1297 labelled training images; use k=[129]\n"
+    problem, kept = printed.err.splitlines()
+    assert code == 2 and problem == "large: k is 5000, but there are 1297 labelled training images; use k=[129]"
+    assert kept.startswith(f"The training itself is finished and kept in {run}: 'unlabeled evaluate PROTOCOL {run} KEY=")
     assert "knn5@.07" in printed.out and "curves: " in printed.out
     assert (run / "DONE").exists() and (run / "eval" / "small-update00000001.json").exists()
 
