@@ -288,7 +288,7 @@ def test_a_finished_run_keeps_what_it_has_where_a_protocol_cannot_be_run(tmp_pat
     printed = capsys.readouterr()
     problem, kept = printed.err.splitlines()
     assert code == 2 and problem == "large: k is 5000, but there are 1297 labelled training images; use k=[129]"
-    assert kept.startswith(f"The training itself is finished and kept in {run}: 'unlabeled evaluate PROTOCOL {run} KEY=")
+    assert kept.startswith(f"The training itself is finished and kept in {run}: 'unlabeled evaluate PROTOCOL {run} ")
     assert "knn5@.07" in printed.out and "curves: " in printed.out
     assert (run / "DONE").exists() and (run / "eval" / "small-update00000001.json").exists()
 
