@@ -14,7 +14,7 @@ from unlabeled.engine.launch import pick_precision
 from unlabeled.engine.passes.features import Features, extract, network_embedder
 from unlabeled.errors import UserError
 from unlabeled.evaluation.real import RealLabels
-from unlabeled.evaluation.setup import middle_frames, refuse_images_for_clips, shown, views_of
+from unlabeled.evaluation.setup import check_samples, shown, views_of
 from unlabeled.evaluation.vectors.scores import Score, accuracy
 from unlabeled.methods.base import Export, Method
 from unlabeled.ops.distributed import rank
@@ -45,10 +45,7 @@ def score_exports(
 ) -> tuple[dict[str, Score], Features]:
     """Score exports that give logits as `score_classifiers` does; taught: classes of those that name none."""
     exports = {name: shown(export, cfg.size, cfg.clip) for name, export in chosen.items()}
-    for export in exports.values():
-        refuse_images_for_clips(export, test)
-    if rank() == 0 and (line := middle_frames(next(iter(exports.values())), test)):
-        print(line)
+    check_samples([*exports.values()], test)
     precision = pick_precision(cfg.precision, device.type)
     embedders = {name: network_embedder(export, device, precision, views_of(export, cfg.clip))
                  for name, export in exports.items()}

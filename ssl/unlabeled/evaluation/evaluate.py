@@ -29,15 +29,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.cautions import cautions
 from unlabeled.evaluation.classify import score_classifiers
 from unlabeled.evaluation.neighbours import draw_neighbours
-from unlabeled.evaluation.setup import (
-    Splits,
-    middle_frames,
-    open_splits,
-    other_cards,
-    protocol_export,
-    refuse_images_for_clips,
-    views_of,
-)
+from unlabeled.evaluation.setup import Splits, check_samples, open_splits, other_cards, protocol_export, views_of
 from unlabeled.evaluation.trained import train_and_score
 from unlabeled.evaluation.vectors.pixels import drop_equal_channels, pixel_embedder
 from unlabeled.evaluation.vectors.scores import Score
@@ -220,11 +212,7 @@ def _extract(jobs: list[Job], restored: Restored, splits: Splits, run: Path, dev
     """Return the name of the export, itself, and train and test features of every network that a protocol asks for."""
     first = jobs[0].cfg
     name, export = protocol_export(first, restored)
-    for source in (splits.train, splits.test):
-        if source is not None:
-            refuse_images_for_clips(export, source)
-    if rank() == 0 and (line := middle_frames(export, splits.train, splits.test)):
-        print(line)
+    check_samples([export], splits.train, splits.test)
     views = views_of(export, first.clip)
     precision = pick_precision(first.precision, device.type)
     embedders = {"network": network_embedder(export, device, precision, views)}

@@ -34,7 +34,7 @@ from unlabeled.engine.passes.run import Work, run_pass
 from unlabeled.engine.passes.source import open_split
 from unlabeled.engine.restore import Restored, load_run
 from unlabeled.errors import UserError
-from unlabeled.evaluation.setup import middle_frames, own_levels, pick_export, refuse_images_for_clips, views_of
+from unlabeled.evaluation.setup import check_samples, own_levels, pick_export, views_of
 from unlabeled.methods.base import Export
 from unlabeled.ops.distributed import on_rank0, rank
 from unlabeled.ops.machine.files import refuse_unwritable, temporary, write_atomically
@@ -66,9 +66,7 @@ def export_features(run: Path, images: str | Path, out: Path, *, export: str | N
     views = clip or ClipViews()
     name, network = pick_export(restored.method, export, clip=views)
     source = _open(images, split, root, restored, network)
-    refuse_images_for_clips(network, source)
-    if rank() == 0 and (line := middle_frames(network, source)):
-        print(line)
+    check_samples([network], source)
     embedder = network_embedder(network, device, chosen, views_of(network, views))
     embedder.check()
     work = _work(embedder, name, network, restored.update, ImageMaker(source, embedder.crops), device)

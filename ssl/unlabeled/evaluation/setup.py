@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -25,6 +27,7 @@ from unlabeled.engine.restore import Restored
 from unlabeled.engine.steps import seed_everything
 from unlabeled.errors import UserError
 from unlabeled.methods.base import Export, Method
+from unlabeled.ops.distributed import rank
 
 SCORED = ("test", "val")  # splits that are scored where a protocol names none
 
@@ -145,6 +148,18 @@ def middle_frames(export: Export, *sources: Source | None) -> str | None:
     if videos is None or export.input.clip is not None:
         return None
     return f"data card '{videos.name}' holds videos: of each, the network sees the middle frame, as an image"
+
+
+def check_samples(exports: Sequence[Export], *sources: Source | None) -> None:
+    """Refuse images for networks for clips, and say, on rank 0, where one for images sees frames of videos.
+
+    exports: of one method, which see the same. Raises UserError as `refuse_images_for_clips` does.
+    """
+    for export, source in itertools.product(exports, sources):
+        if source is not None:
+            refuse_images_for_clips(export, source)
+    if rank() == 0 and (line := middle_frames(exports[0], *sources)):
+        print(line)
 
 
 def scored_stream(restored: Restored) -> tuple[str, SetData]:
