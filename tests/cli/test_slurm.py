@@ -82,7 +82,13 @@ def test_a_chain_is_a_job_per_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["afterok" in one.partition(MARK)[0] for one in scripts] == [False, True, True]
 
 
+def test_folds_go_with_an_evaluation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    text = printed(capsys, "evaluate", "knn", str(tmp_path), "card=ucf101", "--folds")
+    assert command(text) == ["evaluate", "knn", str(tmp_path), "card=ucf101", "--folds"]
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
+    (["labelmaps", "runs/x", "card=digits", "out=maps", "--folds"], "--folds has no effect with labelmaps"),
     (["demo/simclrv2", "gpu=8"], "unlabeled slurm: unknown key 'gpu'. Did you mean 'gpus'?"),
     (["demo/simclrv2", "nodse=2"], "unlabeled slurm: unknown key 'nodse'. Did you mean 'nodes'?"),
     (["demo/simclrv2", "gres=gpu:8"], "unlabeled slurm: unknown key 'gres'. Did you mean 'gpus'?"),

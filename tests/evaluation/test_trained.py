@@ -41,7 +41,8 @@ def test_the_sgd_probe_learns_leaves_the_network_alone_and_goes_on(run: Path, ca
     backbone = load_run(run).method.backbone.state_dict()
     frozen = trained.method.features.network.network.state_dict()
     assert all(torch.equal(frozen[name], value) for name, value in backbone.items())
-    capsys.readouterr()
+    out = capsys.readouterr().out
+    assert "finished after" in out and "load_state_dict" not in out, "the lines would not load a classifier"
     again = evaluate("linear-sgd", run, [*QUICK, "method.crop={area: [0.6, 1.0]}"])
     assert again.numbers == report.numbers and "is finished" in capsys.readouterr().out
 
