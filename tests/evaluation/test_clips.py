@@ -30,7 +30,7 @@ from unlabeled.engine.plan import make_plan
 from unlabeled.errors import UserError
 from unlabeled.evaluation import neighbours
 from unlabeled.evaluation.dense import detection
-from unlabeled.evaluation.setup import middle_frames, refuse_images_for_clips, shown, views_of
+from unlabeled.evaluation.setup import check_samples, middle_frames, refuse_images_for_clips, shown, views_of
 from unlabeled.evaluation.vectors.pixels import pixel_embedder
 from unlabeled.methods.base import Export, Input
 
@@ -206,3 +206,13 @@ def test_neighbours_of_clips_are_strips_of_their_frames(tmp_path: Path, monkeypa
         assert picture.size == (2 * (4 * 96 + 4) + 12, 2 * 100 + 4)
     neighbours.draw_neighbours(Counted(2), near, export(clip=Spacing(2, 5)).crop, tmp_path, 3)
     assert len(drawn[2][0]) == 2
+
+
+def test_every_export_meets_every_split_and_frames_of_videos_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    images, videos = Source("images", "val"), Counted(2)
+    check_samples([export(clip=None)], images, videos)
+    assert "'counted' holds videos: of each, the network sees the middle frame" in capsys.readouterr().out
+    check_samples([export()], videos, None)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="split 'val' of data card 'images' holds images"):
+        check_samples([export(clip=None), export()], videos, images)
